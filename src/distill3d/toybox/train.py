@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from distill3d.toybox.fitting import Fit, train
 FITS = {
     "clip": Fit(800, 1e-3),
     "judge": Fit(800, 1e-3),
-    "eye": Fit(4000, 1e-3),
+    "eye": Fit(2500, 1e-3),
     "autoencoder": Fit(5000, 1e-3),
     "decoder": Fit(800, 8e-4, warmup=50),
     "unet": Fit(24000, 6e-4, decay=0.25, weight_decay=1e-2),
@@ -36,8 +38,11 @@ PROMPT_DROPOUT = 0.1  # share of unconditional rows, for classifier-free guidanc
 SNR_CAP = 5.0  # min-SNR weighting, arXiv 2303.09556
 
 
-def _autocast() -> torch.autocast:
-    return torch.autocast("cpu", dtype=torch.bfloat16)
+@contextmanager
+def _mixed() -> Iterator[None]:
+    """Products in bfloat16, attention as plain products: the fused kernel is several times slower backwards on CPUs."""
+    with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def _images(pictures: Pictures, index: Tensor) -> Tensor:
@@ -83,7 +88,9 @@ def train_clip(name: str, folder: Path, fit: Fit, eye_fit: Fit) -> Any:
         said = torch.tensor([[c.kind, c.colour, c.accent, c.view] for c in claims])
         fits = ((said[:, None] == attributes[index][None]) | (said[:, None] < 0)).all(-1).float()  # [text, picture]
         tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        logits = clip(input_ids=tokens, pixel_values=_degraded(pictures, index, generator)).logits_per_text
+        with _mixed():
+            output = clip(input_ids=tokens, pixel_values=_degraded(pictures, index, generator))
+        logits = output.logits_per_text.float()
         by_text = -(F.log_softmax(logits, 1) * fits / fits.sum(1, keepdim=True)).sum(1).mean()
         by_picture = -(F.log_softmax(logits, 0) * fits / fits.sum(0, keepdim=True).clamp_min(1)).sum(0).mean()
         return 0.5 * (by_text + by_picture)
@@ -99,7 +106,9 @@ def train_clip(name: str, folder: Path, fit: Fit, eye_fit: Fit) -> Any:
         index = torch.randint(len(attributes), (BATCH[name],), generator=generator)
         kind, colour, accent, view = attributes[index].T
         pixels = _degraded(pictures, index, generator)
-        seen = scale * F.normalize(clip.visual_projection(clip.vision_model(pixel_values=pixels).pooler_output), dim=-1)
+        with _mixed():
+            pooled = clip.visual_projection(clip.vision_model(pixel_values=pixels).pooler_output)
+        seen = scale * F.normalize(pooled.float(), dim=-1)
         pair = kind * len(COLOUR_NAMES) + colour
         which_accent = torch.einsum("bd,bod->bo", seen, accents[pair])
         which_view = torch.einsum("bd,bod->bo", seen, views[pair])
@@ -152,7 +161,7 @@ def train_autoencoder(folder: Path, fit: Fit, decoder_fit: Fit) -> Any:
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         images = drawn(BATCH["autoencoder"], generator)
         images = images.contiguous(memory_format=torch.channels_last)
-        with _autocast():
+        with _mixed():
             latents = autoencoder.encode(images).latents.float()
             # Noise of a twentieth of the spread makes neighbouring latents decode to neighbouring pictures.
             noisy = latents + 0.05 * latents.detach().std() * torch.randn(latents.shape, generator=generator)
@@ -169,7 +178,7 @@ def train_autoencoder(folder: Path, fit: Fit, decoder_fit: Fit) -> Any:
 
     def decoder_loss(step: int, generator: torch.Generator) -> Tensor:
         images = drawn(BATCH["decoder"], generator)
-        with _autocast():
+        with _mixed():
             with torch.no_grad():
                 latents = autoencoder.encode(images).latents.float()
                 latents += 0.05 * torch.randn(latents.shape, generator=generator)
@@ -211,8 +220,7 @@ def train_unet(folder: Path, fit: Fit, autoencoder: Any, clip: Any) -> Any:
         noisy = a.sqrt() * latents[index].float() + (1 - a).sqrt() * noise
         with torch.no_grad():
             hidden = clip.text_model(input_ids=tokens).last_hidden_state
-        # The fused attention kernel is several times slower backwards in bfloat16 than plain products on CPUs.
-        with _autocast(), sdpa_kernel(SDPBackend.MATH):
+        with _mixed():
             output = unet(noisy.contiguous(memory_format=torch.channels_last), t, encoder_hidden_states=hidden).sample
         return (weight[t] * (output.float() - noise).square().mean((1, 2, 3))).mean()
 
