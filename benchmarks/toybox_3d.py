@@ -20,8 +20,8 @@ import torch
 from distill3d.evaluation.evaluator import Evaluator, ToyboxJudge
 from distill3d.evaluation.metrics import sharpness
 from distill3d.files import replacing
-from distill3d.generate import Config, render_views
-from distill3d.optimize import FieldRun, Progress, distill
+from distill3d.generate import render_views
+from distill3d.optimize import FieldRun, Progress
 from distill3d.priors.loading import load_prior
 from distill3d.prompts import ViewPrompts
 from distill3d.recipes import LAPTOP
@@ -47,16 +47,10 @@ def prompts() -> list[tuple[str, str, bool]]:
 def make(prior: Prior, kind: str, colour: str, method: str, seed: int) -> tuple[torch.Tensor, dict[str, float]]:
     """One object: 8 views of it and what it took."""
     claim = Claim(KIND_NAMES.index(kind), COLOUR_NAMES.index(colour))
-    config = Config(sentence(claim), LAPTOP, method, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    run = FieldRun(config.recipe, ViewPrompts(config.prompt), prior, generator)
+    run = FieldRun(LAPTOP, method, ViewPrompts(sentence(claim)), prior, seed)
     history: list[Progress] = []
     began = time.monotonic()
-    steps = config.recipe.steps
-    distill(
-        run.views, prior, config.recipe.objective(method), run.optimiser, run.penalties,
-        range(steps), steps, generator, history.append,
-    )  # fmt: skip
+    run.distill(range(LAPTOP.steps), history.append)
     seconds = time.monotonic() - began
     run.scene.eval()
     run.scene.refresh_occupancy()

@@ -25,7 +25,7 @@ types files
 prompts cameras diffusion
 priors render
 scenes objectives
-regularizers evaluation export video
+regularizers evaluation export video family
 checkpoint recipes
 picture_recipes
 optimize

@@ -1,7 +1,7 @@
 """State of a run on disk: safetensors for numbers, JSON for everything else, no pickle.
 
-A checkpoint is a folder with `scene.safetensors`, `optimiser.safetensors` and `state.json`; together they let a
-run continue as if it had not been interrupted.
+A checkpoint is a folder with `scene.safetensors`, `optimiser.safetensors`, for methods that train one
+`student.safetensors`, and `state.json`; together they let a run continue as if it had not been interrupted.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from distill3d.files import replacing
+from distill3d.priors.student import Student
 
 PARTS = ("scene.safetensors", "optimiser.safetensors", "state.json")
+STUDENT = "student.safetensors"
 
 
 def save_checkpoint(
@@ -25,6 +27,7 @@ def save_checkpoint(
     optimiser: torch.optim.Optimizer,
     step: int,
     generator: torch.Generator,
+    student: Student | None = None,
 ) -> None:
     """Writes the state after `step` finished steps; state.json comes last and makes the checkpoint valid."""
     from safetensors.torch import save_file
@@ -35,15 +38,17 @@ def save_checkpoint(
         save_file({k: v.contiguous() for k, v in scene.state_dict().items()}, draft)
     with replacing(folder / PARTS[1]) as draft:
         save_file(_optimiser_tensors(optimiser), draft)
+    if student is not None:
+        student.save(folder / STUDENT)
     state = {"step": step, "generator": generator.get_state().tolist()}
     with replacing(folder / PARTS[2]) as draft:
         draft.write_text(json.dumps(state))
 
 
 def load_checkpoint(
-    folder: str | os.PathLike[str], scene: nn.Module, generator: torch.Generator
+    folder: str | os.PathLike[str], scene: nn.Module, generator: torch.Generator, student: Student | None = None
 ) -> tuple[int, dict[str, Tensor]]:
-    """Restores scene and generator in place; returns the number of finished steps and the optimiser's tensors.
+    """Restores scene, generator and student in place; returns the number of finished steps and the optimiser's tensors.
 
     The optimiser is restored with `restore_optimiser` once it has been made for the restored scene.
 
@@ -63,6 +68,8 @@ def load_checkpoint(
         state: dict[str, Any] = json.loads((folder / PARTS[2]).read_text())
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise ValueError(f"the checkpoint in {folder} is damaged: {str(error).splitlines()[0]}") from error
+    if student is not None:
+        student.load(folder / STUDENT)
     generator.set_state(torch.tensor(state["generator"], dtype=torch.uint8))
     return int(state["step"]), tensors
 

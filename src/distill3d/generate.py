@@ -26,11 +26,10 @@ import distill3d
 from distill3d import cameras, export, video
 from distill3d.checkpoint import load_checkpoint, restore_optimiser, save_checkpoint
 from distill3d.files import replacing
-from distill3d.optimize import FieldRun, Progress, distill
+from distill3d.optimize import FieldRun, Progress
 from distill3d.priors.loading import load_prior
 from distill3d.prompts import ViewPrompts
-from distill3d.recipes import LAPTOP, Recipe
-from distill3d.types import Prior
+from distill3d.recipes import LAPTOP, Recipe, check_method
 
 Report = Callable[[Progress], None]
 CHECKPOINT_SECONDS = 60.0
@@ -101,11 +100,12 @@ def generate(
             anything is written.
     """
     check_prompt(config.prompt, config.prior, force)
-    config.recipe.objective(config.method)
+    check_method(config.method)
     prior = load_prior(config.prior, config.device, getattr(torch, config.dtype))
+    run = FieldRun(config.recipe, config.method, ViewPrompts(config.prompt, config.negative), prior, config.seed)
     folder = new_run_folder(Path(out), config.prompt)
     write_config(folder, config)
-    return _run(folder, config, prior, resume=False, on_step=on_step)
+    return _finish(run, folder, start=0, on_step=on_step)
 
 
 def resume(folder: str | Path, on_step: Report = lambda progress: None) -> Result:
@@ -119,7 +119,11 @@ def resume(folder: str | Path, on_step: Report = lambda progress: None) -> Resul
     if not (folder / "checkpoint" / "state.json").is_file():
         raise ValueError(f"{folder} has no checkpoint to continue from")
     prior = load_prior(config.prior, config.device, getattr(torch, config.dtype))
-    return _run(folder, config, prior, resume=True, on_step=on_step)
+    run = FieldRun(config.recipe, config.method, ViewPrompts(config.prompt, config.negative), prior, config.seed)
+    start, moments = load_checkpoint(folder / "checkpoint", run.scene, run.generator, run.student)
+    run.restart_optimiser()
+    restore_optimiser(run.optimiser(start), moments)
+    return _finish(run, folder, start, on_step)
 
 
 def load_scene(folder: str | Path) -> torch.nn.Module:
@@ -137,17 +141,22 @@ def load_scene(folder: str | Path) -> torch.nn.Module:
     return scene.eval()
 
 
-def _run(folder: Path, config: Config, prior: Prior, resume: bool, on_step: Report) -> Result:
-    generator = torch.Generator().manual_seed(config.seed)
-    run = FieldRun(config.recipe, ViewPrompts(config.prompt, config.negative), prior, generator)
-    checkpoint = folder / "checkpoint"
-    start, began = 0, time.monotonic()
-    if resume:
-        start, moments = load_checkpoint(checkpoint, run.scene, generator)
-        run.restart_optimiser()
-        restore_optimiser(run.optimiser(start), moments)
-    saved, done, interrupted = began, start, False
-    with (folder / "metrics.jsonl").open("a" if resume else "w") as metrics:
+def _finish(run: FieldRun, folder: Path, start: int, on_step: Report) -> Result:
+    """Goes through the steps from `start` on, with a checkpoint now and then, and writes the artefacts."""
+    began = saved = time.monotonic()
+    done, interrupted = start, False
+    # A killed run may have written lines after its last checkpoint; those steps come again.
+    log = folder / "metrics.jsonl"
+    before = log.read_text().splitlines()[:start] if start else []
+    evaluations = json.loads(before[-1])["evaluations"] if before else 0
+
+    def save() -> None:
+        save_checkpoint(
+            folder / "checkpoint", run.scene, run.optimiser(max(done - 1, 0)), done, run.generator, run.student
+        )
+
+    with log.open("w") as metrics:
+        metrics.writelines(line + "\n" for line in before)
 
         def after(progress: Progress) -> None:
             nonlocal saved, done
@@ -155,21 +164,17 @@ def _run(folder: Path, config: Config, prior: Prior, resume: bool, on_step: Repo
             metrics.write(json.dumps(dataclasses.asdict(progress)) + "\n")
             metrics.flush()
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                save_checkpoint(checkpoint, run.scene, run.optimiser(progress.step), done, generator)
+                save()
                 saved = time.monotonic()
             on_step(progress)
 
-        objective = config.recipe.objective(config.method)
-        steps = range(start, config.recipe.steps)
         try:
-            distill(
-                run.views, prior, objective, run.optimiser, run.penalties, steps, config.recipe.steps, generator, after
-            )
+            run.distill(range(start, run.recipe.steps), after, evaluations)
         except KeyboardInterrupt:
             interrupted = True
     seconds = time.monotonic() - began
-    save_checkpoint(checkpoint, run.scene, run.optimiser(max(done - 1, 0)), done, generator)
-    mesh = write_artefacts(folder, run.scene, config.recipe.frames)
+    save()
+    mesh = write_artefacts(folder, run.scene, run.recipe.frames)
     return Result(folder, done, interrupted, seconds, mesh)
 
 

@@ -7,15 +7,16 @@ field) and 2D (a picture is a scene with one view) share the loop.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from distill3d import cameras, regularizers
+from distill3d.family import companion
 from distill3d.objectives import Objective, attach
 from distill3d.prompts import ViewPrompts
-from distill3d.recipes import Recipe
+from distill3d.recipes import Recipe, check_method
 from distill3d.scenes.background import RandomGrey
 from distill3d.scenes.field import VoxelField
 from distill3d.types import Conditioning, Prior, Rendering
@@ -47,6 +48,7 @@ def distill(
     generator: torch.Generator,
     on_step: Callable[[Progress], None],
     encode: Callable[[Tensor], Tensor] | None = None,
+    evaluations: int = 0,
 ) -> None:
     """Runs `steps` of a run that is `total` long.
 
@@ -58,9 +60,9 @@ def distill(
             parameters in order.
         encode: rendered pictures -> x; default: prior.encode. A scene whose parameters are x itself gives the
             identity.
+        evaluations: network rows of the steps before these.
     """
     encode = encode or prior.encode
-    evaluations = 0
     for step in steps:
         stepper = optimiser(step)
         rendering, conditioning = views(step)
@@ -85,13 +87,25 @@ def distill(
 
 
 class FieldRun:
-    """A voxel field, its optimiser and its cameras as a recipe says: the callables that `distill` wants."""
+    """A voxel field, its optimiser and its cameras as a recipe says: all that `distill` wants."""
 
-    def __init__(self, recipe: Recipe, prompts: ViewPrompts, prior: Prior, generator: torch.Generator):
-        self.recipe, self.prompts, self.prior, self.generator = recipe, prompts, prior, generator
+    def __init__(self, recipe: Recipe, method: str, prompts: ViewPrompts, prior: Prior, seed: int = 0):
+        """Raises ValueError for an unknown method, and for a prior that does not suit it."""
+        check_method(method)
+        self.recipe, self.prompts, self.prior = recipe, prompts, prior
+        self.generator = torch.Generator().manual_seed(seed)
+        self.student = companion(method, prior, self.generator)
+        self.objective = recipe.objective(method, self.student)
         self.scene = VoxelField(recipe.field).to(prior.device)
         self.background = RandomGrey(*recipe.background)
         self._optimiser = self._new_optimiser()
+
+    def distill(self, steps: range, on_step: Callable[[Progress], None], evaluations: int = 0) -> None:
+        """Goes through `steps` of the recipe's; `evaluations` network rows were spent before them."""
+        distill(
+            self.views, self.prior, self.objective, self.optimiser, self.penalties,
+            steps, self.recipe.steps, self.generator, on_step, evaluations=evaluations,
+        )  # fmt: skip
 
     def views(self, step: int) -> tuple[Rendering, Conditioning]:
         """Random cameras of this step, rendered over random greys."""
@@ -102,7 +116,8 @@ class FieldRun:
         rendering = self.scene.render(
             rays, grey, generator=self.generator, normals=self.recipe.penalties.orientation(step) > 0
         )
-        return rendering, self.prompts.conditioning(sample.azimuth, sample.elevation, self.prior.embed)
+        told = self.prompts.conditioning(sample.azimuth, sample.elevation, self.prior.embed)
+        return rendering, replace(told, camera=sample.camera_to_world)
 
     def penalties(self, step: int, rendering: Rendering) -> dict[str, Tensor]:
         """The regularisers whose weight is not zero at this step."""

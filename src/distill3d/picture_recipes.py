@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from distill3d.objectives import Objective, csd, esd, hifa, ism, nfsd, sdi, sdi_cached, sds, sds_bridge, sjc, vsd
-from distill3d.priors.latent import LatentPrior
-from distill3d.priors.student import Student
+from distill3d.family import FAMILY, companion, family_objective
+from distill3d.objectives import Objective, sdi, sdi_cached
 from distill3d.types import Prior
 
 Space = Literal["latents", "pixels"]
@@ -72,6 +70,8 @@ class PictureRecipe:
 
 WHOLE = PictureRecipe(steps=50, scale=DEFAULT_SCALE, rate=0.0)
 
+PICTURE_METHODS = ("ddim", "sdi", "sdi_cached", *FAMILY)
+
 PICTURE_RECIPES: dict[str, PictureRecipe] = {
     "ddim": dataclasses.replace(WHOLE, start="zero"),
     "sdi_cached": dataclasses.replace(WHOLE, start="zero"),
@@ -93,37 +93,11 @@ def picture_objective(method: str, recipe: PictureRecipe, prior: Prior, generato
     Raises:
         ValueError: for `ddim`, which is none, for an unknown name, and for settings or a prior that do not fit.
     """
-    if method not in OBJECTIVES:
-        raise ValueError(f"unknown objective {method!r}; allowed: {', '.join(OBJECTIVES)}")
-    return OBJECTIVES[method](recipe, prior, generator)
-
-
-def _scaled(method: Callable[..., Objective], recipe: PictureRecipe, *first: Student, **more: int) -> Objective:
-    """A method with the recipe's guidance scale, or with its own where the recipe leaves it open."""
-    scale = {} if recipe.scale is None else {"scale": recipe.scale}
-    return method(*first, **scale, **more)
-
-
-def _student(prior: Prior, generator: torch.Generator) -> Student:
-    if not isinstance(prior, LatentPrior):
-        raise ValueError(f"this method trains a companion of a latent diffusion model, which {prior.name} is not")
-    return Student(prior, generator)
-
-
-Build = Callable[[PictureRecipe, Prior, torch.Generator], Objective]
-OBJECTIVES: dict[str, Build] = {
-    "sdi": lambda r, p, g: sdi(r.guidance, r.inversion_scale, r.inversion_steps, r.eta, r.first, r.last),
-    "sdi_cached": lambda r, p, g: sdi_cached(r.guidance, r.first, r.last),
-    "sds": lambda r, p, g: _scaled(sds, r),
-    "sjc": lambda r, p, g: _scaled(sjc, r),
-    "nfsd": lambda r, p, g: _scaled(nfsd, r),
-    "csd": lambda r, p, g: _scaled(csd, r),
-    "hifa": lambda r, p, g: _scaled(hifa, r),
-    # Its times narrow over the first 1500 of 5000 steps in the source: the same share here.
-    "ism": lambda r, p, g: _scaled(ism, r, warmup=3 * r.steps // 10),
-    "sds_bridge": lambda r, p, g: _scaled(sds_bridge, r),
-    "vsd": lambda r, p, g: _scaled(vsd, r, _student(p, g)),
-    "esd": lambda r, p, g: _scaled(esd, r, _student(p, g)),
-}
-
-PICTURE_METHODS = ("ddim", *OBJECTIVES)
+    if method not in PICTURE_METHODS or method == "ddim":
+        raise ValueError(f"unknown objective {method!r}; allowed: {', '.join(PICTURE_METHODS[1:])}")
+    if method == "sdi":
+        inversion = (recipe.inversion_scale, recipe.inversion_steps, recipe.eta)
+        return sdi(recipe.guidance, *inversion, recipe.first, recipe.last)
+    if method == "sdi_cached":
+        return sdi_cached(recipe.guidance, recipe.first, recipe.last)
+    return family_objective(method, recipe.steps, recipe.scale, companion(method, prior, generator))

@@ -32,7 +32,6 @@ from distill3d.scenes.image import ImageScene, encodable, unit_range
 from distill3d.types import Conditioning, Prior, Rendering
 
 Report = Callable[[Progress], None]
-LATENT_SCALE = 5.0  # guidance where a recipe leaves it open and the method has none of its own
 
 
 @dataclasses.dataclass(frozen=True)

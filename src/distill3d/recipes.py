@@ -5,11 +5,12 @@ The command line picks a recipe by name and overrides single fields; `config.jso
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from distill3d.cameras import CameraSampler
+from distill3d.family import FAMILY, family_objective
 from distill3d.objectives import Objective, sdi, sds
+from distill3d.priors.student import Student
 from distill3d.regularizers import WeightSchedule
 from distill3d.render.volume import Sampling
 from distill3d.scenes.field import VoxelOptions
@@ -73,20 +74,24 @@ class Recipe:
     penalties: Penalties = Penalties()
     sdi: SDI = SDI()
     sds: SDS = SDS()
+    scale: float | None = None  # guidance of every other method; None is the method's own
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.views < 1:
             raise ValueError(f"a recipe needs at least one step and one view, got {self.steps} and {self.views}")
 
-    def objective(self, method: str) -> Objective:
-        """The objective that `--method` names, with this recipe's settings.
+    def objective(self, method: str, student: Student | None = None) -> Objective:
+        """The objective that `--method` names, with this recipe's settings and, where it trains one, its student.
 
         Raises:
             ValueError: for a name that is not in `METHODS`.
         """
-        if method not in METHODS:
-            raise ValueError(f"unknown method {method!r}; allowed: {', '.join(METHODS)}")
-        return METHODS[method](self)
+        check_method(method)
+        if method == "sdi":
+            return self.sdi.build()
+        if method == "sds":
+            return self.sds.build()
+        return family_objective(method, self.steps, self.scale, student)
 
     def resolution(self, step: int) -> int:
         """Lattice points a side of the field at a step: coarse to fine."""
@@ -99,10 +104,14 @@ class Recipe:
         return self.learning_rate * (0.1 + 0.9 * min(1.0, left))
 
 
-METHODS: dict[str, Callable[[Recipe], Objective]] = {
-    "sdi": lambda recipe: recipe.sdi.build(),
-    "sds": lambda recipe: recipe.sds.build(),
-}
+METHODS = ("sdi", *FAMILY)
+
+
+def check_method(method: str) -> None:
+    """Raises ValueError for a name that is not in `METHODS`."""
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; allowed: {', '.join(METHODS)}")
+
 
 LAPTOP = Recipe(
     cameras=CameraSampler(elevation=(-8.0, 45.0), distance=(2.6, 3.1), fov=(40.0, 40.0)),

@@ -59,7 +59,7 @@ class TextEmbedding:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the frozen model is told about B views.
+    """What the frozen model is told about B views, and from where they are seen.
 
     Perp-Neg (optional): K negative directions per view, `perp` has B*K rows ordered by view, and
     `perp_weights` [B, K] holds their (negative) weights.
@@ -69,6 +69,7 @@ class Conditioning:
     negative: TextEmbedding  # B rows: the empty (or the user's negative) prompt
     perp: TextEmbedding | None = None
     perp_weights: Tensor | None = None
+    camera: Tensor | None = None  # [B, 4, 4] camera to world, for models that are told it; None in 2D
 
     def __len__(self) -> int:
         return len(self.positive)
@@ -80,7 +81,8 @@ class Conditioning:
             b, k = self.perp_weights.shape
             index = torch.arange(b * k, device=self.perp_weights.device).view(b, k)[rows]
             perp, weights = self.perp[index.reshape(-1)], self.perp_weights[rows]
-        return Conditioning(self.positive[rows], self.negative[rows], perp, weights)
+        camera = None if self.camera is None else self.camera[rows]
+        return Conditioning(self.positive[rows], self.negative[rows], perp, weights, camera)
 
 
 @dataclass(frozen=True)

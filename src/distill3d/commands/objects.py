@@ -23,7 +23,7 @@ class Generate:
     prompt: tyro.conf.Positional[str]
     """What to make, for instance "a red mushroom"."""
     method: str = "sdi"
-    """Objective: sdi or sds."""
+    """Objective: sdi, sds, sjc, nfsd, csd, hifa, ism, sds_bridge, vsd or esd."""
     prior: str = "toybox"
     """The frozen 2D model: "toybox" (bundled), a folder in diffusers format, or a hub id."""
     seed: int = 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,24 +25,6 @@ from distill3d.types import Conditioning
 
 POSE = 16  # numbers that describe a camera: its 4 x 4 camera-to-world matrix
 WHERE = ["to_q", "to_k", "to_v", "to_out.0"]  # the projections of every attention
-
-
-@dataclass(frozen=True)
-class Posed(Conditioning):
-    """Conditions that also say from where each view is seen: camera [B, 4, 4], camera to world."""
-
-    camera: Tensor | None = None
-
-    @staticmethod
-    def of(conditioning: Conditioning, camera: Tensor) -> Posed:
-        """The same conditions, with cameras [B, 4, 4]."""
-        told, device = conditioning, conditioning.positive.hidden.device
-        return Posed(told.positive, told.negative, told.perp, told.perp_weights, camera.to(device))
-
-    def __getitem__(self, rows: Tensor) -> Conditioning:
-        """Selects views by an index tensor or a boolean mask [B]."""
-        chosen = super().__getitem__(rows)
-        return chosen if self.camera is None else Posed.of(chosen, self.camera[rows])
 
 
 class Student:
@@ -141,7 +122,7 @@ class Student:
 
     def _predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, posed: Tensor) -> Tensor:
         """What prior.predict would say if the student's network were its own."""
-        camera = conditioning.camera if isinstance(conditioning, Posed) else None
+        camera = conditioning.camera
         pose = x_t.new_zeros(len(x_t), POSE) if camera is None else camera.to(x_t).flatten(1) * posed[:, None]
         twin = copy.copy(self.prior)
         twin.unet = partial(self.unet, class_labels=pose)
