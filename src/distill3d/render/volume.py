@@ -18,6 +18,8 @@ from torch import Tensor
 
 from distill3d.types import Rays, Rendering
 
+SLAB = 16  # samples that are marched together
+
 Field = Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]
 """Maps points [N, 3] to density [N] (per world unit), colour [N, 3] in [0, 1], outward unit normal [N, 3] or None."""
 
@@ -147,13 +149,20 @@ def _visible(
     keep = torch.ones_like(march.t, dtype=torch.bool) if occupancy is None else _occupied(march, occupancy)
     if density is None:
         return keep
-    index = keep.view(-1).nonzero()[:, 0]
-    ray = torch.div(index, keep.shape[1], rounding_mode="floor")
-    depth = torch.zeros_like(march.t)
-    points = march.points(ray, march.t.view(-1).index_select(0, index))
-    depth.view(-1).index_copy_(0, index, density(points).to(depth) * march.step.index_select(0, ray))
-    weights, transmittance = alpha_weights(depth)
-    return keep & (weights >= sampling.min_weight) & (transmittance >= sampling.min_transmittance)
+    # Front to back, a slab of samples at a time: behind a surface nothing has to be asked.
+    depth = torch.zeros_like(march.step)
+    for slab, lengths in zip(keep.split(SLAB, dim=1), march.t.split(SLAB, dim=1), strict=True):
+        slab &= (torch.exp(-depth) >= sampling.min_transmittance)[:, None]
+        ray, sample = slab.nonzero(as_tuple=True)
+        if not len(ray):
+            continue
+        found = density(march.points(ray, lengths[ray, sample])).to(depth) * march.step.index_select(0, ray)
+        passed = depth.new_zeros(slab.shape).index_put_((ray, sample), found)
+        weights, transmittance = alpha_weights(passed)
+        before = torch.exp(-depth)[:, None]
+        slab &= (before * weights >= sampling.min_weight) & (before * transmittance >= sampling.min_transmittance)
+        depth += passed.sum(1)
+    return keep
 
 
 def _occupied(march: _March, occupancy: Occupancy) -> Tensor:
