@@ -1,106 +1,95 @@
-"""How good is the bundled prior? 500 prompts x 2 seeds, 30 DDIM steps, judged by the second evaluator.
+"""The family in 2D: each method on the same 100 prompts and seeds, judged against DDIM samples of other seeds.
 
-python benchmarks/toybox_2d.py [--prompts 500] [--weights FOLDER] [--sheet docs/images/toybox_samples.png]
+    python benchmarks/toybox_2d.py --out bench2d [--methods ddim,sds:7.5,sdi] [--prompts 100] [--picture FILE]
+
+`sds:7.5` is a method at another guidance scale than its own. Every method is one cell, a file in the output folder;
+finished cells are not made again. The reference is DDIM from two other seeds; DDIM's own distance to it is what
+chance alone gives.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from distill3d.diffusion import ddim
-from distill3d.diffusion.guidance import Guided
 from distill3d.evaluation.evaluator import ToyboxJudge
-from distill3d.evaluation.metrics import psnr
+from distill3d.evaluation.metrics import frechet_distance, saturation, sharpness
+from distill3d.files import replacing
+from distill3d.picture_recipes import picture_recipe
+from distill3d.pictures import paint, text_conditioning
 from distill3d.priors.loading import load_prior
-from distill3d.toybox.captions import COLOUR_NAMES, KIND_NAMES, VIEW_WORDS, Claim, held_out_pairs, sentence
-from distill3d.toybox.world import build, draw, random_view
-from distill3d.types import Conditioning, Prior
+from distill3d.toybox.captions import COLOUR_NAMES, KIND_NAMES, Claim, sentence
+from distill3d.types import Prior
 from distill3d.video import contact_sheet, save_image
 
-SCALE = 4.0
-BATCH = 50
+METHODS = "ddim,sds:7.5,sds:100,sjc,nfsd,csd,hifa,ism,vsd,sdi_cached,sdi"
+BATCH = 20
+REFERENCE_SEEDS = (1001, 1002)
 
 
-@torch.inference_mode()
-def sample(prior: Prior, texts: list[str], seed: int, scale: float = SCALE, steps: int = 30) -> torch.Tensor:
-    """DDIM samples of a list of prompts, as pictures."""
-    generator = torch.Generator().manual_seed(seed)
-    pictures = []
-    for start in range(0, len(texts), BATCH):
-        part = texts[start : start + BATCH]
-        x = torch.randn(len(part), *prior.sample_shape, generator=generator)
-        model = Guided(prior, Conditioning(prior.embed(part), prior.embed([""] * len(part))), scale)
-        pictures.append(prior.decode(ddim.sample(model, x, prior.schedule, ddim.descending(steps, start=0.999))))
-    return torch.cat(pictures)
+def prompts(count: int) -> list[tuple[str, str, str]]:
+    """(text, kind, colour) of pairs spread over the world, without a view word."""
+    pairs = [(k, c) for c in range(len(COLOUR_NAMES)) for k in range(len(KIND_NAMES))]
+    chosen = [pairs[i] for i in np.random.default_rng(7).permutation(len(pairs))[:count]]
+    return [(sentence(Claim(k, c)), KIND_NAMES[k], COLOUR_NAMES[c]) for k, c in chosen]
 
 
-def judge_prompts(prior: Prior, judge: ToyboxJudge, count: int, scale: float) -> None:
-    """Prints the shares of right kinds, colours and views, for trained and held-out pairs."""
-    rng = np.random.default_rng(2024)
-    held_out = sorted(held_out_pairs())
-    trained = [(k, c) for k in KIND_NAMES for c in COLOUR_NAMES if (k, c) not in held_out]
-    for name, pairs, n in (("trained pairs", trained, count - count // 5), ("held-out pairs", held_out, count // 5)):
-        chosen = [pairs[i] for i in rng.permutation(max(n, len(pairs))) % len(pairs)][:n]
-        views = [VIEW_WORDS[i] for i in rng.choice(3, n)]
-        claims = [
-            Claim(KIND_NAMES.index(k), COLOUR_NAMES.index(c), view=VIEW_WORDS.index(v))
-            for (k, c), v in zip(chosen, views, strict=True)
-        ]
-        right = {"kind": [], "colour": [], "both": [], "view": []}
-        for seed in (0, 1):
-            pictures = sample(prior, [sentence(c) for c in claims], seed, scale)
-            for picture, (kind, colour), view in zip(pictures.split(1), chosen, views, strict=True):
-                verdict = judge.verdict(picture, kind, colour, view)
-                for key, values in right.items():
-                    values.append(bool(getattr(verdict, key)))
-        shares = ", ".join(f"{key} {100 * np.mean(values):.1f} %" for key, values in right.items())
-        print(f"{name}: {n} prompts x 2 seeds: {shares}", flush=True)
-
-
-def fresh_renders(count: int) -> tuple[torch.Tensor, list[tuple[str, str, str]]]:
-    """Pictures of toys that no network has seen, with kind, colour and view."""
-    rng = np.random.default_rng(990)
-    pictures, truth = [], []
-    for _ in range(count):
-        kind, colour = KIND_NAMES[rng.integers(len(KIND_NAMES))], COLOUR_NAMES[rng.integers(len(COLOUR_NAMES))]
-        view = random_view(rng)
-        toy = build(kind, colour, seed=int(rng.integers(2**31)))
-        pictures.append(torch.from_numpy(draw(toy, view, background=float(rng.uniform(0.5, 1.0)))).permute(2, 0, 1))
-        truth.append((kind, colour, view.word()))
-    return torch.stack(pictures).float(), truth
+def cell(folder: Path, prior: Prior, texts: list[str], name: str, seed: int) -> tuple[torch.Tensor, dict[str, float]]:
+    """Pictures [N, 3, H, W] of one method from one seed, and what one picture cost; from the folder if there."""
+    path = folder / f"{name.replace(':', '-')}-{seed}.npz"
+    if not path.exists():
+        method, _, scale = name.partition(":")
+        recipe = picture_recipe(method)
+        if scale:
+            recipe = dataclasses.replace(recipe, scale=float(scale))
+        images, seconds, rows = [], 0.0, 0
+        for start in range(0, len(texts), BATCH):
+            part = texts[start : start + BATCH]
+            generator = torch.Generator().manual_seed(seed + start)
+            done = paint(prior, text_conditioning(prior, part), method, recipe, generator)
+            images.append(done.images)
+            seconds, rows = seconds + done.seconds, rows + done.evaluations
+        with replacing(path) as draft:
+            np.savez(draft, images=torch.cat(images).numpy(), cost=[seconds / len(texts), rows / len(texts)])
+    saved = np.load(path)
+    return torch.from_numpy(saved["images"]), dict(zip(("seconds", "rows"), saved["cost"].tolist(), strict=True))
 
 
 def main() -> None:
     """Command line; see the module docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=500)
-    parser.add_argument("--weights", type=Path, help="another folder in the bundled prior's layout")
-    parser.add_argument("--scale", type=float, default=SCALE, help="guidance scale of the samples")
-    parser.add_argument("--sheet", type=Path, help="write a contact sheet here")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the cells")
+    parser.add_argument("--methods", default=METHODS)
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--picture", type=Path, help="write the first 12 pictures of every method here, a row each")
     arguments = parser.parse_args()
-    prior = load_prior(arguments.weights or "toybox")
-    renders, truth = fresh_renders(400)
-    with torch.inference_mode():
-        again = prior.decode(prior.encode(renders))
-    print(f"autoencoder: {psnr(again, renders):.2f} dB on {len(renders)} unseen renders")
-    folder = arguments.weights / "evaluator_judge" if arguments.weights else None
-    judge = ToyboxJudge(folder)
-    verdicts = [judge.verdict(p, k, c, v) for p, (k, c, v) in zip(renders.split(1), truth, strict=True)]
-    for key in ("kind", "colour", "both", "view"):
-        share = np.mean([bool(getattr(v, key)) for v in verdicts])
-        print(f"judge on true renders: {key} {100 * share:.1f} %")
-    if arguments.sheet:
-        texts = [
-            sentence(Claim(k, (k + j * 3) % len(COLOUR_NAMES), view=v))
-            for k in range(len(KIND_NAMES))
-            for j, v in enumerate((0, 1, 2))
-        ]
-        save_image(arguments.sheet, contact_sheet(sample(prior, texts, 5, arguments.scale), columns=12))
-    judge_prompts(prior, judge, arguments.prompts, arguments.scale)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    asked = prompts(arguments.prompts)
+    texts = [text for text, _, _ in asked]
+    prior, judge = load_prior("toybox"), ToyboxJudge()
+    reference = torch.cat([cell(arguments.out, prior, texts, "ddim", seed)[0] for seed in REFERENCE_SEEDS])
+    features = judge.pictures(reference)
+    print("| method | kind and colour | score | Frechet distance | sharpness | saturation | seconds | evaluations |")
+    print("|---|---|---|---|---|---|---|---|")
+    sheet = []
+    for name in arguments.methods.split(","):
+        images, cost = cell(arguments.out, prior, texts, name, arguments.seed)
+        sheet.append(images[:12])
+        pairs = zip(images.split(1), asked, strict=True)
+        right = np.mean([bool(judge.verdict(image, kind, colour).both) for image, (_, kind, colour) in pairs])
+        print(
+            f"| {name} | {100 * right:.0f} % | {float(judge.score(images, texts).mean()):.1f} | "
+            f"{100 * frechet_distance(judge.pictures(images), features):.1f} | {sharpness(images, reference):.2f} | "
+            f"{saturation(images):.2f} | {cost['seconds']:.1f} | {cost['rows']:.0f} |",
+            flush=True,
+        )
+    if arguments.picture:
+        save_image(arguments.picture, contact_sheet(torch.cat(sheet), columns=len(sheet[0])))
 
 
 if __name__ == "__main__":

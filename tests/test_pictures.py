@@ -33,6 +33,14 @@ def test_cached_kappa_is_the_ddim_sampler(prior, scale, steps):
     assert sdi.evaluations == ddim.evaluations == steps * len(prompts) * (2 if scale == 5 else 1)
 
 
+@pytest.mark.parametrize(("scale", "steps"), [(1.0, 25), (7.5, 10)])
+def test_cached_kappa_is_the_ddim_sampler_of_the_bundled_prior(scale, steps):
+    bundled, prompts = load_prior("toybox"), ("a red mushroom, front view", "a blue car", "a yellow duck")
+    ddim = painted(bundled, "ddim", scale=scale, steps=steps, prompts=prompts)
+    sdi = painted(bundled, "sdi_cached", scale=scale, steps=steps, prompts=prompts)
+    assert (sdi.x - ddim.x).norm() < 1e-4 * ddim.x.norm()
+
+
 def test_evaluations_are_the_rows_that_the_network_was_shown(prior, counting):
     for method in ("ddim", "sds", "sdi"):
         watched = counting(prior)

@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
+import scipy.linalg
 import torch
 import torch.nn.functional as F
 
-from distill3d.evaluation.metrics import psnr, radial_power, saturation, sharpness
+from distill3d.evaluation.metrics import frechet_distance, psnr, radial_power, saturation, sharpness
 
 
 def test_psnr_of_a_constant_difference():
@@ -41,3 +43,17 @@ def test_saturation_is_zero_for_greys_one_for_pure_colours_and_falls_as_they_fad
     assert saturation(red) == 1
     assert saturation(0.25 * red + 0.75 * 0.5) == pytest.approx(0.25)  # mixed with grey: the red's share
     assert saturation(0.01 * red) == pytest.approx(0.01)  # almost black, and no colour to speak of
+
+
+def test_frechet_distance_is_the_formula_with_scipys_matrix_root_and_zero_for_itself():
+    g = torch.Generator().manual_seed(0)
+    a = torch.randn(60, 4, generator=g, dtype=torch.float64) @ torch.randn(4, 4, generator=g, dtype=torch.float64)
+    b = torch.randn(50, 4, generator=g, dtype=torch.float64) + torch.tensor([1.0, 0, 0, 2.0])
+    ca, cb = np.cov(a.numpy().T), np.cov(b.numpy().T)
+    root = scipy.linalg.sqrtm(ca @ cb).real
+    expected = float((a.mean(0) - b.mean(0)).square().sum()) + np.trace(ca + cb - 2 * root)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(a, a + 3) == pytest.approx(9 * 4, rel=1e-9)
+    with pytest.raises(ValueError, match="at least two"):
+        frechet_distance(a[:1], b)

@@ -52,3 +52,20 @@ def saturation(images: Tensor) -> float:
     is 0 for every grey, black and white included, and 1 only for pure bright colours.
     """
     return float((images.amax(1) - images.amin(1)).mean())
+
+
+def frechet_distance(features: Tensor, reference: Tensor) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two sets of features [N, D] and [M, D] (Heusel et al. 2017).
+
+    Means and covariances in float64. Few samples overestimate it: compare sets of one size only.
+    """
+    means, covariances = [], []
+    for values in (features.double(), reference.double()):
+        if len(values) < 2:
+            raise ValueError(f"a covariance needs at least two samples, got {len(values)}")
+        means.append(values.mean(0))
+        covariances.append(torch.cov(values.T).reshape(values.shape[1], values.shape[1]))
+    first, second = covariances
+    # The eigenvalues of C1 C2 are real and not negative: a product of two positive semidefinite matrices.
+    cross = torch.linalg.eigvals(first @ second).real.clamp_min(0).sqrt().sum()
+    return float((means[0] - means[1]).square().sum() + first.trace() + second.trace() - 2 * cross)

@@ -1,0 +1,107 @@
+"""How good is the bundled prior? 500 prompts x 2 seeds, 30 DDIM steps, judged by the second evaluator.
+
+python benchmarks/toybox_prior.py [--prompts 500] [--weights FOLDER] [--sheet docs/images/toybox_samples.png]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from distill3d.diffusion import ddim
+from distill3d.diffusion.guidance import Guided
+from distill3d.evaluation.evaluator import ToyboxJudge
+from distill3d.evaluation.metrics import psnr
+from distill3d.priors.loading import load_prior
+from distill3d.toybox.captions import COLOUR_NAMES, KIND_NAMES, VIEW_WORDS, Claim, held_out_pairs, sentence
+from distill3d.toybox.world import build, draw, random_view
+from distill3d.types import Conditioning, Prior
+from distill3d.video import contact_sheet, save_image
+
+SCALE = 4.0
+BATCH = 50
+
+
+@torch.inference_mode()
+def sample(prior: Prior, texts: list[str], seed: int, scale: float = SCALE, steps: int = 30) -> torch.Tensor:
+    """DDIM samples of a list of prompts, as pictures."""
+    generator = torch.Generator().manual_seed(seed)
+    pictures = []
+    for start in range(0, len(texts), BATCH):
+        part = texts[start : start + BATCH]
+        x = torch.randn(len(part), *prior.sample_shape, generator=generator)
+        model = Guided(prior, Conditioning(prior.embed(part), prior.embed([""] * len(part))), scale)
+        pictures.append(prior.decode(ddim.sample(model, x, prior.schedule, ddim.descending(steps, start=0.999))))
+    return torch.cat(pictures)
+
+
+def judge_prompts(prior: Prior, judge: ToyboxJudge, count: int, scale: float) -> None:
+    """Prints the shares of right kinds, colours and views, for trained and held-out pairs."""
+    rng = np.random.default_rng(2024)
+    held_out = sorted(held_out_pairs())
+    trained = [(k, c) for k in KIND_NAMES for c in COLOUR_NAMES if (k, c) not in held_out]
+    for name, pairs, n in (("trained pairs", trained, count - count // 5), ("held-out pairs", held_out, count // 5)):
+        chosen = [pairs[i] for i in rng.permutation(max(n, len(pairs))) % len(pairs)][:n]
+        views = [VIEW_WORDS[i] for i in rng.choice(3, n)]
+        claims = [
+            Claim(KIND_NAMES.index(k), COLOUR_NAMES.index(c), view=VIEW_WORDS.index(v))
+            for (k, c), v in zip(chosen, views, strict=True)
+        ]
+        right = {"kind": [], "colour": [], "both": [], "view": []}
+        for seed in (0, 1):
+            pictures = sample(prior, [sentence(c) for c in claims], seed, scale)
+            for picture, (kind, colour), view in zip(pictures.split(1), chosen, views, strict=True):
+                verdict = judge.verdict(picture, kind, colour, view)
+                for key, values in right.items():
+                    values.append(bool(getattr(verdict, key)))
+        shares = ", ".join(f"{key} {100 * np.mean(values):.1f} %" for key, values in right.items())
+        print(f"{name}: {n} prompts x 2 seeds: {shares}", flush=True)
+
+
+def fresh_renders(count: int) -> tuple[torch.Tensor, list[tuple[str, str, str]]]:
+    """Pictures of toys that no network has seen, with kind, colour and view."""
+    rng = np.random.default_rng(990)
+    pictures, truth = [], []
+    for _ in range(count):
+        kind, colour = KIND_NAMES[rng.integers(len(KIND_NAMES))], COLOUR_NAMES[rng.integers(len(COLOUR_NAMES))]
+        view = random_view(rng)
+        toy = build(kind, colour, seed=int(rng.integers(2**31)))
+        pictures.append(torch.from_numpy(draw(toy, view, background=float(rng.uniform(0.5, 1.0)))).permute(2, 0, 1))
+        truth.append((kind, colour, view.word()))
+    return torch.stack(pictures).float(), truth
+
+
+def main() -> None:
+    """Command line; see the module docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=500)
+    parser.add_argument("--weights", type=Path, help="another folder in the bundled prior's layout")
+    parser.add_argument("--scale", type=float, default=SCALE, help="guidance scale of the samples")
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet here")
+    arguments = parser.parse_args()
+    prior = load_prior(arguments.weights or "toybox")
+    renders, truth = fresh_renders(400)
+    with torch.inference_mode():
+        again = prior.decode(prior.encode(renders))
+    print(f"autoencoder: {psnr(again, renders):.2f} dB on {len(renders)} unseen renders")
+    folder = arguments.weights / "evaluator_judge" if arguments.weights else None
+    judge = ToyboxJudge(folder)
+    verdicts = [judge.verdict(p, k, c, v) for p, (k, c, v) in zip(renders.split(1), truth, strict=True)]
+    for key in ("kind", "colour", "both", "view"):
+        share = np.mean([bool(getattr(v, key)) for v in verdicts])
+        print(f"judge on true renders: {key} {100 * share:.1f} %")
+    if arguments.sheet:
+        texts = [
+            sentence(Claim(k, (k + j * 3) % len(COLOUR_NAMES), view=v))
+            for k in range(len(KIND_NAMES))
+            for j, v in enumerate((0, 1, 2))
+        ]
+        save_image(arguments.sheet, contact_sheet(sample(prior, texts, 5, arguments.scale), columns=12))
+    judge_prompts(prior, judge, arguments.prompts, arguments.scale)
+
+
+if __name__ == "__main__":
+    main()
