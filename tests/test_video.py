@@ -25,6 +25,22 @@ def test_a_turntable_becomes_an_mp4(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["turn.mp4"]
 
 
+def test_frames_made_side_by_side_are_those_made_one_by_one():
+    field = VoxelField(VoxelOptions(resolution=8)).eval()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        single = list(turntable_frames(field, frames=7, size=17))
+        torch.set_num_threads(3)
+        several = list(turntable_frames(field, frames=7, size=17))
+        first = next(turntable_frames(field, frames=7, size=17))  # left early
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(torch.stack(single), torch.stack(several)) and torch.equal(first, single[0])
+    assert not torch.equal(single[0], single[3])
+
+
 @pytest.mark.parametrize("frames", [[], [torch.zeros(3, 8, 8), torch.zeros(3, 8, 10)]])
 def test_impossible_videos_are_value_errors_and_leave_nothing(tmp_path, frames):
     with pytest.raises(ValueError, match="frame"):

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import distill3d
-from distill3d import cameras, export, video
+from distill3d import export, video
 from distill3d.checkpoint import load_checkpoint, restore_optimiser, save_checkpoint
 from distill3d.files import replacing
 from distill3d.optimize import FieldRun, Progress
@@ -180,8 +180,11 @@ def _finish(run: FieldRun, folder: Path, start: int, on_step: Report) -> Result:
 
 @torch.no_grad()
 def write_artefacts(folder: Path, scene: Any, frames: int) -> Path | None:
-    """Writes preview.png, turntable.mp4 and mesh.glb; returns the mesh's path, or None if there is no surface."""
-    scene.eval()
+    """Writes preview.png, turntable.mp4 and mesh.glb; returns the mesh's path, or None if there is no surface.
+
+    The scene is moved to the CPU, where frames are rendered side by side.
+    """
+    scene.cpu().eval()
     scene.refresh_occupancy()
     preview = render_views(scene, 8, TURNTABLE_SIZE)
     video.save_image(folder / "preview.png", video.contact_sheet(preview, columns=4))
@@ -196,11 +199,10 @@ def write_artefacts(folder: Path, scene: Any, frames: int) -> Path | None:
     return folder / "mesh.glb"
 
 
-@torch.no_grad()
 def render_views(scene: Any, views: int, size: int, elevation: float = 15.0, background: float = 0.9) -> torch.Tensor:
     """Pictures [views, 3, size, size] evenly around a scene, the first from the front."""
-    ring = cameras.turntable(views, elevation, 2.8, 40.0)
-    return scene.render(cameras.rays(ring, size, size), torch.full((views, 3), background)).rgb.clamp(0, 1)
+    pictures = video.turntable_frames(scene, views, size, elevation, background=background)
+    return torch.stack(list(pictures)).clamp(0, 1)
 
 
 def new_run_folder(out: Path, prompt: str) -> Path:

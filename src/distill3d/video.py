@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import av
 import torch
@@ -16,7 +18,6 @@ from distill3d.files import replacing
 from distill3d.types import Scene
 
 
-@torch.no_grad()
 def turntable_frames(
     scene: Scene,
     frames: int = 72,
@@ -26,11 +27,33 @@ def turntable_frames(
     fov: float = 40.0,
     background: float = 1.0,
 ) -> Iterator[Tensor]:
-    """Yields pictures [3, size, size] all around a scene, one at a time, over a grey level in [0, 1]."""
+    """Yields pictures [3, size, size] all around a scene on the CPU, in order, over a grey level in [0, 1].
+
+    The frames are made side by side, one thread each: rendering is many small operations, which one frame alone
+    cannot spread over cores.
+    """
     views = cameras.turntable(frames, elevation, distance, fov)
-    for i in range(frames):
+    threads = torch.get_num_threads()
+
+    @torch.no_grad()
+    def frame(i: int) -> Tensor:
         rays = cameras.rays(views[i : i + 1], size, size)
-        yield scene.render(rays, torch.full((1, 3), background)).rgb[0]
+        return scene.render(rays, torch.full((1, 3), background)).rgb[0]
+
+    if threads == 1:
+        yield from map(frame, range(frames))
+        return
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            waiting = deque(pool.submit(frame, i) for i in range(min(frames, 2 * threads)))
+            for i in range(len(waiting), frames + len(waiting)):
+                picture = waiting.popleft().result()
+                if i < frames:
+                    waiting.append(pool.submit(frame, i))
+                yield picture
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
 
 
 def save_video(path: str | os.PathLike[str], frames: Iterable[Tensor], fps: int = 24) -> None:
