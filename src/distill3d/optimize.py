@@ -31,7 +31,7 @@ class Progress:
 
     step: int
     t: float  # mean time of the batch, in [0, 1]
-    loss: float  # 0.5 mean((x - target)^2)
+    loss: float  # 0.5 mean((x - target)^2), that of the pictures added
     penalty: float  # sum of the weighted regularisers
     opacity: float  # mean opacity of the views
     evaluations: int  # network rows so far
@@ -49,6 +49,7 @@ def distill(
     on_step: Callable[[Progress], None],
     encode: Callable[[Tensor], Tensor] | None = None,
     evaluations: int = 0,
+    picture_weight: float = 0.0,
 ) -> None:
     """Runs `steps` of a run that is `total` long.
 
@@ -61,6 +62,9 @@ def distill(
         encode: rendered pictures -> x; default: prior.encode. A scene whose parameters are x itself gives the
             identity.
         evaluations: network rows of the steps before these.
+        picture_weight: of 0.5 mean((rgb - decode(x0_hat))^2), the pull of the pictures themselves towards the
+            decoded target (HiFA, Zhu et al. 2023). The encoder overlooks much that a renderer can do: colours
+            beyond the prior's, faint fog.
     """
     encode = encode or prior.encode
     for step in steps:
@@ -69,6 +73,10 @@ def distill(
         x = encode(rendering.rgb)
         guidance = objective.guidance(x, prior, conditioning, step, generator, total)
         loss = attach(x, guidance.gradient)
+        if picture_weight:
+            with torch.no_grad():
+                target = prior.decode(guidance.x0)
+            loss = loss + picture_weight * 0.5 * (rendering.rgb - target).square().mean()
         penalty = torch.stack([loss.new_zeros(()), *penalties(step, rendering).values()]).sum()
         stepper.zero_grad(set_to_none=True)
         (loss + penalty).backward()
@@ -105,6 +113,7 @@ class FieldRun:
         distill(
             self.views, self.prior, self.objective, self.optimiser, self.penalties,
             steps, self.recipe.steps, self.generator, on_step, evaluations=evaluations,
+            picture_weight=self.recipe.picture_weight,
         )  # fmt: skip
 
     def views(self, step: int) -> tuple[Rendering, Conditioning]:

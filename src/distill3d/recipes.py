@@ -72,6 +72,7 @@ class Recipe:
     cameras: CameraSampler = CameraSampler()
     field: VoxelOptions = VoxelOptions()
     penalties: Penalties = Penalties()
+    picture_weight: float = 0.0  # of the pull towards the decoded target, beside that on x
     sdi: SDI = SDI()
     sds: SDS = SDS()
     scale: float | None = None  # guidance of every other method; None is the method's own

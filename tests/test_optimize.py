@@ -1,0 +1,39 @@
+"""The loop itself, with a picture as the scene and a random model of toy size."""
+
+import pytest
+import torch
+
+from distill3d.objectives import sds
+from distill3d.optimize import distill
+from distill3d.pictures import text_conditioning
+from distill3d.priors.loading import load_prior
+from distill3d.types import Rendering
+
+
+def one_step(prior, picture_weight):
+    """The picture before and after one step of plain gradient descent of rate 1, and what was reported."""
+    size = prior.image_size
+    start = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    picture = start.clone().requires_grad_()
+    empty = torch.zeros(2, 1, size, size)
+    conditioning = text_conditioning(prior, ["a cat", "a dog"])
+    reports = []
+    distill(
+        lambda step: (Rendering(picture, empty, empty, empty), conditioning), prior, sds(7.5),
+        lambda step: torch.optim.SGD([picture], lr=1.0), lambda step, rendering: {}, range(1), 1,
+        torch.Generator().manual_seed(0), reports.append, evaluations=100, picture_weight=picture_weight,
+    )  # fmt: skip
+    return start, picture.detach(), reports[0]
+
+
+def test_the_pull_on_pictures_is_added_to_the_pull_on_x(kl_folder):
+    prior = load_prior(kl_folder)
+    start, plain, before = one_step(prior, 0.0)
+    _, pulled, after = one_step(prior, 3.0)
+    guidance = sds(7.5).guidance(
+        prior.encode(start), prior, text_conditioning(prior, ["a cat", "a dog"]), 0, torch.Generator().manual_seed(0), 1
+    )
+    difference = start - prior.decode(guidance.x0).detach()
+    torch.testing.assert_close(pulled - plain, -3.0 * difference / difference.numel(), atol=1e-7, rtol=1e-4)
+    assert after.loss - before.loss == pytest.approx(1.5 * float(difference.square().mean()), rel=1e-4)
+    assert before.evaluations == after.evaluations == 100 + guidance.evaluations
