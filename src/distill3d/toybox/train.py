@@ -2,6 +2,9 @@
 
 The parts, in order: data, clip (the text encoder comes from it), autoencoder, unet, judge (a second contrastive
 model on pictures of its own, which the prior never meets), pack. Each continues where it was interrupted.
+
+With `--start WEIGHTS`, a folder in the layout of the bundled prior, the part that is asked for (unet, clip or judge)
+goes on from those weights, and what it stands on is taken from them; pack takes what was not trained from there.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ FITS = {
     "eye": Fit(2500, 1e-3),
     "autoencoder": Fit(5000, 1e-3),
     "decoder": Fit(800, 8e-4, warmup=50),
-    "unet": Fit(7000, 6e-4, decay=0.25, weight_decay=1e-2),
+    "unet": Fit(14000, 8e-4, decay=0.4, weight_decay=1e-2),
 }
 BATCH = {"clip": 128, "judge": 128, "autoencoder": 32, "decoder": 32, "unet": 32}
 PROMPT_DROPOUT = 0.1  # share of unconditional rows, for classifier-free guidance
@@ -69,16 +72,15 @@ def _degraded(pictures: Pictures, index: Tensor, generator: torch.Generator) -> 
     return 2 * (torch.lerp(images, blurred, share) + noise * torch.randn(images.shape, generator=generator)) - 1
 
 
-def train_clip(name: str, folder: Path, fit: Fit, eye_fit: Fit) -> Any:
-    """Both towers by contrast, then the vision tower alone against the finished texts.
+def train_clip(name: str, folder: Path, fit: Fit, eye_fit: Fit, start: Any = None) -> Any:
+    """Both towers by contrast, then the vision tower alone against the finished texts; from `start` the latter only.
 
     In the first part a text may fit several pictures of a batch, and all of those are its targets. The second asks
     what a judge is asked: which of all kinds and colours, which accent, which view.
     """
-    (folder / "tokenizer").mkdir(exist_ok=True)
     torch.manual_seed(11 if name == "clip" else 22)
     tokenizer = networks.make_tokenizer(folder / "tokenizer")
-    clip = networks.make_clip(tokenizer)
+    clip = networks.make_clip(tokenizer) if start is None else start
     pictures = load_split(folder / "data", "train" if name == "clip" else "judge")
     attributes = torch.from_numpy(pictures.attributes)
 
@@ -95,7 +97,8 @@ def train_clip(name: str, folder: Path, fit: Fit, eye_fit: Fit) -> Any:
         by_picture = -(F.log_softmax(logits, 0) * fits / fits.sum(0, keepdim=True).clamp_min(1)).sum(0).mean()
         return 0.5 * (by_text + by_picture)
 
-    train(name, clip, fit, contrast, folder)
+    if start is None:
+        train(name, clip, fit, contrast, folder)
     pairs, accents, views = _answers(clip, tokenizer)
     clip.text_model.requires_grad_(False)
     clip.text_projection.requires_grad_(False)
@@ -195,15 +198,17 @@ def encode_all(autoencoder: Any, pictures: Pictures) -> Tensor:
     return torch.cat([autoencoder.encode(_images(pictures, i) * 2 - 1).latents.half() for i in parts])
 
 
-def train_unet(folder: Path, fit: Fit, autoencoder: Any, clip: Any) -> Any:
-    """Noise prediction on latents of the training pictures, conditioned by the frozen text tower."""
-    from transformers import CLIPTokenizer
+def train_unet(folder: Path, fit: Fit, autoencoder: Any, clip: Any, start: Any = None, fast: bool = False) -> Any:
+    """Noise prediction on latents of the training pictures, conditioned by the frozen text tower.
 
+    `start` is a UNet to go on from; `fast` compiles the network, which takes minutes first.
+    """
     torch.manual_seed(44)
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer = networks.make_tokenizer(folder / "tokenizer")
     pictures = load_split(folder / "data", "train")
     latents = encode_all(autoencoder, pictures)
-    unet = networks.make_unet().to(memory_format=torch.channels_last)
+    unet = (networks.make_unet() if start is None else start).to(memory_format=torch.channels_last)
+    call = torch.compile(unet) if fast else unet
     alphas = networks.make_scheduler().alphas_cumprod
     weight = (alphas / (1 - alphas)).clamp_max(SNR_CAP) * (1 - alphas) / alphas
 
@@ -221,20 +226,20 @@ def train_unet(folder: Path, fit: Fit, autoencoder: Any, clip: Any) -> Any:
         with torch.no_grad():
             hidden = clip.text_model(input_ids=tokens).last_hidden_state
         with _mixed():
-            output = unet(noisy.contiguous(memory_format=torch.channels_last), t, encoder_hidden_states=hidden).sample
+            output = call(noisy.contiguous(memory_format=torch.channels_last), t, encoder_hidden_states=hidden).sample
         return (weight[t] * (output.float() - noise).square().mean((1, 2, 3))).mean()
 
     return train("unet", unet, fit, loss_of, folder)
 
 
-def pack(folder: Path, clip: Any, autoencoder: Any, unet: Any, judge: Any | None) -> Path:
+def pack(folder: Path, clip: Any, autoencoder: Any, unet: Any, judge: Any) -> Path:
     """Writes the parts in half precision, in Stable Diffusion format, to `folder`/toybox."""
     from diffusers import StableDiffusionPipeline
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel
 
     text_encoder = CLIPTextModel(clip.config.text_config)
     text_encoder.load_state_dict(clip.text_model.state_dict(), strict=False)
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer = networks.make_tokenizer(folder / "tokenizer")
     build: Any = StableDiffusionPipeline  # the parts that are None may be
     pipeline = build(
         vae=autoencoder,
@@ -254,10 +259,25 @@ def pack(folder: Path, clip: Any, autoencoder: Any, unet: Any, judge: Any | None
     config.pop("block_out_channels", None)
     (target / "vae" / "config.json").write_text(json.dumps(config, indent=2))
     for name, model in (("evaluator_clip", clip), ("evaluator_judge", judge)):
-        if model is not None:
-            model.half().save_pretrained(target / name)
-            tokenizer.save_pretrained(target / name)
+        model.half().save_pretrained(target / name)
+        tokenizer.save_pretrained(target / name)
     return target
+
+
+def read_parts(weights: Path) -> dict[str, Any]:
+    """The parts of a folder that `pack` wrote, in float32."""
+    from diffusers import AutoencoderTiny, UNet2DConditionModel
+    from transformers import CLIPModel
+
+    def read(kind: Any, part: str) -> Any:
+        return kind.from_pretrained(weights / part, local_files_only=True).float().eval()
+
+    return {
+        "clip": read(CLIPModel, "evaluator_clip"),
+        "autoencoder": read(AutoencoderTiny, "vae"),
+        "unet": read(UNet2DConditionModel, "unet"),
+        "judge": read(CLIPModel, "evaluator_judge"),
+    }
 
 
 def main() -> None:
@@ -267,25 +287,40 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("toybox-training"), help="pictures and training state")
     parser.add_argument("--processes", type=int, default=2, help="rendering processes")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies every number of steps")
+    parser.add_argument("--start", type=Path, help="weights to go on from")
+    parser.add_argument("--compile", action="store_true", help="compile the UNet: its steps take a fifth less time")
     arguments = parser.parse_args()
     folder, part = arguments.folder, arguments.part
+    if arguments.start and part not in ("clip", "judge", "unet", "pack"):
+        parser.error(f"--start goes with clip, judge, unet or pack, not with {part}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer").mkdir(exist_ok=True)
     fits = {k: Fit(**(vars(f) | dict(steps=max(1, round(f.steps * arguments.scale))))) for k, f in FITS.items()}
     if part in ("data", "all"):
         render_splits(folder / "data", arguments.processes)
-    wanted = {"all": ("clip", "autoencoder", "unet", "judge"), "pack": ("clip", "autoencoder", "unet", "judge")}.get(
-        part
-    )
-    wanted = wanted or {"unet": ("clip", "autoencoder", "unet")}.get(part, (part,))
-    made: dict[str, Any] = {}
-    for name in wanted:  # what is already trained is only read
+    made = read_parts(arguments.start) if arguments.start else {}
+    for name in _to_train(part, folder, bool(made)):  # what is already trained is only read
+        start = made.get(name)
         if name in ("clip", "judge"):
-            made[name] = train_clip(name, folder, fits[name], fits["eye"])
+            made[name] = train_clip(name, folder, fits[name], fits["eye"], start)
         elif name == "autoencoder":
             made[name] = train_autoencoder(folder, fits[name], fits["decoder"])
         elif name == "unet":
-            made[name] = train_unet(folder, fits[name], made["autoencoder"], made["clip"])
+            made[name] = train_unet(folder, fits[name], made["autoencoder"], made["clip"], start, arguments.compile)
     if part in ("pack", "all"):
         print(pack(folder, made["clip"], made["autoencoder"], made["unet"], made["judge"]))
+
+
+def _to_train(part: str, folder: Path, started: bool) -> tuple[str, ...]:
+    """Which parts a command goes through, in order."""
+    if part == "data":
+        return ()
+    if started:
+        states = {"clip": "clip-eye.pt", "unet": "unet.pt", "judge": "judge-eye.pt"}
+        return tuple(n for n, file in states.items() if (folder / file).exists()) if part == "pack" else (part,)
+    if part in ("all", "pack"):
+        return ("clip", "autoencoder", "unet", "judge")
+    return ("clip", "autoencoder", "unet") if part == "unet" else (part,)
 
 
 if __name__ == "__main__":
