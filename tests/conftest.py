@@ -59,6 +59,14 @@ def conditions():
     return build
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Text embeddings that tests keep on disk are kept away from the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DISTILL3D_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def randn():
     """Seeded float64 noise: randn(*shape)."""

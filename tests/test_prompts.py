@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from distill3d.prompts import ViewPrompts, direction_of, perp_neg_mix
+from distill3d.prompts import ViewPrompts, direction_of, perp_neg_mix, read_prompts, weighted_parts
 from distill3d.types import TextEmbedding
 
 
@@ -60,3 +60,49 @@ def test_perp_neg_conditioning_has_two_directions_a_view():
 def test_empty_prompts_are_refused(text):
     with pytest.raises(ValueError, match="prompt is empty"):
         ViewPrompts(text)
+
+
+def test_weights_are_read_from_brackets():
+    assert weighted_parts("a (red:1.3) hat") == [("a", 1.0), ("red", 1.3), ("hat", 1.0)]
+    assert weighted_parts("(two words:0.5)") == [("two words", 0.5)]
+    assert weighted_parts("(no:-1), (yes:.5)") == [("no", -1.0), (",", 1.0), ("yes", 0.5)]
+    for plain in ("a hat (red)", "a hat: red", "(a:b)", "", "ratio 1:2"):
+        assert weighted_parts(plain) == [(plain, 1.0)]
+
+
+def test_a_direction_may_have_a_text_of_its_own():
+    prompts = ViewPrompts("a car", negative="blurry", views={"back": "tail lights"})
+    assert prompts.text("back") == "tail lights" and prompts.text("side") == "a car, side view"
+    assert set(prompts.texts) == {"blurry", "tail lights", *(f"a car, {d} view" for d in ("front", "side", "overhead"))}
+    with pytest.raises(ValueError, match="no view is called below: use front, side, back, overhead"):
+        ViewPrompts("a car", views={"below": "wheels"})
+
+
+def test_every_text_of_a_run_is_told_in_advance():
+    asked = set()
+
+    def embed(texts):
+        asked.update(texts)
+        return TextEmbedding(torch.zeros(len(texts), 2, 3))
+
+    for perp_neg in (False, True):
+        prompts = ViewPrompts("a car", "blurry", perp_neg, {"front": "a face"})
+        azimuth = torch.linspace(-180, 180, 24)
+        prompts.conditioning(azimuth, torch.full((24,), 10.0), embed)
+        prompts.conditioning(azimuth, torch.full((24,), 80.0), embed)
+        assert asked == set(prompts.texts)
+
+
+def test_prompt_files(tmp_path):
+    assert read_prompts("a car") == ["a car"]
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffa car\r\n\n# a remark\n  ein grüner Würfel  \n红色的立方体".encode())
+    assert read_prompts(f"@{file}") == ["a car", "ein grüner Würfel", "红色的立方体"]
+    for content in (b"", b"\n# only a remark\n"):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match="holds no prompt: write one per line"):
+            read_prompts(f"@{file}")
+    file.write_bytes(b"\xff\xfe\x00")
+    for name in (file, tmp_path / "none.txt", tmp_path):
+        with pytest.raises(ValueError, match="cannot be read"):
+            read_prompts(f"@{name}")

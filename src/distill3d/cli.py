@@ -65,6 +65,13 @@ def run(argv: list[str]) -> int:
     except (ValueError, ImportError) as error:
         print(f"distill3d: {error}", file=sys.stderr)
         return 2
+    except (RuntimeError, MemoryError) as error:
+        from distill3d.priors.parts import MEMORY_ADVICE, is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        print(f"distill3d: out of memory: {MEMORY_ADVICE}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("distill3d: interrupted", file=sys.stderr)
         return 130

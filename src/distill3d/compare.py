@@ -20,8 +20,8 @@ from distill3d.files import replacing
 from distill3d.generate import check_prompt, new_run_folder, write_config
 from distill3d.optimize import Progress
 from distill3d.picture_recipes import PictureRecipe
-from distill3d.pictures import Painting, check_size, finish, prepare, text_conditioning, to_size
-from distill3d.priors.loading import load_prior
+from distill3d.pictures import Painting, check_size, finish, prepare, to_size, told_prior
+from distill3d.priors.setup import PriorOptions
 
 Report = Callable[[str, Progress], None]
 Judge = Callable[[Tensor, Sequence[str]], Tensor]
@@ -38,6 +38,7 @@ class CompareConfig:
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
+    prior_options: PriorOptions = PriorOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +92,8 @@ def compare(
         raise ValueError("nothing to compare: name at least one method")
     check_prompt(config.prompt, config.prior, force)
     check_size(size)
-    prior = load_prior(config.prior, config.device, getattr(torch, config.dtype))
     judge = find_judge(config.prior)
-    conditioning = text_conditioning(prior, [config.prompt], config.negative)
+    prior, conditioning = told_prior(config)
     runs = {
         method: prepare(prior, conditioning, method, recipe, torch.Generator().manual_seed(config.seed))
         for method, recipe in config.recipes.items()

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 import distill3d
+from distill3d.priors import hub
+from distill3d.priors.frozen import FrozenPrior
+from distill3d.priors.setup import PriorOptions
+from distill3d.types import TextEmbedding
 
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "trimesh", "scikit-image", "av", "tyro", "rich")
-OPTIONAL = {"viser": "viewer", "gsplat": "splats", "torchmetrics": "bench", "matplotlib": "bench", "ray": "ray"}
+ROWS = 4  # of the network in one timed call
+OPTIONAL = {
+    "viser": "viewer",
+    "gsplat": "splats",
+    "torchmetrics": "bench",
+    "matplotlib": "bench",
+    "ray": "ray",
+    "peft": "student",
+}
 
 
-def report(prior: str | None = "toybox") -> Iterator[str]:
+def report(
+    prior: str | None = "toybox", device: str = "cpu", dtype: str = "float32", options: PriorOptions | None = None
+) -> Iterator[str]:
     """Lines for people; loads and times `prior` last, unless it is None."""
     yield f"distill3d {distill3d.__version__}, Python {platform.python_version()}, {platform.platform()}"
     for name in PACKAGES:
@@ -24,8 +39,13 @@ def report(prior: str | None = "toybox") -> Iterator[str]:
     for name, extra in OPTIONAL.items():
         yield f"  {name:<14} {_version(name) or f'not installed (optional: pip install distill3d[{extra}])'}"
     yield f"devices: {', '.join(_devices())}"
+    yield "priors:"
+    for name in hub.BUNDLED:
+        yield f"  {name:<14} bundled"
+    for name, hub_id in hub.SHORT_NAMES.items():
+        yield f"  {name:<14} {hub_id} ({'in the local cache' if hub.cached(name) else 'not downloaded'})"
     if prior:
-        yield from _time_prior(prior)
+        yield from _time_prior(prior, device, getattr(torch, dtype), options)
 
 
 def _version(package: str) -> str | None:
@@ -44,23 +64,53 @@ def _devices() -> Iterator[str]:
         yield "mps"
 
 
-def _time_prior(name: str) -> Iterator[str]:
+def _time_prior(name: str, device: str, dtype: torch.dtype, options: PriorOptions | None) -> Iterator[str]:
     from distill3d.priors.loading import load_prior
 
     began = time.monotonic()
-    prior = load_prior(name)
+    prior = load_prior(name, device, dtype, options)
+    text = prior.embed([""] * ROWS)
     seconds = time.monotonic() - began
     yield f"prior {name}: loaded in {seconds:.1f} s, pictures of {prior.image_size} px, x {prior.sample_shape}"
-    for part in ("unet", "vae", "text_encoder"):
-        count = sum(p.numel() for p in getattr(prior, part).parameters())
-        yield f"  {part:<14} {count / 1e6:.1f} M parameters"
-    x = torch.zeros(4, *prior.sample_shape)
-    t = torch.full((4,), 0.5)
-    text = prior.embed([""] * 4)
-    with torch.inference_mode():
-        prior.predict(x, t, text)
-        began, calls = time.monotonic(), 0
-        while time.monotonic() - began < 0.5:
-            prior.predict(x, t, text)
-            calls += 1
-    yield f"  network: {4 * calls / (time.monotonic() - began):.0f} evaluations a second (rows, batches of 4)"
+    for part, module in prior.modules().items():
+        parameters = list(module.parameters())
+        count, size = (sum(f(p) for p in parameters) for f in (torch.Tensor.numel, _bytes))
+        precision = str(parameters[0].dtype).removeprefix("torch.")
+        yield f"  {part:<14} {count / 1e6:8.1f} M parameters {size / 2**20:8.1f} MiB {precision}"
+    yield from _speed(prior, text)
+
+
+def _bytes(parameter: torch.Tensor) -> int:
+    return parameter.numel() * parameter.element_size()
+
+
+@torch.no_grad()
+def _speed(prior: FrozenPrior, text: TextEmbedding) -> Iterator[str]:
+    """Network rows a second, and the same for the encoder."""
+    x = torch.zeros(ROWS, *prior.sample_shape, device=prior.device)
+    t = torch.full((ROWS,), 0.5, device=prior.device)
+    images = torch.full((1, 3, prior.image_size, prior.image_size), 0.5, device=prior.device)
+    if getattr(prior, "controlnet", None) is not None:
+        text = dataclasses.replace(text, control=images.expand(ROWS, -1, -1, -1))
+    rate = _a_second(lambda: prior.predict(x, t, text), prior.device)
+    yield f"  network: {ROWS * rate:.3g} evaluations a second (rows, batches of {ROWS})"
+    rate = _a_second(lambda: prior.encode(images), prior.device)
+    yield f"  encoder: {rate:.3g} pictures a second (without its gradient)"
+
+
+def _a_second(call: Callable[[], object], device: torch.device) -> float:
+    call()  # the first one also compiles and allocates
+    _wait(device)
+    began, calls = time.monotonic(), 0
+    while calls == 0 or time.monotonic() - began < 0.5:
+        call()
+        _wait(device)
+        calls += 1
+    return calls / (time.monotonic() - began)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

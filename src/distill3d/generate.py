@@ -27,7 +27,9 @@ from distill3d import export, video
 from distill3d.checkpoint import load_checkpoint, restore_optimiser, save_checkpoint
 from distill3d.files import replacing
 from distill3d.optimize import FieldRun, Progress
+from distill3d.priors.frozen import FrozenPrior
 from distill3d.priors.loading import load_prior
+from distill3d.priors.setup import PriorOptions
 from distill3d.prompts import ViewPrompts
 from distill3d.recipes import LAPTOP, Recipe, check_method
 
@@ -48,6 +50,19 @@ class Config:
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
+    prior_options: PriorOptions = PriorOptions()
+    views: dict[str, str] = dataclasses.field(default_factory=dict)  # texts of single directions
+
+    @property
+    def prompts(self) -> ViewPrompts:
+        """The texts of all views."""
+        return ViewPrompts(self.prompt, self.negative, views=self.views)
+
+    def load_prior(self) -> FrozenPrior:
+        """The prior, all texts of the run embedded, its text encoders gone."""
+        prior = load_prior(self.prior, self.device, getattr(torch, self.dtype), self.prior_options)
+        prior.prepare(self.prompts.texts)
+        return prior
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +94,7 @@ def check_prompt(prompt: str, prior: str, force: bool = False) -> None:
             f"  kinds:   {', '.join(KIND_NAMES)}\n"
             f"  colours: {', '.join(COLOUR_NAMES)}\n"
             "  any other prompt: give an open-vocabulary model, --prior FOLDER_OR_HUB_ID "
-            "(a Stable Diffusion 1.x or 2.x), or try all the same with --force"
+            "(sd15, sdxl, sd35, ...: see distill3d doctor), or try all the same with --force"
         )
     if reading.unknown:
         warnings.warn(
@@ -101,8 +116,8 @@ def generate(
     """
     check_prompt(config.prompt, config.prior, force)
     check_method(config.method)
-    prior = load_prior(config.prior, config.device, getattr(torch, config.dtype))
-    run = FieldRun(config.recipe, config.method, ViewPrompts(config.prompt, config.negative), prior, config.seed)
+    prior = config.load_prior()
+    run = FieldRun(config.recipe, config.method, config.prompts, prior, config.seed)
     folder = new_run_folder(Path(out), config.prompt)
     write_config(folder, config)
     return _finish(run, folder, start=0, on_step=on_step)
@@ -118,8 +133,8 @@ def resume(folder: str | Path, on_step: Report = lambda progress: None) -> Resul
     config = read_config(folder)
     if not (folder / "checkpoint" / "state.json").is_file():
         raise ValueError(f"{folder} has no checkpoint to continue from")
-    prior = load_prior(config.prior, config.device, getattr(torch, config.dtype))
-    run = FieldRun(config.recipe, config.method, ViewPrompts(config.prompt, config.negative), prior, config.seed)
+    prior = config.load_prior()
+    run = FieldRun(config.recipe, config.method, config.prompts, prior, config.seed)
     start, moments = load_checkpoint(folder / "checkpoint", run.scene, run.generator, run.student)
     run.restart_optimiser()
     restore_optimiser(run.optimiser(start), moments)

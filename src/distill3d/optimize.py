@@ -17,6 +17,7 @@ from distill3d.family import companion
 from distill3d.objectives import Objective, attach
 from distill3d.prompts import ViewPrompts
 from distill3d.recipes import Recipe, check_method
+from distill3d.render.control import control_picture
 from distill3d.scenes.background import RandomGrey
 from distill3d.scenes.field import VoxelField
 from distill3d.types import Conditioning, Prior, Rendering
@@ -122,10 +123,13 @@ class FieldRun:
         sample = self.recipe.cameras.sample(batch, self.generator).to(self.prior.device)
         rays = cameras.rays(sample, self.prior.image_size, self.prior.image_size)
         grey = self.background(batch, self.generator).to(self.prior.device)
-        rendering = self.scene.render(
-            rays, grey, generator=self.generator, normals=self.recipe.penalties.orientation(step) > 0
-        )
+        steered = getattr(self.prior, "controlnet", None) is not None
+        control = self.prior.control if steered else None  # type: ignore[attr-defined]
+        normals = self.recipe.penalties.orientation(step) > 0 or control == "normal"
+        rendering = self.scene.render(rays, grey, generator=self.generator, normals=normals)
         told = self.prompts.conditioning(sample.azimuth, sample.elevation, self.prior.embed)
+        if control is not None:
+            told = told.steered(control_picture(rendering, sample.camera_to_world, control))
         return rendering, replace(told, camera=sample.camera_to_world)
 
     def penalties(self, step: int, rendering: Rendering) -> dict[str, Tensor]:

@@ -27,7 +27,9 @@ from distill3d.generate import check_prompt, new_run_folder, write_config
 from distill3d.objectives import Objective
 from distill3d.optimize import Progress, distill
 from distill3d.picture_recipes import PictureRecipe, picture_objective, picture_recipe
+from distill3d.priors.frozen import FrozenPrior
 from distill3d.priors.loading import load_prior
+from distill3d.priors.setup import PriorOptions
 from distill3d.scenes.image import ImageScene, encodable, unit_range
 from distill3d.types import Conditioning, Prior, Rendering
 
@@ -46,6 +48,7 @@ class PictureConfig:
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
+    prior_options: PriorOptions = PriorOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,8 +227,7 @@ def draw_picture(
     """
     check_prompt(config.prompt, config.prior, force)
     check_size(size)
-    prior = load_prior(config.prior, config.device, getattr(torch, config.dtype))
-    conditioning = text_conditioning(prior, [config.prompt], config.negative)
+    prior, conditioning = told_prior(config)
     generator = torch.Generator().manual_seed(config.seed)
     run = prepare(prior, conditioning, config.method, config.recipe, generator)
     folder = new_run_folder(Path(out), config.prompt)
@@ -241,6 +243,33 @@ def draw_picture(
         painting = finish(run, after)
     video.save_image(folder / "image.png", to_size(painting.images[0], size))
     return PictureResult(folder, painting)
+
+
+class Told(Protocol):
+    """What the configurations of a picture and of a comparison have in common."""
+
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def prior(self) -> str: ...
+    @property
+    def negative(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def prior_options(self) -> PriorOptions: ...
+
+
+def told_prior(config: Told) -> tuple[FrozenPrior, Conditioning]:
+    """The prior and what it is told, its text encoders gone; ValueError for a ControlNet, which needs an object."""
+    if config.prior_options.controlnet is not None:
+        raise ValueError("a ControlNet is told a rendering of an object, and a picture has none: use generate")
+    prior = load_prior(config.prior, config.device, getattr(torch, config.dtype), config.prior_options)
+    conditioning = text_conditioning(prior, [config.prompt], config.negative)
+    prior.texts.drop()
+    return prior, conditioning
 
 
 def check_size(size: int | None) -> None:

@@ -9,8 +9,10 @@ Directions by |azimuth| (degrees, 0 = front): front below 45, back beyond 135, s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from torch import Tensor
 from distill3d.types import Conditioning, TextEmbedding
 
 DIRECTIONS = ("front", "side", "back", "overhead")
+WEIGHTED = re.compile(r"\(([^()]+):(-?[0-9]*\.?[0-9]+)\)")
 Embed = Callable[[Sequence[str]], TextEmbedding]
 
 
@@ -27,6 +30,40 @@ def direction_of(azimuth: float, elevation: float) -> str:
     if elevation > 60:
         return "overhead"
     return "front" if turned < 45 else "back" if turned > 135 else "side"
+
+
+def read_prompts(text: str) -> list[str]:
+    """The prompts that a word of the command line means: itself, or the lines of a file for @FILE.
+
+    Empty lines and lines that start with # are skipped. Raises ValueError for a file that cannot be read as
+    UTF-8 text, or holds no prompt.
+    """
+    if not text.startswith("@"):
+        return [text]
+    try:
+        lines = Path(text[1:]).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"prompt file {text[1:]} cannot be read: {error}") from None
+    prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not prompts:
+        raise ValueError(f"prompt file {text[1:]} holds no prompt: write one per line")
+    return prompts
+
+
+def weighted_parts(text: str) -> list[tuple[str, float]]:
+    """A text as parts with weights: "a (red:1.3) hat" is [("a", 1), ("red", 1.3), ("hat", 1)].
+
+    Brackets without a number are words as they stand. The weights belong to the text encoder; nobody else reads
+    them.
+    """
+    parts: list[tuple[str, float]] = []
+    here = 0
+    for match in WEIGHTED.finditer(text):
+        parts += [(text[here : match.start()].strip(), 1.0), (match[1].strip(), float(match[2]))]
+        here = match.end()
+    if not parts:
+        return [(text, 1.0)]
+    return [(part, weight) for part, weight in [*parts, (text[here:].strip(), 1.0)] if part]
 
 
 @dataclass(frozen=True)
@@ -40,14 +77,22 @@ class ViewPrompts:
     prompt: str
     negative: str = ""
     perp_neg: bool = False
+    views: Mapping[str, str] = field(default_factory=dict)  # directions that have a text of their own
 
     def __post_init__(self) -> None:
+        if unknown := set(self.views) - set(DIRECTIONS):
+            raise ValueError(f"no view is called {', '.join(sorted(unknown))}: use {', '.join(DIRECTIONS)}")
         if not self.prompt.strip():
             raise ValueError('the prompt is empty; say what you want, for instance: "a red mushroom"')
 
     def text(self, direction: str) -> str:
-        """The prompt as seen from a direction: "a red mushroom, front view"."""
-        return f"{self.prompt}, {direction} view"
+        """The prompt as seen from a direction: "a red mushroom, front view", or what `views` has for it."""
+        return self.views.get(direction) or f"{self.prompt}, {direction} view"
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Everything that the prior will be asked to embed."""
+        return tuple(dict.fromkeys([self.negative, *map(self.text, DIRECTIONS)]))
 
     def conditioning(self, azimuth: Tensor, elevation: Tensor, embed: Embed) -> Conditioning:
         """What the prior is told about B views at azimuth [B] and elevation [B], in degrees."""

@@ -7,8 +7,9 @@ the noise schedule is defined; time t lies in [0, 1] with 1 pure noise, one valu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -37,24 +38,44 @@ class Rendering:
 
 @dataclass(frozen=True)
 class TextEmbedding:
-    """What a text encoder gives for N texts: hidden [N, L, C] and, for some families, pooled [N, P]."""
+    """What N network rows are told: hidden [N, L, C], for some families pooled [N, P], and, where a ControlNet
+    is attached to the prior, a picture [N, 3, H, W] in [0, 1]."""
 
     hidden: Tensor
     pooled: Tensor | None = None
+    control: Tensor | None = None
 
     def __len__(self) -> int:
         return self.hidden.shape[0]
 
     def __getitem__(self, rows) -> TextEmbedding:
         """Rows by slice, index tensor or mask."""
-        return TextEmbedding(self.hidden[rows], None if self.pooled is None else self.pooled[rows])
+        return self._each(lambda x: x[rows])
+
+    def to(self, dtype: torch.dtype) -> TextEmbedding:
+        """The same in another precision."""
+        return self._each(lambda x: x.to(dtype))
 
     @staticmethod
     def cat(parts: Sequence[TextEmbedding]) -> TextEmbedding:
-        """Concatenates along the rows; all parts must come from one prior."""
-        pooled = [p.pooled for p in parts if p.pooled is not None]
-        assert len(pooled) in (0, len(parts)), "embeddings of different priors"
-        return TextEmbedding(torch.cat([p.hidden for p in parts]), torch.cat(pooled) if pooled else None)
+        """Concatenates along the rows; all parts must come from one prior.
+
+        A text of few tokens is repeated until it is as long as the others: attention over n copies of a text
+        is attention over the text.
+        """
+        length = math.lcm(*(p.hidden.shape[1] for p in parts))
+        hidden = [p.hidden.repeat(1, length // p.hidden.shape[1], 1) for p in parts]
+        return TextEmbedding(torch.cat(hidden), _cat([p.pooled for p in parts]), _cat([p.control for p in parts]))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> TextEmbedding:
+        given = (None if x is None else change(x) for x in (self.pooled, self.control))
+        return TextEmbedding(change(self.hidden), *given)
+
+
+def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:
+    given = [p for p in parts if p is not None]
+    assert len(given) in (0, len(parts)), "embeddings of different priors"
+    return torch.cat(given) if given else None
 
 
 @dataclass(frozen=True)
@@ -83,6 +104,14 @@ class Conditioning:
             perp, weights = self.perp[index.reshape(-1)], self.perp_weights[rows]
         camera = None if self.camera is None else self.camera[rows]
         return Conditioning(self.positive[rows], self.negative[rows], perp, weights, camera)
+
+    def steered(self, pictures: Tensor) -> Conditioning:
+        """The same, with what a ControlNet is told about each view: pictures [B, 3, H, W] in [0, 1]."""
+        perp = self.perp
+        if perp is not None and self.perp_weights is not None:
+            perp = replace(perp, control=pictures.repeat_interleave(self.perp_weights.shape[1], 0))
+        positive, negative = (replace(text, control=pictures) for text in (self.positive, self.negative))
+        return replace(self, positive=positive, negative=negative, perp=perp)
 
 
 @dataclass(frozen=True)

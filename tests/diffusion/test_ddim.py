@@ -20,7 +20,9 @@ def slopes(errors):
     return [math.log2(a / b) for a, b in itertools.pairwise(errors)]
 
 
-@pytest.mark.parametrize("schedule", [Cosine(), Flow(), stable_diffusion()], ids=["cosine", "flow", "table"])
+@pytest.mark.parametrize(
+    "schedule", [Cosine(), Flow(), Flow(3.0), stable_diffusion()], ids=["cosine", "flow", "shifted", "table"]
+)
 def test_exact_scores_of_one_gaussian_give_the_closed_form(schedule, randn):
     mean, std = randn(1, 3), 0.7
     prior = MixturePrior(mean, std, schedule=schedule)

@@ -7,6 +7,7 @@ SCHEDULES = [
     sch.Cosine(),
     sch.Linear(),
     sch.Flow(),
+    sch.Flow(shift=3.0),
     sch.stable_diffusion(),
     sch.Table.from_config({"beta_schedule": "squaredcos_cap_v2"}),
     sch.Table.from_config({"beta_schedule": "linear", "rescale_betas_zero_snr": True}),
@@ -77,7 +78,36 @@ def test_round_trips_between_predictions(schedule, kind, randn):
     torch.testing.assert_close(sch.to_eps(kind, value, x_t, alpha, sigma), eps, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [
+        ({"shift": 3.0}, 64),
+        ({"use_dynamic_shifting": True}, 256),
+        ({"use_dynamic_shifting": True}, 4096),
+        ({"use_dynamic_shifting": True, "time_shift_type": "linear", "max_shift": 2.0}, 1024),
+    ],
+)
+def test_even_times_of_a_flow_are_the_steps_of_diffusers_sampler(config, tokens):
+    import numpy as np
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    scheduler = FlowMatchEulerDiscreteScheduler(**config)
+    c = scheduler.config
+    limits = (c.base_image_seq_len, c.max_image_seq_len, c.base_shift, c.max_shift)
+    mu = calculate_shift(tokens, *limits) if c.use_dynamic_shifting else None
+    t = np.linspace(1.0, 0.1, 10)
+    scheduler.set_timesteps(sigmas=t, mu=mu)
+    sigma = sch.Flow.from_config(dict(c), tokens).sigma(torch.from_numpy(t))
+    torch.testing.assert_close(sigma[1:].float(), scheduler.sigmas[1:10], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(1000 * sigma[1:].float(), scheduler.timesteps[1:], rtol=1e-5, atol=1e-3)
+
+
 def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="shift of a flow must be a positive number, got 0"):
+        sch.Flow(0.0)
+    with pytest.raises(ValueError, match="time_shift_type 'cubic'"):
+        sch.Flow.from_config({"use_dynamic_shifting": True, "time_shift_type": "cubic"}, 64)
     with pytest.raises(ValueError, match="choose eps"):
         sch.to_eps("noise", *[torch.zeros(1)] * 4)
     with pytest.raises(ValueError, match="beta_schedule 'sigmoid' is not supported"):

@@ -29,7 +29,9 @@ def seeds(n):
 @pytest.mark.parametrize("scale", [0.0, 1.0, 7.5])
 @pytest.mark.parametrize("steps", [1, 5, 20])
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("schedule", [Cosine(), stable_diffusion(), Flow()], ids=["cosine", "table", "flow"])
+@pytest.mark.parametrize(
+    "schedule", [Cosine(), stable_diffusion(), Flow(), Flow(3.0)], ids=["cosine", "table", "flow", "shifted"]
+)
 def test_theorem_cached_kappa_and_whole_targets_are_the_ddim_sampler(
     mixture, conditions, randn, scale, steps, batch, schedule
 ):
@@ -172,7 +174,9 @@ def test_inverted_kappa_approaches_the_closed_form_of_a_gaussian(randn, conditio
 
 @pytest.mark.parametrize("t", [0.0, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("schedule", [Cosine(), stable_diffusion(), Flow()], ids=["cosine", "table", "flow"])
+@pytest.mark.parametrize(
+    "schedule", [Cosine(), stable_diffusion(), Flow(), Flow(3.0)], ids=["cosine", "table", "flow", "shifted"]
+)
 def test_finite_at_both_ends_of_time(mixture, conditions, randn, t, dtype, schedule):
     prior = MixturePrior(mixture.means, mixture.stds, mixture.weights, mixture.conditions, schedule)
     x, conditioning = randn(2, 2, 2, 2).to(dtype), conditions(prior, TEXTS[:2])

@@ -181,7 +181,9 @@ def test_kappa_is_looked_for_above_the_time_it_is_used_at(gaussian):
 
 
 @pytest.mark.parametrize("t", [0.0, 1.0])
-@pytest.mark.parametrize("schedule", [Cosine(), stable_diffusion(), Flow()], ids=["cosine", "table", "flow"])
+@pytest.mark.parametrize(
+    "schedule", [Cosine(), stable_diffusion(), Flow(), Flow(3.0)], ids=["cosine", "table", "flow", "shifted"]
+)
 def test_finite_at_both_ends_of_time(mixture, conditions, randn, t, schedule):
     prior = MixturePrior(mixture.means, mixture.stds, mixture.weights, mixture.conditions, schedule)
     x, conditioning = randn(2, 2, 2, 2).float(), conditions(prior, TEXTS[:2])

@@ -39,8 +39,9 @@ def test_embeddings_are_the_pipelines_and_cached(prior, toy):
     text = prior.embed([TEXT, "", TEXT])
     torch.testing.assert_close(text.hidden, torch.cat([theirs, empty, theirs]), rtol=1e-5, atol=1e-5)
     assert (theirs - empty).abs().max() > 0.1  # the toy text encoder does read
-    prior.text_encoder = None  # every text is encoded once
+    prior.texts.drop()
     torch.testing.assert_close(prior.embed([TEXT]).hidden, text[:1].hidden)
+    assert not prior.texts.modules()  # nothing was loaded again: every text is encoded once
 
 
 @pytest.mark.parametrize("steps", [4, 10])
@@ -86,9 +87,13 @@ def test_encode_gradient_against_finite_differences(toy):
 
 def test_frozen_and_float32_outside_in_low_precision(toy):
     prior, exact = load_prior(toy[1], dtype=torch.bfloat16), load_prior(toy[1])
-    for part in (prior.unet, prior.vae, prior.text_encoder):
+    prior.embed([""])
+    parts = prior.modules()
+    assert parts.keys() == {"network", "vae", "text_encoder"}
+    for part in parts.values():
         assert not part.training and not any(p.requires_grad for p in part.parameters())
-    assert prior.unet.dtype == torch.bfloat16 and prior.vae.dtype == torch.float32
+    assert parts["network"].dtype == parts["text_encoder"].dtype == torch.bfloat16
+    assert parts["vae"].dtype == torch.float32
     x, t = noise(1, 4, 8, 8), torch.tensor([0.5])
     eps = prior.predict(x, t, prior.embed([TEXT]))
     wanted = exact.predict(x, t, exact.embed([TEXT]))
@@ -104,11 +109,6 @@ def test_sdi_reaches_the_pixels(prior):
     attach(x, out.gradient).backward()
     assert out.evaluations == 4 * 11
     assert images.grad.isfinite().all() and images.grad.abs().max() > 0
-
-
-def test_long_texts_are_reported(prior):
-    with pytest.warns(UserWarning, match="reads the first 24 of"):
-        prior.embed(["a very long text that nobody would type"])
 
 
 def test_wrong_image_size_is_named(prior):

@@ -27,19 +27,19 @@ def test_a_whole_folder_loads(folder):
 
 
 def test_unknown_name():
-    fails("toybx", "unknown prior 'toybx': use toybox")
-    fails("./no/such/folder", "unknown prior")
+    fails("toybx", "unknown name 'toybx' for a prior: use toybox, sd15")
+    fails("./no/such/folder", "unknown name")
 
 
 def test_folder_without_index_and_file_instead_of_folder(tmp_path):
     fails(tmp_path, "has no model_index.json")
     (tmp_path / "model.ckpt").touch()
-    fails(tmp_path / "model.ckpt", "is not a folder")
+    fails(tmp_path / "model.ckpt", "is neither a folder nor a .safetensors file")
 
 
 def test_unsupported_classes(folder):
-    edit(folder / "model_index.json", _class_name="StableDiffusionXLPipeline")
-    fails(folder, "holds a StableDiffusionXLPipeline: only")
+    edit(folder / "model_index.json", _class_name="KandinskyPipeline")
+    fails(folder, "holds a KandinskyPipeline: supported are StableDiffusionPipeline, StableDiffusionXLPipeline")
     edit(folder / "model_index.json", _class_name="StableDiffusionPipeline", vae=["diffusers", "VQModel"])
     fails(folder, "vae is a VQModel, supported is AutoencoderKL or AutoencoderTiny")
 
@@ -83,7 +83,9 @@ def test_weights_of_another_model(folder):
     fails(folder, "unet")
     edit(folder / "unet" / "config.json", layers_per_block=1)
     edit(folder / "text_encoder" / "config.json", num_hidden_layers=3)
-    fails(folder, "do not match its config.json")
+    prior = load_prior(folder)  # text encoders are loaded when there is something to read
+    with pytest.raises(ValueError, match=r"do not match its config\.json"):
+        prior.embed(["cat"])
 
 
 def test_parts_that_do_not_fit_each_other(folder):
@@ -97,19 +99,3 @@ def test_hub_id_without_network(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     fails("nobody/nothing-here", "not in the local cache, and offline mode is set")
-
-
-def test_hub_errors_are_told_apart(monkeypatch, folder):
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    def raising(error):
-        def snapshot(*_, **__):
-            raise error
-
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-
-    raising(errors.LocalEntryNotFoundError("x"))
-    fails("nobody/nothing-here", "the hub cannot be reached")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
-    assert load_prior("somebody/toy").name == "somebody/toy"

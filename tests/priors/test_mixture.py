@@ -7,7 +7,9 @@ from distill3d.priors import MixturePrior
 F64 = torch.float64
 
 
-@pytest.mark.parametrize("schedule", [Cosine(), Flow(), stable_diffusion()], ids=["cosine", "flow", "table"])
+@pytest.mark.parametrize(
+    "schedule", [Cosine(), Flow(), Flow(3.0), stable_diffusion()], ids=["cosine", "flow", "shifted", "table"]
+)
 @pytest.mark.parametrize("diagonal", [False, True], ids=["isotropic", "diagonal"])
 def test_eps_is_the_score_of_the_diffused_density(schedule, diagonal, randn):
     means = randn(3, 1, 2, 2)

@@ -52,12 +52,12 @@ def test_a_new_student_is_the_prior(prior, conditioning):
 
 
 def test_the_prior_is_shared_and_untouched(prior, conditioning):
-    before = {name: (p.data_ptr(), p.detach().clone()) for name, p in prior.unet.named_parameters()}
+    before = {name: (p.data_ptr(), p.detach().clone()) for name, p in prior.network.named_parameters()}
     student = Student(prior, generator())
     for seed in range(3):
         student.learn(noise(seed), conditioning, generator(seed))
-    now = dict(prior.unet.named_parameters())
-    assert now.keys() == before.keys() and prior.unet.class_embedding is None
+    now = dict(prior.network.named_parameters())
+    assert now.keys() == before.keys() and prior.network.class_embedding is None
     assert all(now[n].data_ptr() == where and torch.equal(now[n], value) for n, (where, value) in before.items())
     assert not any(p.requires_grad for p in now.values())
     places = {p.data_ptr() for p in student.unet.parameters() if not p.requires_grad}

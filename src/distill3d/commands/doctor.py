@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from distill3d.commands.shared import Device, Dtype
+from distill3d.priors.setup import PriorOptions
 
 
 @dataclass
 class Doctor:
-    """Show what is installed, which device there is, and how fast the prior runs here."""
+    """Show what is installed, which device and which priors there are, and how fast a prior runs here."""
 
     prior: str | None = "toybox"
     """A prior to load and time; None for none."""
+    device: Device = "cpu"
+    """Where to time it."""
+    dtype: Dtype = "float32"
+    """Precision of the prior's network."""
+    prior_options: Annotated[PriorOptions, tyro.conf.arg(name="")] = field(default_factory=PriorOptions)
 
 
 def run_doctor(command: Doctor) -> int:
     from distill3d.doctor import report
 
-    for line in report(command.prior):
-        print(line)
+    for line in report(command.prior, command.device, command.dtype, command.prior_options):
+        print(line, flush=True)
     return 0

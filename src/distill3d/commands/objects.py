@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from distill3d.commands.shared import Device, Dtype, progress_bar
+from distill3d.priors.setup import PriorOptions
+from distill3d.prompts import DIRECTIONS, read_prompts
 from distill3d.recipes import RECIPES, Recipe
 
 
@@ -21,11 +23,11 @@ class Generate:
     """
 
     prompt: tyro.conf.Positional[str]
-    """What to make, for instance "a red mushroom"."""
+    """What to make, for instance "a red mushroom"; @FILE makes each line of a file."""
     method: str = "sdi"
     """Objective: sdi, sds, sjc, nfsd, csd, hifa, ism, sds_bridge, vsd or esd."""
     prior: str = "toybox"
-    """The frozen 2D model: "toybox" (bundled), a folder in diffusers format, or a hub id."""
+    """The frozen 2D model: toybox (bundled), a short name (see doctor), a folder, a .safetensors file, a hub id."""
     seed: int = 0
     """Seed of all randomness: same seed, same machine, same result."""
     device: Device = "cpu"
@@ -38,6 +40,15 @@ class Generate:
     """What the object should not be (the unconditional text)."""
     force: bool = False
     """Run even if the bundled prior knows nothing named in the prompt."""
+    front: str | None = None
+    """A text of its own for views from the front; default: the prompt and "front view". So for the other three."""
+    side: str | None = None
+    """A text of its own for views from the side."""
+    back: str | None = None
+    """A text of its own for views from behind."""
+    overhead: str | None = None
+    """A text of its own for views from above."""
+    prior_options: Annotated[PriorOptions, tyro.conf.arg(name="")] = field(default_factory=PriorOptions)
     recipe: str = "laptop"
     """Named settings to start from."""
     settings: Annotated[Recipe, tyro.conf.arg(name="", help="single settings of the recipe")] = field(
@@ -86,11 +97,21 @@ class Render:
 
 
 def run_generate(command: Generate) -> int:
+    for prompt in read_prompts(command.prompt):
+        status = _generate(replace(command, prompt=prompt))
+        if status:
+            return status
+    return 0
+
+
+def _generate(command: Generate) -> int:
     from distill3d.generate import Config, generate
 
+    views = {name: text for name in DIRECTIONS if (text := getattr(command, name))}
     config = Config(
         prompt=command.prompt, recipe=command.settings, method=command.method, prior=command.prior,
         negative=command.negative, seed=command.seed, device=command.device, dtype=command.dtype,
+        prior_options=command.prior_options, views=views,
     )  # fmt: skip
     with progress_bar(command.settings.steps, status=_filled) as on_step:
         result = generate(config, command.out, command.force, on_step)

@@ -12,6 +12,8 @@ import tyro
 
 from distill3d.commands.shared import Device, Dtype, progress_bar
 from distill3d.picture_recipes import PictureRecipe, Space, picture_recipe
+from distill3d.priors.setup import PriorOptions
+from distill3d.prompts import read_prompts
 
 
 @dataclass
@@ -55,11 +57,11 @@ class Image:
     """
 
     prompt: tyro.conf.Positional[str]
-    """What to draw, for instance "a red mushroom"."""
+    """What to draw, for instance "a red mushroom"; @FILE draws each line of a file."""
     method: str = "ddim"
     """ddim, or an objective: sdi, sdi_cached, sds, sjc, nfsd, csd, hifa, ism, sds_bridge, vsd, esd."""
     prior: str = "toybox"
-    """The frozen 2D model: "toybox" (bundled), a folder in diffusers format, or a hub id."""
+    """The frozen 2D model: toybox (bundled), a short name (see doctor), a folder, a .safetensors file, a hub id."""
     seed: int = 0
     """Seed of all randomness: same seed, same machine, same picture."""
     size: int | None = None
@@ -74,6 +76,7 @@ class Image:
     """What the picture should not be (the unconditional text)."""
     force: bool = False
     """Run even if the bundled prior knows nothing named in the prompt."""
+    prior_options: Annotated[PriorOptions, tyro.conf.arg(name="")] = field(default_factory=PriorOptions)
     settings: Annotated[Settings, tyro.conf.arg(name="", help="single settings")] = field(default_factory=Settings)
 
 
@@ -89,7 +92,7 @@ class Compare:
     methods: str = "ddim,sds,sdi_cached,sdi"
     """Methods, separated by commas; sharpness is told relative to the first."""
     prior: str = "toybox"
-    """The frozen 2D model: "toybox" (bundled), a folder in diffusers format, or a hub id."""
+    """The frozen 2D model: toybox (bundled), a short name (see doctor), a folder, a .safetensors file, a hub id."""
     seed: int = 0
     """Seed of every method."""
     size: int | None = None
@@ -104,19 +107,29 @@ class Compare:
     """What the pictures should not be (the unconditional text)."""
     force: bool = False
     """Run even if the bundled prior knows nothing named in the prompt."""
+    prior_options: Annotated[PriorOptions, tyro.conf.arg(name="")] = field(default_factory=PriorOptions)
     settings: Annotated[Settings, tyro.conf.arg(name="", help="settings for all methods")] = field(
         default_factory=Settings
     )
 
 
 def run_image(command: Image) -> int:
-    """Makes the picture and says where it lies."""
+    """Makes a picture of each prompt and says where they lie."""
+    for prompt in read_prompts(command.prompt):
+        status = _draw(dataclasses.replace(command, prompt=prompt))
+        if status:
+            return status
+    return 0
+
+
+def _draw(command: Image) -> int:
     recipe = command.settings.recipe(command.method)
     from distill3d.pictures import PictureConfig, draw_picture
 
     config = PictureConfig(
         prompt=command.prompt, method=command.method, recipe=recipe, prior=command.prior,
         negative=command.negative, seed=command.seed, device=command.device, dtype=command.dtype,
+        prior_options=command.prior_options,
     )  # fmt: skip
     with progress_bar(recipe.steps, command.method) as on_step:
         result = draw_picture(config, command.out, command.size, command.force, on_step)
@@ -135,7 +148,7 @@ def run_compare(command: Compare) -> int:
 
     config = CompareConfig(
         prompt=command.prompt, recipes=recipes, prior=command.prior, negative=command.negative,
-        seed=command.seed, device=command.device, dtype=command.dtype,
+        seed=command.seed, device=command.device, dtype=command.dtype, prior_options=command.prior_options,
     )  # fmt: skip
     before = dict(zip(recipes, _sums([r.steps for r in recipes.values()]), strict=True))
     with progress_bar(sum(r.steps for r in recipes.values()), "comparing", _of_method) as bar:

@@ -133,25 +133,53 @@ class Linear(_VariancePreserving):
 
 @dataclass(frozen=True)
 class Flow:
-    """alpha = 1 - t, sigma = t: the straight path of flow matching and rectified flow."""
+    """alpha = 1 - sigma: the straight path of flow matching and rectified flow.
 
+    sigma = shift t / (1 + (shift - 1) t)  (Esser et al. 2024, eq. 23): with shift = 1 sigma is t itself. A
+    larger shift spends more of the times on noisy samples, as large pictures need; even steps in t are then
+    the steps that the model's own sampler takes. Raises ValueError unless shift is positive.
+    """
+
+    shift: float = 1.0
     margin: float = MARGIN
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.shift) and self.shift > 0):
+            raise ValueError(f"the shift of a flow must be a positive number, got {self.shift}")
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any], tokens: int) -> Flow:
+        """The flow that a diffusers scheduler configuration describes, for pictures of so many image tokens.
+
+        With `use_dynamic_shifting` the shift is exp(mu) ("exponential") or mu ("linear"), mu linear in tokens.
+        Raises ValueError for a time_shift_type that is neither.
+        """
+        if not config.get("use_dynamic_shifting", False):
+            return Flow(float(config.get("shift", 1.0)))
+        few, many = float(config.get("base_image_seq_len", 256)), float(config.get("max_image_seq_len", 4096))
+        low, high = float(config.get("base_shift", 0.5)), float(config.get("max_shift", 1.15))
+        mu = low + (high - low) * (tokens - few) / (many - few)
+        kind = config.get("time_shift_type", "exponential")
+        if kind not in ("exponential", "linear"):
+            raise ValueError(f"time_shift_type {kind!r} is not supported: use exponential or linear")
+        return Flow(math.exp(mu) if kind == "exponential" else mu)
+
     def alpha(self, t: Tensor) -> Tensor:
-        """1 - t, t [B], held within [margin, 1 - margin]."""
+        """1 - sigma(t), t [B]."""
         return 1 - self.sigma(t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """t [B], held within [margin, 1 - margin]."""
-        return t.clamp(self.margin, 1 - self.margin)
+        """Share of noise at t [B], held within [margin, 1 - margin]."""
+        return (self.shift * t / (1 + (self.shift - 1) * t)).clamp(self.margin, 1 - self.margin)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """2 log((1 - t) / t), t [B]."""
+        """2 log(alpha / sigma), t [B]."""
         return 2 * (self.alpha(t) / self.sigma(t)).log()
 
     def time(self, log_snr: Tensor) -> Tensor:
         """The t [B] at which the schedule has this log-SNR."""
-        return torch.sigmoid(-log_snr / 2)
+        sigma = torch.sigmoid(-log_snr / 2)
+        return sigma / (self.shift - (self.shift - 1) * sigma)
 
 
 @dataclass(frozen=True, eq=False)

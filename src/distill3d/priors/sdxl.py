@@ -1,0 +1,85 @@
+"""Stable Diffusion XL: a UNet told two CLIP encoders' tokens, the second one's summary, and picture sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from distill3d.diffusion.schedule import Table
+from distill3d.priors.encoders import Clip
+from distill3d.priors.frozen import prediction_kind
+from distill3d.priors.latent import LatentPrior, check_unet
+from distill3d.priors.setup import Setup
+from distill3d.types import TextEmbedding
+
+PARTS = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL", "AutoencoderTiny"),
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
+    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+}
+TINY = "madebyollin/taesdxl"
+
+
+class SDXLPrior(LatentPrior):
+    """Stable Diffusion XL behind the Prior protocol."""
+
+    def told(self, text: TextEmbedding) -> dict[str, Any]:
+        """The pooled text, and that pictures are whole and as large as they look (section 2.2 of the report)."""
+        s = self.image_size
+        sizes = torch.tensor([s, s, 0, 0, s, s], device=text.hidden.device, dtype=text.hidden.dtype)
+        return {"added_cond_kwargs": {"text_embeds": text.pooled, "time_ids": sizes.expand(len(text), -1)}}
+
+
+@dataclass(frozen=True)
+class TwoClips:
+    """The layers before the last of two CLIP text encoders, side by side, and the second one's summary."""
+
+    first: Clip
+    second: Clip
+    zero_if_empty: bool  # SDXL learned the missing prompt as zeros, not as an empty text
+
+    def encode(self, text: str) -> TextEmbedding:
+        """hidden [1, windows L, C1 + C2], pooled [1, P]."""
+        hidden = torch.cat([clip.states(text)[-2] for clip in (self.first, self.second)], dim=-1)
+        embedding = TextEmbedding(hidden, self.second.pooled(text))
+        if text == "" and self.zero_if_empty:
+            return TextEmbedding(torch.zeros_like(hidden), torch.zeros_like(self.second.pooled(text)))
+        return embedding
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Both encoders."""
+        return {"text_encoder": self.first.encoder, "text_encoder_2": self.second.encoder}
+
+
+def build(setup: Setup) -> SDXLPrior:
+    """The prior of a StableDiffusionXLPipeline folder; ValueError where its parts do not fit."""
+    parts, where = setup.parts, setup.where
+    unet, scheduler = setup.network("unet"), parts.config("scheduler")
+    codec = setup.autoencoder(TINY)
+    check_unet(unet, codec.channels)
+    widths = [parts.config(part).get("hidden_size") for part in ("text_encoder", "text_encoder_2")]
+    if None in widths or sum(widths) != unet.config.cross_attention_dim:
+        raise ValueError(f"the text encoders give {widths} channels, the network expects "
+                         f"{unet.config.cross_attention_dim}: the parts belong to different models")  # fmt: skip
+
+    def load() -> TwoClips:
+        first, second = (
+            Clip(parts.tokenizer(f"tokenizer{n}"), parts.model(f"text_encoder{n}"), where.device, where.dtype)
+            for n in ("", "_2")
+        )
+        setup.teach({"clip_l": first, "clip_g": second})
+        return TwoClips(first, second, bool(parts.index.get("force_zeros_for_empty_prompt", True)))
+
+    prior = SDXLPrior(
+        unet, codec, setup.texts(load), Table.from_config(scheduler), prediction_kind(scheduler),
+        setup.size(unet.config.sample_size, codec.factor, 2 ** (len(unet.config.block_out_channels) - 1)),
+        where, setup.name,
+    )  # fmt: skip
+    setup.steer(prior)
+    return prior

@@ -1,0 +1,258 @@
+"""What a user may change of a prior: each option against what it promises."""
+
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from distill3d.objectives import sdi
+from distill3d.optimize import FieldRun
+from distill3d.priors import load_prior
+from distill3d.priors.setup import PriorOptions
+from distill3d.prompts import ViewPrompts
+from distill3d.recipes import LAPTOP
+from distill3d.types import Conditioning
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def noise(*shape):
+    return torch.randn(*shape, generator=generator())
+
+
+def said(prior, size=8):
+    return prior.predict(noise(2, 4, size, size), torch.tensor([0.8, 0.3]), prior.embed(["a cat", ""]))
+
+
+def load(folder, **options):
+    return load_prior(folder, options=PriorOptions(**options))
+
+
+def fails(folder, match, **options):
+    with pytest.raises(ValueError, match=match) as caught:
+        load(folder, **options)
+    assert "\n" not in str(caught.value)
+
+
+def lora_file(path, network, part, rank=2, alpha=None):
+    """LoRA for the queries of a network as diffusers saves it, and what it adds to each weight at scale 1."""
+    tensors, added = {}, {}
+    for name, module in network.named_modules():
+        if name.endswith("to_q"):
+            a, b = noise(rank, module.in_features), noise(module.out_features, rank)
+            tensors |= {f"{part}.{name}.lora_A.weight": a, f"{part}.{name}.lora_B.weight": b}
+            if alpha is not None:
+                tensors[f"{part}.{name}.alpha"] = torch.tensor(float(alpha))
+            added[f"{name}.weight"] = b @ a
+    save_file(tensors, path)
+    assert added
+    return path, added
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25, 0.0])
+def test_lora_is_added_to_the_weights(kl_folder, tmp_path, scale):
+    pytest.importorskip("peft")
+    plain = load(kl_folder)
+    file, added = lora_file(tmp_path / "style.safetensors", plain.network, "unet")
+    before = torch.get_rng_state()
+    prior = load(kl_folder, lora=(f"{file}:{scale}" if scale != 1 else str(file),))
+    assert torch.equal(torch.get_rng_state(), before)
+    names, others = dict(plain.network.named_parameters()), dict(prior.network.named_parameters())
+    assert names.keys() == others.keys()
+    for name, value in names.items():
+        torch.testing.assert_close(others[name], value + scale * added.get(name, 0.0))
+    assert torch.equal(said(prior), said(plain)) == (scale == 0)
+
+
+@pytest.mark.parametrize(("name", "part"), [("sdxl", "unet"), ("sd3", "transformer"), ("flux-dev", "transformer")])
+def test_lora_on_other_families(toys, tmp_path, name, part):
+    pytest.importorskip("peft")
+    toy = toys(name)
+    plain = load(toy.folder, picture_size=toy.size)
+    file, added = lora_file(tmp_path / "style.safetensors", plain.network, part)
+    prior = load(toy.folder, picture_size=toy.size, lora=(str(file),))
+    weights = dict(plain.network.named_parameters())
+    for key, value in added.items():
+        torch.testing.assert_close(dict(prior.network.named_parameters())[key], weights[key] + value)
+    assert (said(prior) - said(plain)).abs().max() > 1e-4
+
+
+def test_mistaken_lora_is_named(kl_folder, toys, tmp_path):
+    pytest.importorskip("peft")
+    fails(kl_folder, "LoRA weights: there is no file .*none.safetensors", lora=(str(tmp_path / "none.safetensors"),))
+    (tmp_path / "style.bin").touch()
+    fails(kl_folder, r"is no \.safetensors file", lora=(str(tmp_path / "style.bin"),))
+    file, _ = lora_file(tmp_path / "style.safetensors", load(kl_folder).network, "unet")
+    fails(toys("sd3").folder, "do not fit: it holds nothing for a transformer", lora=(str(file),))
+    query = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    wide = {f"{query}.lora_A.weight": torch.zeros(2, 99), f"{query}.lora_B.weight": torch.zeros(99, 2)}
+    save_file(wide, tmp_path / "wide.safetensors")
+    fails(kl_folder, "do not fit", lora=(str(tmp_path / "wide.safetensors"),))
+
+
+def test_lora_without_peft_says_what_to_type(kl_folder, tmp_path, monkeypatch):
+    file, _ = lora_file(tmp_path / "style.safetensors", load(kl_folder).network, "unet")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match=r"LoRA weights need peft: type  pip install 'distill3d\[student\]'"):
+        load(kl_folder, lora=(str(file),))
+
+
+def tiny_vae(folder, channels=4):
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(1)
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1), latent_channels=channels, scaling_factor=1.3,
+    )  # fmt: skip
+    vae.save_pretrained(folder)
+    return vae
+
+
+def test_another_autoencoder(kl_folder, tmp_path):
+    vae, images = tiny_vae(tmp_path / "tiny"), noise(1, 3, 16, 16).sigmoid()
+    prior = load(kl_folder, vae=str(tmp_path / "tiny"))
+    with torch.no_grad():
+        torch.testing.assert_close(prior.encode(images), 1.3 * vae.eval().encode(images * 2 - 1).latents)
+    torch.testing.assert_close(said(prior), said(load(kl_folder)))
+    assert load(kl_folder, vae=str(kl_folder)).modules()["vae"].config.latent_channels == 4  # a whole model's
+
+
+def test_mistaken_autoencoders_are_named(kl_folder, toys, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    tiny_vae(tmp_path / "wide", channels=16)
+    fails(kl_folder, "the network maps 4 channels to 4, the autoencoder has 16", vae=str(tmp_path / "wide"))
+    fails(kl_folder, "holds a UNet2DConditionModel: an autoencoder is one of", vae=str(kl_folder / "unet"))
+    fails(kl_folder, "unknown name 'taes' for an autoencoder", vae="taes")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    fails(kl_folder, "madebyollin/taesd is not in the local cache", vae="taesd")
+    fails(toys("sd3").folder, "madebyollin/taesd3 is not in the local cache", vae="taesd")
+
+
+def gradient(prior, images):
+    images = images.clone().requires_grad_()
+    (prior.encode(images) * noise(len(images), *prior.sample_shape)).sum().backward()
+    return images.grad
+
+
+def test_slicing_and_checkpointing_change_memory_and_nothing_else(kl_folder):
+    plain, images = load(kl_folder), noise(3, 3, 16, 16).sigmoid()
+    x, g = plain.encode(images), gradient(plain, images)
+    for options in ({"slicing": True}, {"checkpointing": True}):
+        prior = load(kl_folder, **options)
+        torch.testing.assert_close(prior.encode(images), x, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(prior.decode(x), plain.decode(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(gradient(prior, images), g, rtol=1e-4, atol=1e-5)
+
+
+def test_checkpointing_keeps_less_for_the_gradient(kl_folder):
+    images = noise(1, 3, 16, 16).sigmoid().requires_grad_()
+
+    def kept(prior):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            prior.encode(images)
+        return sum(sizes)
+
+    assert kept(load(kl_folder, checkpointing=True)) < 0.5 * kept(load(kl_folder))
+
+
+def test_tiling_sees_a_large_picture_in_parts(kl_folder):
+    """The toy autoencoder's tiles are 16 pixels: one of 48 is cut up, and differs, but little away from seams."""
+    plain, tiled = load(kl_folder, picture_size=48), load(kl_folder, picture_size=48, tiling=True)
+    images = noise(1, 3, 48, 48).sigmoid()
+    a, b = plain.encode(images), tiled.encode(images)
+    assert a.shape == b.shape == (1, 4, 24, 24) and not torch.equal(a, b)
+    assert gradient(tiled, images).abs().max() > 0
+
+
+def test_the_size_of_pictures(kl_folder, toys):
+    prior = load(kl_folder, picture_size=32)
+    assert prior.image_size == 32 and prior.sample_shape == (4, 16, 16)
+    assert said(prior, 16).shape == (2, 4, 16, 16)
+    fails(kl_folder, "the picture size must be a multiple of 4 for toy, got 30", picture_size=30)
+    assert load(toys("sdxl").folder, picture_size=32).told(prior.embed(["cat"]))["added_cond_kwargs"][
+        "time_ids"
+    ].tolist() == [[32, 32, 0, 0, 32, 32]]
+    flux = load(toys("flux-dev").folder, picture_size=32)  # its shift grows with the number of tokens
+    small = load(toys("flux-dev").folder, picture_size=16)
+    assert flux.schedule.shift > small.schedule.shift > 1
+
+
+def test_distilled_guidance_is_told_to_the_network(toys):
+    folder = toys("flux-dev").folder
+    low, high = (load(folder, picture_size=16, distilled_guidance=g) for g in (1.0, 5.0))
+    assert (said(low) - said(high)).abs().max() > 1e-4
+
+
+@pytest.fixture(scope="module")
+def controlnet(kl_folder, tmp_path_factory):
+    """A random ControlNet for the toy, its zero convolutions drawn too, so that it says something."""
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    torch.manual_seed(2)
+    unet = UNet2DConditionModel.from_pretrained(kl_folder, subfolder="unet")
+    network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8))
+    for part in (network.controlnet_down_blocks, network.controlnet_mid_block, network.controlnet_cond_embedding):
+        for p in part.parameters():
+            torch.nn.init.normal_(p, std=0.3)
+    folder = tmp_path_factory.mktemp("control") / "net"
+    network.save_pretrained(folder)
+    return folder
+
+
+def test_a_controlnet_is_what_diffusers_pipeline_makes_of_it(kl_folder, controlnet):
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(kl_folder, subfolder="unet")
+    network = ControlNetModel.from_pretrained(controlnet)
+    prior = load(kl_folder, controlnet=str(controlnet), control_scale=0.7)
+    x, t, picture = noise(2, 4, 8, 8), torch.tensor([0.8, 0.3]), noise(2, 3, 16, 16).sigmoid()
+    conditioning = Conditioning(prior.embed(["a cat", ""]), prior.embed(["", ""])).steered(picture)
+    text = conditioning.positive
+    with torch.no_grad():
+        down, middle = network(x, 1000 * t, text.hidden, picture, conditioning_scale=0.7, return_dict=False)
+        wanted = unet(x, 1000 * t, text.hidden, down_block_additional_residuals=down,
+                      mid_block_additional_residual=middle).sample  # fmt: skip
+    torch.testing.assert_close(prior.predict(x, t, text), wanted, rtol=1e-4, atol=1e-5)
+    assert (wanted - said(load(kl_folder))).abs().max() > 1e-3
+    out = sdi(inversion_steps=3).guidance(x, prior, conditioning, 0, generator(), 10)
+    assert out.gradient.isfinite().all()
+    with pytest.raises(ValueError, match="these conditions carry no picture"):
+        said(prior)
+
+
+@pytest.mark.parametrize("control", ["depth", "normal"])
+def test_a_controlnet_is_told_what_is_rendered(kl_folder, controlnet, control):
+    prior = load(kl_folder, controlnet=str(controlnet), control=control)
+    run = FieldRun(LAPTOP, ViewPrompts("a cube", perp_neg=True), prior, generator())
+    rendering, conditioning = run.views(0)
+    pictures = conditioning.positive.control
+    assert pictures.shape == (LAPTOP.views, 3, 16, 16) and torch.equal(pictures, conditioning.negative.control)
+    assert torch.equal(conditioning.perp.control, pictures.repeat_interleave(2, 0))
+    seen = rendering.opacity[:, 0] > 0.5
+    assert seen.any() and pictures.std() > 0.01
+    x = prior.encode(rendering.rgb)
+    out = LAPTOP.objective("sdi").guidance(x, prior, conditioning, 0, generator(), 10)
+    assert out.gradient.isfinite().all()
+
+
+def test_offloading_needs_somewhere_to_send_layers(kl_folder):
+    fails(kl_folder, "--offload sends layers from main memory to a GPU", offload=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"control": "canny"}, "can be told depth or normal, got 'canny'"),
+        ({"picture_size": 3}, "8 pixels or more, got 3"),
+        ({"distilled_guidance": float("nan")}, "distilled guidance must be a finite number"),
+    ],
+)
+def test_settings_out_of_range_are_named(options, match):
+    with pytest.raises(ValueError, match=match):
+        PriorOptions(**options)

@@ -1,0 +1,101 @@
+"""A whole model in one file, as Stable Diffusion's authors name its weights."""
+
+import re
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from distill3d.priors import load_prior
+from distill3d.priors.setup import PriorOptions
+
+RESNET = [("norm1", "in_layers.0"), ("conv1", "in_layers.2"), ("time_emb_proj", "emb_layers.1"),
+          ("norm2", "out_layers.0"), ("conv2", "out_layers.3"), ("conv_shortcut", "skip_connection")]  # fmt: skip
+WHOLE = [("time_embedding.linear_1", "time_embed.0"), ("time_embedding.linear_2", "time_embed.2"),
+         ("conv_in", "input_blocks.0.0"), ("conv_norm_out", "out.0"), ("conv_out", "out.2"),
+         ("mid_block.resnets.0", "middle_block.0"), ("mid_block.attentions.0", "middle_block.1"),
+         ("mid_block.resnets.1", "middle_block.2")]  # fmt: skip
+VAE = [("mid_block.resnets.0", "mid.block_1"), ("mid_block.resnets.1", "mid.block_2"),
+       ("mid_block.attentions.0", "mid.attn_1"), ("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"),
+       ("to_out.0", "proj_out"), ("conv_norm_out", "norm_out"), ("conv_shortcut", "nin_shortcut"),
+       ("downsamplers.0", "downsample"), ("upsamplers.0", "upsample"), ("resnets", "block"),
+       ("down_blocks", "down")]  # fmt: skip
+
+
+def unet_name(name, layers=1):
+    """What the authors call a weight of a UNet with one layer in each block."""
+    for ours, theirs in WHOLE:
+        name = name.replace(ours, theirs, 1) if name.startswith(ours) else name
+
+    def down(m):
+        return f"input_blocks.{1 + int(m[1]) * (layers + 1) + int(m[3])}.{'01'[m[2] == 'attentions']}"
+
+    def up(m):
+        return f"output_blocks.{int(m[1]) * (layers + 1) + int(m[3])}.{'01'[m[2] == 'attentions']}"
+
+    name = re.sub(
+        r"^down_blocks\.(\d)\.downsamplers\.0\.conv", lambda m: f"input_blocks.{2 + 2 * int(m[1])}.0.op", name
+    )
+    name = re.sub(r"^up_blocks\.(\d)\.upsamplers\.0", lambda m: f"output_blocks.{1 + 2 * int(m[1])}.2", name)
+    name = re.sub(r"^down_blocks\.(\d)\.(resnets|attentions)\.(\d)", down, name)
+    name = re.sub(r"^up_blocks\.(\d)\.(resnets|attentions)\.(\d)", up, name)
+    if re.search(r"_blocks\.\d+\.0\.|middle_block\.[02]\.", name):
+        for ours, theirs in RESNET:
+            name = name.replace(ours, theirs)
+    return f"model.diffusion_model.{name}"
+
+
+def vae_name(name):
+    name = re.sub(r"up_blocks\.(\d)", lambda m: f"up.{1 - int(m[1])}", name)
+    for ours, theirs in VAE:
+        name = name.replace(ours, theirs)
+    return f"first_stage_model.{name}"
+
+
+def clip_name(name):
+    return f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(kl_folder, tmp_path_factory):
+    """The model of kl_folder as one file."""
+    from distill3d.priors.parts import Parts
+
+    parts, tensors = Parts(kl_folder), {}
+    for part, rename in (("unet", unet_name), ("vae", vae_name), ("text_encoder", clip_name)):
+        tensors |= {rename(name): value.contiguous() for name, value in parts.model(part).state_dict().items()}
+    path = tmp_path_factory.mktemp("single") / "model.safetensors"
+    save_file(tensors, path)
+    return path
+
+
+def test_it_is_the_model_that_the_folder_holds(checkpoint, kl_folder):
+    prior, whole = load_prior(checkpoint, options=PriorOptions(config=str(kl_folder))), load_prior(kl_folder)
+    x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.9, 0.3])
+    images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    texts = ["a red cube", ""]
+    torch.testing.assert_close(prior.embed(texts).hidden, whole.embed(texts).hidden)
+    torch.testing.assert_close(prior.predict(x, t, prior.embed(texts)), whole.predict(x, t, whole.embed(texts)))
+    torch.testing.assert_close(prior.encode(images), whole.encode(images))
+
+
+def fails(path, match, **options):
+    with pytest.raises(ValueError, match=match) as caught:
+        load_prior(path, options=PriorOptions(**options))
+    assert "\n" not in str(caught.value)
+
+
+def test_mistakes_are_named(checkpoint, kl_folder, toys, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    fails(checkpoint, "stable-diffusion-v1-5/stable-diffusion-v1-5 is not in the local cache, and offline mode is set")
+    fails(checkpoint, "unknown name 'nowhere' for the configuration", config="nowhere")
+    fails(checkpoint, "does not fit the configuration in .* give one of its family", config=str(toys("sdxl").folder))
+    other = tmp_path / "other.safetensors"
+    save_file({"something": torch.zeros(3)}, other)
+    fails(other, "holds no text-to-image model that is known")
+    other.write_bytes(checkpoint.read_bytes()[:1000])
+    fails(other, "is damaged")
+    (tmp_path / "model.ckpt").touch()
+    fails(tmp_path / "model.ckpt", "neither a folder nor a .safetensors file; other formats can run code")
