@@ -70,6 +70,7 @@ def _time_prior(name: str, device: str, dtype: torch.dtype, options: PriorOption
     began = time.monotonic()
     prior = load_prior(name, device, dtype, options)
     text = prior.embed([""] * ROWS)
+    prior.texts.encoder()  # embeddings kept on disk would hide what it weighs
     seconds = time.monotonic() - began
     yield f"prior {name}: loaded in {seconds:.1f} s, pictures of {prior.image_size} px, x {prior.sample_shape}"
     for part, module in prior.modules().items():

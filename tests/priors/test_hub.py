@@ -1,6 +1,7 @@
 """Names, the local cache of the hub, and what is said before anything is downloaded. No network: what
 huggingface_hub would hear from it is put in its place."""
 
+import errno
 import shutil
 from types import SimpleNamespace
 from typing import Any
@@ -66,8 +67,8 @@ def test_short_names_are_hub_ids_that_were_not_withdrawn():
 
 
 def test_unknown_and_withdrawn_names(cache):
-    fails("sdx", "unknown name 'sdx' for a prior: use toybox, sd15, sd21, sd21-v, sdxl, if, sd35, flux, an existing")
-    fails("./nothing/here", "unknown name")
+    fails("sdx", "unknown prior 'sdx': use toybox, sd15, sd21, sd21-v, sdxl, if, sd35, flux, an existing")
+    fails("./nothing/here", "unknown prior")
     fails("stabilityai/stable-diffusion-2-1-base", "was withdrawn from the hub: use sd21")
 
 
@@ -90,6 +91,27 @@ def test_an_unreachable_hub_does_not_hide_what_is_in_the_cache(cache, monkeypatc
     fails("somebody/toy", "is not in the local cache, and the hub cannot be reached")
     cache("somebody/toy", kl_folder)
     assert hub.resolve("somebody/toy") == hub.cached("somebody/toy")
+
+
+def test_one_network_in_the_cache_is_found_too(cache, monkeypatch, kl_folder):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    cache("madebyollin/taesd", kl_folder / "vae")
+    assert hub.resolve("madebyollin/taesd", "autoencoder") == hub.cached("madebyollin/taesd")
+
+
+def test_a_short_name_is_no_folder_that_happens_to_lie_here(cache, monkeypatch, kl_folder, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(kl_folder, tmp_path / "if")
+    fails("if", "DeepFloyd/IF-I-XL-v1.0 is not in the local cache")
+    assert hub.resolve("./if").is_dir()
+
+
+def test_a_full_disk_is_not_a_missing_network(cache, says):
+    says(OSError(errno.ENOSPC, "No space left on device"))
+    fails(
+        "sdxl", "cannot be kept in the local cache: No space left on device; make room there, or choose another place"
+    )
 
 
 def test_a_withdrawn_model_that_is_still_in_the_cache_is_used(cache, kl_folder):
@@ -150,6 +172,10 @@ def test_one_copy_of_the_weights_is_wanted():
     assert not [f for f in bare if f.endswith(".safetensors")] and "tokenizer/vocab.json" in bare
     only = ["model_index.json", "unet/diffusion_pytorch_model.fp16.safetensors"]
     assert hub.wanted_files(only) == only  # no choice
+    both = [f"text_encoder/model{v}{n}" for v in ("", ".fp16") for n in ("-1-of-2.safetensors", "-2-of-2.safetensors")]
+    both += ["text_encoder/model.safetensors.index.json", "text_encoder/model.safetensors.index.fp16.json"]
+    assert hub.wanted_files(both, half=True) == sorted(f for f in both if ".fp16" in f)
+    assert hub.wanted_files(both) == sorted(f for f in both if ".fp16" not in f)
     assert "diffusion_pytorch_model.safetensors" in hub.wanted_files(
         ["config.json", "diffusion_pytorch_model.safetensors"]
     )

@@ -2,6 +2,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from distill3d.priors import load_prior
 
@@ -27,8 +28,8 @@ def test_a_whole_folder_loads(folder):
 
 
 def test_unknown_name():
-    fails("toybx", "unknown name 'toybx' for a prior: use toybox, sd15")
-    fails("./no/such/folder", "unknown name")
+    fails("toybx", "unknown prior 'toybx': use toybox, sd15")
+    fails("./no/such/folder", "unknown prior")
 
 
 def test_folder_without_index_and_file_instead_of_folder(tmp_path):
@@ -40,6 +41,10 @@ def test_folder_without_index_and_file_instead_of_folder(tmp_path):
 def test_unsupported_classes(folder):
     edit(folder / "model_index.json", _class_name="KandinskyPipeline")
     fails(folder, "holds a KandinskyPipeline: supported are StableDiffusionPipeline, StableDiffusionXLPipeline")
+    edit(folder / "model_index.json", _class_name="PixArtSigmaPipeline")
+    fails(folder, r"holds a PixArtSigmaPipeline \(its texts carry a mask of their padding")
+    edit(folder / "model_index.json", _class_name="StableDiffusionXLInpaintPipeline")
+    fails(folder, r"give a text-to-image model\): supported are")
     edit(folder / "model_index.json", _class_name="StableDiffusionPipeline", vae=["diffusers", "VQModel"])
     fails(folder, "vae is a VQModel, supported is AutoencoderKL or AutoencoderTiny")
 
@@ -75,6 +80,22 @@ def test_weights_missing_pickled_or_truncated(folder):
     fails(folder, "has no weights")
     (folder / "unet" / "diffusion_pytorch_model.bin").touch()
     fails(folder, "only as pickle")
+
+
+def test_weights_in_half_precision_and_in_several_files(kl_folder, folder):
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(kl_folder)
+    shutil.rmtree(folder)
+    pipeline.save_pretrained(folder, variant="fp16", max_shard_size="20KB")
+    shards = sorted((folder / "unet").glob("*.fp16-*.safetensors"))
+    assert len(shards) > 1 and list((folder / "text_encoder").glob("*.fp16-*.safetensors"))
+    halves, whole = load_prior(folder), load_prior(kl_folder)
+    x, t = torch.ones(1, 4, 8, 8), torch.tensor([0.5])
+    said = [prior.predict(x, t, prior.embed(["a cat"])) for prior in (halves, whole)]
+    torch.testing.assert_close(*said)  # the files are float32, whatever they are called
+    shards[0].unlink()
+    fails(folder, "lacks 1 of its .* files of weights")
 
 
 def test_weights_of_another_model(folder):

@@ -84,10 +84,30 @@ def load_autoencoder(folder: Path) -> nn.Module:
     import diffusers
 
     folder = folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no autoencoder: give a folder with config.json, as save_pretrained writes it")
     name = read_json(folder / "config.json").get("_class_name")
     if name not in AUTOENCODERS:
         raise ValueError(f"{folder} holds a {name}: an autoencoder is one of {', '.join(AUTOENCODERS)}")
     return load_model(getattr(diffusers, name), folder, torch.float32)
+
+
+def load_controlnet(folder: Path, unet: Any, dtype: torch.dtype) -> Any:
+    """A ControlNet from its folder; ValueError for another class, and for one made for another UNet."""
+    import diffusers
+
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no ControlNet: give a folder with config.json, as save_pretrained writes it")
+    config = read_json(folder / "config.json")
+    if config.get("_class_name") != "ControlNetModel":
+        raise ValueError(f"{folder} holds a {config.get('_class_name')}: a ControlNet is a ControlNetModel")
+    network: Any = load_model(diffusers.ControlNetModel, folder, dtype)
+    for key in ("in_channels", "block_out_channels", "cross_attention_dim", "addition_embed_type"):
+        ours, theirs = getattr(unet.config, key), getattr(network.config, key)
+        if ours != theirs:
+            raise ValueError(f"the ControlNet in {folder} is for another model: its {key} is {theirs}, the network's "
+                             f"is {ours}")  # fmt: skip
+    return network
 
 
 class Scaled(nn.Module):

@@ -33,6 +33,17 @@ FAMILIES = {
     ),
     "FluxPipeline": Family(flow.build_flux, flow.FLUX_PARTS, STRAIGHT, "FluxLoraLoaderMixin"),
 }
+# Pipelines that a user may well have, and why they are none of the above.
+WHY_NOT = {
+    "PixArt": "its texts carry a mask of their padding, which a prior does not pass on",
+    "Sana": "its texts carry a mask of their padding, which a prior does not pass on",
+    "MVDream": "diffusers has no network of its own for several views at once",
+    "StableDiffusionXLImg2Img": "a refiner knows low noise only; give the base model",
+    "IFSuperResolution": "a later stage is told a picture; give the first stage",
+    "Inpaint": "it is told a picture and a mask; give a text-to-image model",
+    "ControlNet": "give the model without it, and the ControlNet's folder with --controlnet",
+    "LatentConsistency": "it was distilled to a few steps and has no path that could be walked back",
+}
 
 
 def check_folder(folder: Path, weights: bool = True) -> Family:
@@ -46,8 +57,8 @@ def check_folder(folder: Path, weights: bool = True) -> Family:
     index = read_json(folder / "model_index.json")
     kind = index.get("_class_name")
     if kind not in FAMILIES:
-        allowed = ", ".join(FAMILIES)
-        raise ValueError(f"{folder} holds a {kind}: supported are {allowed}")
+        reason = next((f" ({why})" for part, why in WHY_NOT.items() if part in str(kind)), "")
+        raise ValueError(f"{folder} holds a {kind}{reason}: supported are {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
     for part in (*family.parts, "scheduler"):
         entry = index.get(part)
@@ -78,7 +89,7 @@ def _check_weights(folder: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     files = sorted(folder.glob("*.safetensors"))
-    for listing in folder.glob("*.safetensors.index.json"):
+    for listing in folder.glob("*.safetensors.index*.json"):
         shards = set(read_json(listing).get("weight_map", {}).values())
         lost = sorted(shard for shard in shards if not (folder / shard).is_file())
         if lost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from collections.abc import Iterable
@@ -26,12 +27,16 @@ WITHDRAWN = {
     "stabilityai/stable-diffusion-2-1-base": "sd21",
     "stabilityai/stable-diffusion-2-1": "sd21-v",
 }
+NAMES = (*BUNDLED, *SHORT_NAMES)
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 TEXTS = ("json", "txt", "model")  # configurations, merges.txt, sentencepiece
 
 
-def resolve(name: str | Path, what: str = "a prior", half: bool = False, weights: bool = True) -> Path:
-    """The file or folder behind a short name, a path, or a hub id, in this order.
+def resolve(
+    name: str | Path, what: str = "prior", names: tuple[str, ...] = NAMES, half: bool = False, weights: bool = True
+) -> Path:
+    """The file or folder behind one of the short `names`, a path, or a hub id, in this order.
 
     A hub id is downloaded once into the cache of huggingface_hub, after saying how large it is, or only looked up
     there when HF_HUB_OFFLINE is set. half prefers weights stored as float16 where there is a choice; without
@@ -40,14 +45,12 @@ def resolve(name: str | Path, what: str = "a prior", half: bool = False, weights
     text = str(name)
     if text in BUNDLED:
         return Path(str(resources.files("distill3d"))) / "assets" / text
-    if Path(text).expanduser().exists():
+    hub_id = SHORT_NAMES[text] if text in names and text in SHORT_NAMES else text
+    if hub_id == text and Path(text).expanduser().exists():
         return Path(text).expanduser()
-    hub_id = SHORT_NAMES.get(text, text)
     if not HUB_ID.fullmatch(hub_id):
-        raise ValueError(
-            f"unknown name {text!r} for {what}: use {', '.join((*BUNDLED, *SHORT_NAMES))}, an existing folder in "
-            "diffusers format, or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5"
-        )
+        raise ValueError(f"unknown {what} {text!r}: use {''.join(f'{known}, ' for known in names)}an existing folder "
+                         "in diffusers format, or a hub id OWNER/NAME")  # fmt: skip
     if hub_id in WITHDRAWN:
         if here := cached(hub_id):
             return here
@@ -59,8 +62,11 @@ def cached(name: str) -> Path | None:
     """The snapshot of a short name or hub id in the local cache; None if there is none. Asks no network."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(SHORT_NAMES.get(name, name), "model_index.json")
-    return Path(found).parent if isinstance(found, str) else None
+    for file in ("model_index.json", "config.json"):  # a whole model, or one network
+        found = try_to_load_from_cache(SHORT_NAMES.get(name, name), file)
+        if isinstance(found, str):
+            return Path(found).parent
+    return None
 
 
 def wanted_files(names: Iterable[str], half: bool = False, weights: bool = True) -> list[str]:
@@ -77,7 +83,7 @@ def wanted_files(names: Iterable[str], half: bool = False, weights: bool = True)
     for folder in {n.rpartition("/")[0] for n in names} if weights else ():
         here = [n for n in tensors if n.rpartition("/")[0] == folder]
         is_component = folder != "" or not any("/" in n for n in tensors)
-        light = [n for n in here if ".fp16." in n]
+        light = [n for n in here if ".fp16" in n]  # .fp16.safetensors, and .fp16-00001-of-00002.safetensors
         full = [n for n in here if n not in light]
         if is_component:
             chosen += light if light and (half or not full) else full
@@ -106,6 +112,9 @@ def _download(hub_id: str, half: bool, weights: bool) -> Path:
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise ValueError(f"{hub_id} is neither a folder here nor a repository on the hub") from None
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            raise ValueError(f"{hub_id} cannot be kept in the local cache: {error.strerror}; make room there, "
+                             "or choose another place with HF_HOME") from error  # fmt: skip
         if not _is_about_the_network(error):
             raise
         here = cached(hub_id)  # an unreachable hub is no reason to refuse what lies here

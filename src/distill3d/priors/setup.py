@@ -11,7 +11,7 @@ from distill3d.priors import additions, hub
 from distill3d.priors.autoencoder import Autoencoder
 from distill3d.priors.encoders import Clip
 from distill3d.priors.frozen import Where
-from distill3d.priors.parts import Parts, freeze, load_model
+from distill3d.priors.parts import Parts, freeze
 from distill3d.priors.texts import DiskCache, Texts
 
 
@@ -80,7 +80,7 @@ class Setup:
         """The model's own autoencoder or the one chosen with `vae`; `tiny` is the family's "taesd"."""
         o, vae = self.options, None
         if o.vae is not None:
-            folder = hub.resolve(tiny if o.vae == "taesd" else o.vae, "an autoencoder")
+            folder = hub.resolve(tiny if o.vae == "taesd" else o.vae, "autoencoder", names=("taesd",))
             vae = additions.load_autoencoder(folder)
         vae = self.parts.model("vae") if vae is None else vae
         return Autoencoder(vae, self.where.device, self.where.dtype, o.slicing, o.tiling, o.checkpointing)
@@ -89,10 +89,8 @@ class Setup:
         """Attaches the ControlNet to a prior with a UNet, if one is wanted."""
         if self.options.controlnet is None:
             return
-        import diffusers
-
-        folder = hub.resolve(self.options.controlnet, "a ControlNet")
-        network = load_model(diffusers.ControlNetModel, folder, self.where.dtype)
+        folder = hub.resolve(self.options.controlnet, "ControlNet", names=())
+        network = additions.load_controlnet(folder, prior.network, self.where.dtype)
         network = freeze(network, self.where.device, self.where.dtype)
         prior.controlnet = additions.Scaled(network, self.options.control_scale)
         prior.control = self.options.control
