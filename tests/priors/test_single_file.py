@@ -1,6 +1,8 @@
 """A whole model in one file, as Stable Diffusion's authors name its weights."""
 
+import gc
 import re
+import weakref
 
 import pytest
 import torch
@@ -79,6 +81,24 @@ def test_it_is_the_model_that_the_folder_holds(checkpoint, kl_folder):
     torch.testing.assert_close(prior.encode(images), whole.encode(images))
 
 
+def test_text_encoders_are_read_when_there_is_something_to_read_and_can_be_dropped(checkpoint, kl_folder, tmp_path):
+    token = tmp_path / "pet.safetensors"
+    save_file({"emb_params": torch.ones(1, 16)}, token)
+    options = PriorOptions(config=str(kl_folder), token=(str(token),))
+    prior = load_prior(checkpoint, options=options)
+    assert "text_encoder" not in prior.modules()
+    first = prior.embed(["a <pet> in one file"])
+    encoder = weakref.ref(prior.modules()["text_encoder"])
+    prior.prepare(["a <pet> in one file"])
+    gc.collect()
+    assert encoder() is None  # its memory is free
+    second = prior.embed(["another <pet>"])  # and it is read again
+    again = load_prior(checkpoint, options=options)
+    torch.testing.assert_close(again.embed(["a <pet> in one file"]).hidden, first.hidden, rtol=0, atol=0)
+    torch.testing.assert_close(again.embed(["another <pet>"]).hidden, second.hidden, rtol=0, atol=0)
+    assert "text_encoder" not in again.modules()  # embeddings were kept on disk
+
+
 def fails(path, match, **options):
     with pytest.raises(ValueError, match=match) as caught:
         load_prior(path, options=PriorOptions(**options))
@@ -90,7 +110,7 @@ def test_mistakes_are_named(checkpoint, kl_folder, toys, tmp_path, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     fails(checkpoint, "stable-diffusion-v1-5/stable-diffusion-v1-5 is not in the local cache, and offline mode is set")
-    fails(checkpoint, "unknown name 'nowhere' for the configuration", config="nowhere")
+    fails(checkpoint, "unknown configuration 'nowhere'", config="nowhere")
     fails(checkpoint, "does not fit the configuration in .* give one of its family", config=str(toys("sdxl").folder))
     other = tmp_path / "other.safetensors"
     save_file({"something": torch.zeros(3)}, other)

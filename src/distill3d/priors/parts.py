@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,10 @@ CONFIGS = {"scheduler": "scheduler_config.json"}  # others: tokenizer_config.jso
 
 @dataclass(frozen=True)
 class Parts:
-    """A folder with model_index.json; `given` are parts that come from a single-file checkpoint instead."""
+    """A folder with model_index.json; `checkpoint` is the file that holds the weights, where they lie elsewhere."""
 
     folder: Path
     dtype: torch.dtype = torch.float32
-    given: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
 
     @property
@@ -44,9 +43,7 @@ class Parts:
         return read_json(self.folder / part / config_name(part))
 
     def model(self, part: str) -> nn.Module:
-        """A network with its weights; ValueError if these do not match its configuration."""
-        if part in self.given:
-            return self.given[part]
+        """A network with its weights, read anew; ValueError if these do not match its configuration."""
         library, name = self.index[part]
         diffusers, transformers = libraries()
         kind = getattr(transformers if library == "transformers" else diffusers, name)
@@ -54,8 +51,6 @@ class Parts:
 
     def tokenizer(self, part: str) -> Any:
         """A tokenizer; ValueError if its files are incomplete."""
-        if part in self.given:
-            return self.given[part]
         _, transformers = libraries()
         try:
             return getattr(transformers, self.index[part][1]).from_pretrained(self.folder / part, local_files_only=True)

@@ -6,48 +6,81 @@ megabytes at most, from the hub; diffusers knows the names of the weights.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from distill3d.priors import hub
 from distill3d.priors.families import check_folder
-from distill3d.priors.parts import Parts, first_line, is_out_of_memory, libraries, memory_told, quiet, read_json
+from distill3d.priors.parts import Parts, first_line, is_out_of_memory, libraries, memory_told, quiet
 
-NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+READERS = ("text_encoder", "tokenizer")  # what the parts that belong to texts are called, with _2 or _3 behind
 
 
-def open_checkpoint(path: Path, config: str | None, dtype: torch.dtype) -> Parts:
+@dataclass(frozen=True)
+class SingleFile(Parts):
+    """The parts of a model in one file: its networks are read first, its text encoders when a text comes.
+
+    What was handed out is forgotten here, so that dropped text encoders free their memory; they are read again
+    if they are asked for again.
+    """
+
+    _read: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def model(self, part: str) -> nn.Module:
+        """A network with its weights; ValueError if the file lacks them, or they do not fit the configuration."""
+        return self._take(part)
+
+    def tokenizer(self, part: str) -> Any:
+        """A tokenizer, from the folder of the configuration."""
+        return self._take(part)
+
+    def _take(self, part: str) -> Any:
+        if part not in self._read:
+            of_texts = part.startswith(READERS)
+            entries = (name for name, entry in self.index.items() if isinstance(entry, list) and self.has(name))
+            self._read.update(self._open([name for name in entries if name.startswith(READERS) == of_texts]))
+        return self._read.pop(part)
+
+    def _open(self, wanted: list[str]) -> dict[str, Any]:
+        diffusers, _ = libraries()
+        pipeline = getattr(diffusers, self.index["_class_name"])
+        # What a pipeline would load beside that: safety checkers and the like, which no prior has.
+        others = {name for name, entry in self.index.items() if isinstance(entry, list)}
+        left = dict.fromkeys((others | set(pipeline._optional_components)) - {*wanted, "scheduler"})
+        wanted = [name for name in wanted if name not in left]
+        options: dict[str, Any] = {"torch_dtype": self.dtype, "config": str(self.folder), "local_files_only": True}
+        path = self.checkpoint
+        with quiet(), memory_told(str(path)):
+            try:
+                found = pipeline.from_single_file(str(path), **options, **left).components
+            except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
+                if is_out_of_memory(error):
+                    raise
+                raise ValueError(f"{path} does not fit the configuration in {self.folder}: {first_line(error)}; "
+                                 "give one of its family with --config") from error  # fmt: skip
+        parts = {name: found[name] for name in wanted if found.get(name) is not None}
+        for name, part in parts.items():
+            empty = [k for k, p in part.named_parameters() if p.is_meta] if isinstance(part, nn.Module) else []
+            if empty:
+                raise ValueError(f"{path} holds no weights for {name}: {', '.join(empty[:3])} missing")
+        return parts
+
+
+def open_checkpoint(path: Path, config: str | None, dtype: torch.dtype) -> SingleFile:
     """The parts of a single-file checkpoint; config is a folder or hub id of the same family.
 
-    Raises ValueError for other formats, damaged files, families that are unknown, and weights that do not fit
-    their configuration.
+    Raises ValueError for other formats, damaged files and families that are unknown.
     """
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} is neither a folder nor a .safetensors file; other formats can run code when opened: "
                          "convert it, or give a folder in diffusers format")  # fmt: skip
-    folder = hub.resolve(config or _family(path), "the configuration of a single-file checkpoint", weights=False)
+    folder = hub.resolve(config or _family(path), "configuration", weights=False)
     check_folder(folder, weights=False)
-    diffusers, _ = libraries()
-    pipeline = getattr(diffusers, read_json(folder / "model_index.json")["_class_name"])
-    # What a pipeline would load beside what a prior needs, and cannot find in the file.
-    spare = dict.fromkeys(set(pipeline._optional_components) - set(NETWORKS))
-    options: dict[str, Any] = {"torch_dtype": dtype, "config": str(folder), "local_files_only": True}
-    with quiet(), memory_told(path.name):
-        try:
-            found = pipeline.from_single_file(str(path), **options, **spare)
-        except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
-            if is_out_of_memory(error):
-                raise
-            raise ValueError(f"{path} does not fit the configuration in {folder}: {first_line(error)}; "
-                             "give one of its family with --config") from error  # fmt: skip
-    given = {name: part for name, part in found.components.items() if part is not None and name != "scheduler"}
-    for name in NETWORKS:
-        empty = [k for k, p in given[name].named_parameters() if p.is_meta] if name in given else []
-        if empty:
-            raise ValueError(f"{path} holds no weights for {name}: {', '.join(empty[:3])} missing")
-    return Parts(folder, dtype, given, path)
+    return SingleFile(folder, dtype, path)
 
 
 def _family(path: Path) -> str:
