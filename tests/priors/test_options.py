@@ -10,6 +10,7 @@ from distill3d.objectives import sdi
 from distill3d.optimize import FieldRun
 from distill3d.priors import load_prior
 from distill3d.priors.setup import PriorOptions
+from distill3d.priors.student import Student
 from distill3d.prompts import ViewPrompts
 from distill3d.recipes import LAPTOP
 from distill3d.types import Conditioning
@@ -127,7 +128,8 @@ def test_mistaken_autoencoders_are_named(kl_folder, toys, tmp_path, monkeypatch)
     tiny_vae(tmp_path / "wide", channels=16)
     fails(kl_folder, "the network maps 4 channels to 4, the autoencoder has 16", vae=str(tmp_path / "wide"))
     fails(kl_folder, "holds a UNet2DConditionModel: an autoencoder is one of", vae=str(kl_folder / "unet"))
-    fails(kl_folder, "unknown name 'taes' for an autoencoder", vae="taes")
+    fails(kl_folder, "holds no autoencoder: give a folder with config.json", vae=str(tmp_path))
+    fails(kl_folder, "unknown autoencoder 'taes': use taesd, an existing folder", vae="taes")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     fails(kl_folder, "madebyollin/taesd is not in the local cache", vae="taesd")
     fails(toys("sd3").folder, "madebyollin/taesd3 is not in the local cache", vae="taesd")
@@ -229,7 +231,7 @@ def test_a_controlnet_is_what_diffusers_pipeline_makes_of_it(kl_folder, controln
 @pytest.mark.parametrize("control", ["depth", "normal"])
 def test_a_controlnet_is_told_what_is_rendered(kl_folder, controlnet, control):
     prior = load(kl_folder, controlnet=str(controlnet), control=control)
-    run = FieldRun(LAPTOP, ViewPrompts("a cube", perp_neg=True), prior, generator())
+    run = FieldRun(LAPTOP, "sdi", ViewPrompts("a cube", perp_neg=True), prior)
     rendering, conditioning = run.views(0)
     pictures = conditioning.positive.control
     assert pictures.shape == (LAPTOP.views, 3, 16, 16) and torch.equal(pictures, conditioning.negative.control)
@@ -241,8 +243,40 @@ def test_a_controlnet_is_told_what_is_rendered(kl_folder, controlnet, control):
     assert out.gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_mistaken_controlnets_are_named(kl_folder, toys, controlnet, tmp_path, part):
+    fails(kl_folder, "holds a .*: a ControlNet is a ControlNetModel", controlnet=str(kl_folder / part))
+    fails(kl_folder, "holds no ControlNet: give a folder with config.json", controlnet=str(tmp_path))
+    fails(toys("sdxl").folder, "is for another model: its .* is .*, the network's is", controlnet=str(controlnet))
+    fails(toys("sd3").folder, "does not take --controlnet", controlnet=str(controlnet))
+
+
 def test_offloading_needs_somewhere_to_send_layers(kl_folder):
     fails(kl_folder, "--offload sends layers from main memory to a GPU", offload=True)
+
+
+def test_an_offloaded_network_never_lies_on_the_device_as_a_whole(kl_folder, monkeypatch):
+    """A model too large for the device must not be put there first; "meta" stands for a device without memory."""
+    from diffusers import UNet2DConditionModel
+
+    sent = []
+    monkeypatch.setattr(
+        UNet2DConditionModel, "enable_group_offload", lambda self, to, home, **_: sent.append((to, home))
+    )
+    prior = load_prior(kl_folder, "meta", options=PriorOptions(offload=True))
+    assert sent == [(torch.device("meta"), torch.device("cpu"))]
+    assert {p.device.type for p in prior.network.parameters()} == {"cpu"}
+    assert {p.device.type for p in prior.modules()["vae"].parameters()} == {"meta"}
+    with pytest.raises(ValueError, match="cannot be trained beside an offloaded one: leave --offload away"):
+        Student(prior, generator())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch, of its own compiler
+def test_a_compiled_network_says_the_same(kl_folder):
+    prior, plain = load(kl_folder, compile=True), load(kl_folder)
+    assert prior.network._compiled_call_impl is not None and plain.network._compiled_call_impl is None
+    with torch.compiler.set_stance("force_eager"):  # compiling takes a minute
+        assert torch.equal(said(prior), said(plain))
 
 
 @pytest.mark.parametrize(

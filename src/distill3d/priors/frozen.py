@@ -24,6 +24,12 @@ class Where:
 
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
+    offload: bool = False  # it stays in main memory, and its layers visit the device
+
+    @property
+    def home(self) -> torch.device:
+        """Where the denoising network lies between its calls."""
+        return torch.device("cpu") if self.offload else self.device
 
 
 class FrozenPrior:
@@ -35,8 +41,8 @@ class FrozenPrior:
     ):  # fmt: skip
         """Freezes the network in place. kind says what it predicts, size is that of x (not of the pictures)."""
         where = where or Where()
-        self.name, self.device, self.dtype = name, where.device, where.dtype
-        self.network = freeze(network, where.device, where.dtype).to(memory_format=torch.channels_last)
+        self.name, self.device, self.dtype, self.offload = name, where.device, where.dtype, where.offload
+        self.network = freeze(network, where.home, where.dtype).to(memory_format=torch.channels_last)
         self.codec, self.texts, self.schedule = codec, texts, schedule
         self.kind: Kind = kind
         self.sample_shape = (codec.channels, size, size)

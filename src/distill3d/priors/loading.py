@@ -30,10 +30,11 @@ def load_prior(
     encoders (default float32). Text encoders are loaded when the first text comes. Raises ValueError, in one line,
     for whatever does not exist or cannot be used.
     """
-    options, where = options or PriorOptions(), Where(torch.device(device), dtype or torch.float32)
+    options = options or PriorOptions()
+    where = Where(torch.device(device), dtype or torch.float32, options.offload)
     path = hub.resolve(name_or_path, half=where.dtype in (torch.float16, torch.bfloat16))
     text = str(name_or_path)
-    name = text if text in hub.BUNDLED or not Path(text).expanduser().exists() else path.resolve().name
+    name = text if text in hub.NAMES or not Path(text).expanduser().exists() else path.resolve().name
     parts = open_checkpoint(path, options.config, where.dtype) if path.is_file() else Parts(path, where.dtype)
     family = check_folder(parts.folder, weights=not path.is_file())
     disk = None if text in hub.BUNDLED else DiskCache(cache_folder(), _identity(parts, where.dtype, options))

@@ -10,7 +10,7 @@ from distill3d.priors.frozen import FrozenPrior
 
 
 def offloaded(prior: FrozenPrior) -> None:
-    """Keeps the denoising network in main memory; each layer visits the prior's device when it is its turn.
+    """Sends each layer of the denoising network, which lies in main memory, to the prior's device for its turn.
 
     Raises ValueError where there is no other device than the main memory's.
     """
