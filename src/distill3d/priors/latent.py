@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from distill3d.diffusion.schedule import Table
+from distill3d.priors.autoencoder import Autoencoder
 from distill3d.priors.encoders import Clip
 from distill3d.priors.frozen import FrozenPrior, prediction_kind
 from distill3d.priors.setup import Setup
@@ -21,6 +23,7 @@ PARTS = {
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
 TINY = "madebyollin/taesd"
+UNetPrior = TypeVar("UNetPrior", bound="LatentPrior")
 
 
 class LatentPrior(FrozenPrior):
@@ -73,8 +76,7 @@ class OneClip:
 def build(setup: Setup) -> LatentPrior:
     """The prior of a StableDiffusionPipeline folder; ValueError where its parts do not fit."""
     parts, where = setup.parts, setup.where
-    unet, scheduler = setup.network("unet"), parts.config("scheduler")
-    codec = setup.autoencoder(TINY)
+    unet, codec = setup.network("unet"), setup.autoencoder(TINY)
     check_unet(unet, codec.channels)
     if unet.config.addition_embed_type is not None or unet.config.class_embed_type is not None:
         raise ValueError("the network wants more than text (unCLIP, a camera): use a text-to-image model")
@@ -90,10 +92,16 @@ def build(setup: Setup) -> LatentPrior:
         setup.teach({"": clip})
         return OneClip(clip)
 
-    prior = LatentPrior(
-        unet, codec, setup.texts(load), Table.from_config(scheduler), prediction_kind(scheduler),
-        setup.size(unet.config.sample_size, codec.factor, 2 ** (len(unet.config.block_out_channels) - 1)),
-        where, setup.name,
+    return assemble(LatentPrior, setup, unet, codec, load)
+
+
+def assemble(kind: type[UNetPrior], setup: Setup, unet: Any, codec: Autoencoder, load: Callable[[], Any]) -> UNetPrior:
+    """A prior of this class from its parts, steered by a ControlNet if one is wanted; `load` gives the encoders."""
+    scheduler = setup.parts.config("scheduler")
+    size = setup.size(unet.config.sample_size, codec.factor, 2 ** (len(unet.config.block_out_channels) - 1))
+    prior = kind(
+        unet, codec, setup.texts(load), Table.from_config(scheduler), prediction_kind(scheduler), size, setup.where,
+        setup.name,
     )  # fmt: skip
     setup.steer(prior)
     return prior

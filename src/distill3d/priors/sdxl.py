@@ -8,20 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill3d.diffusion.schedule import Table
+from distill3d.priors import latent
 from distill3d.priors.encoders import Clip
-from distill3d.priors.frozen import prediction_kind
-from distill3d.priors.latent import LatentPrior, check_unet
+from distill3d.priors.latent import LatentPrior, assemble, check_unet
 from distill3d.priors.setup import Setup
 from distill3d.types import TextEmbedding
 
 PARTS = {
-    "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL", "AutoencoderTiny"),
-    "text_encoder": ("CLIPTextModel",),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    **latent.PARTS,
     "text_encoder_2": ("CLIPTextModelWithProjection",),
-    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "tokenizer_2": latent.PARTS["tokenizer"],
 }
 TINY = "madebyollin/taesdxl"
 
@@ -60,8 +56,7 @@ class TwoClips:
 def build(setup: Setup) -> SDXLPrior:
     """The prior of a StableDiffusionXLPipeline folder; ValueError where its parts do not fit."""
     parts, where = setup.parts, setup.where
-    unet, scheduler = setup.network("unet"), parts.config("scheduler")
-    codec = setup.autoencoder(TINY)
+    unet, codec = setup.network("unet"), setup.autoencoder(TINY)
     check_unet(unet, codec.channels)
     widths = [parts.config(part).get("hidden_size") for part in ("text_encoder", "text_encoder_2")]
     if None in widths or sum(widths) != unet.config.cross_attention_dim:
@@ -76,10 +71,4 @@ def build(setup: Setup) -> SDXLPrior:
         setup.teach({"clip_l": first, "clip_g": second})
         return TwoClips(first, second, bool(parts.index.get("force_zeros_for_empty_prompt", True)))
 
-    prior = SDXLPrior(
-        unet, codec, setup.texts(load), Table.from_config(scheduler), prediction_kind(scheduler),
-        setup.size(unet.config.sample_size, codec.factor, 2 ** (len(unet.config.block_out_channels) - 1)),
-        where, setup.name,
-    )  # fmt: skip
-    setup.steer(prior)
-    return prior
+    return assemble(SDXLPrior, setup, unet, codec, load)
