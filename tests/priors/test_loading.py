@@ -30,6 +30,13 @@ def test_a_whole_folder_loads(folder):
 def test_unknown_name():
     fails("toybx", "unknown prior 'toybx': use toybox, sd15")
     fails("./no/such/folder", "unknown prior")
+    fails("x" * 5000, "unknown prior")
+
+
+def test_a_device_that_is_not_there(folder):
+    for device in ("xpu:7", "gpu"):
+        with pytest.raises(ValueError, match=f"cannot compute on {device}: .*; distill3d doctor lists the devices"):
+            load_prior(folder, device=device)
 
 
 def test_folder_without_index_and_file_instead_of_folder(tmp_path):
@@ -60,6 +67,26 @@ def test_unsupported_settings(folder):
 def test_missing_part(folder, part):
     shutil.rmtree(folder / part)
     fails(folder, f"lacks its part '{part}'")
+
+
+def test_a_tokenizer_without_words(folder):
+    """transformers makes something of a folder without vocabulary, and it reads every text alike."""
+    for file in (folder / "tokenizer").iterdir():
+        if file.name != "tokenizer_config.json":
+            file.unlink()
+    fails(
+        folder, "tokenizer has no vocabulary .tokenizer.json, or vocab.json and merges.txt, or spiece.model.: download"
+    )
+
+
+def test_a_tokenizer_of_another_model(folder):
+    from transformers import CLIPTokenizer
+
+    words = [f"word{i}" for i in range(200)] + ["<|startoftext|>", "<|endoftext|>"]
+    CLIPTokenizer(vocab={w: i for i, w in enumerate(words)}, merges=[]).save_pretrained(folder / "tokenizer")
+    prior = load_prior(folder)
+    with pytest.raises(ValueError, match=r"the tokenizer has 202 words, CLIPTextModel knows .*: the parts belong to"):
+        prior.embed(["a cat"])
 
 
 def test_missing_and_damaged_config(folder):

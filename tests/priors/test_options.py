@@ -1,5 +1,6 @@
 """What a user may change of a prior: each option against what it promises."""
 
+import shutil
 import sys
 
 import pytest
@@ -128,6 +129,9 @@ def test_mistaken_autoencoders_are_named(kl_folder, toys, tmp_path, monkeypatch)
     tiny_vae(tmp_path / "wide", channels=16)
     fails(kl_folder, "the network maps 4 channels to 4, the autoencoder has 16", vae=str(tmp_path / "wide"))
     fails(kl_folder, "holds a UNet2DConditionModel: an autoencoder is one of", vae=str(kl_folder / "unet"))
+    shutil.copytree(tmp_path / "wide", tmp_path / "torn")
+    (tmp_path / "torn" / "diffusion_pytorch_model.safetensors").write_bytes(b"torn")
+    fails(kl_folder, "torn/diffusion_pytorch_model.safetensors is damaged", vae=str(tmp_path / "torn"))
     fails(kl_folder, "holds no autoencoder: give a folder with config.json", vae=str(tmp_path))
     fails(kl_folder, "unknown autoencoder 'taes': use taesd, an existing folder", vae="taes")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -180,6 +184,7 @@ def test_the_size_of_pictures(kl_folder, toys):
     assert load(toys("sdxl").folder, picture_size=32).told(prior.embed(["cat"]))["added_cond_kwargs"][
         "time_ids"
     ].tolist() == [[32, 32, 0, 0, 32, 32]]
+    fails(toys("sd3").folder, "the picture size can be 32 at most for toy, got 64", picture_size=64)
     flux = load(toys("flux-dev").folder, picture_size=32)  # its shift grows with the number of tokens
     small = load(toys("flux-dev").folder, picture_size=16)
     assert flux.schedule.shift > small.schedule.shift > 1

@@ -115,6 +115,8 @@ def test_mistakes_are_named(checkpoint, kl_folder, toys, tmp_path, monkeypatch):
     other = tmp_path / "other.safetensors"
     save_file({"something": torch.zeros(3)}, other)
     fails(other, "holds no text-to-image model that is known")
+    fails(other, "does not fit the configuration in .*: Failed to load UNet2DConditionModel", config=str(kl_folder))
+    fails(tmp_path / "none.safetensors", "there is no file .*none.safetensors")
     other.write_bytes(checkpoint.read_bytes()[:1000])
     fails(other, "is damaged")
     (tmp_path / "model.ckpt").touch()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill3d.priors.parts import first_line, load_model, quiet, read_json
+from distill3d.priors.parts import check_weights, first_line, load_model, quiet, read_json
 
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
 
@@ -89,6 +89,7 @@ def load_autoencoder(folder: Path) -> nn.Module:
     name = read_json(folder / "config.json").get("_class_name")
     if name not in AUTOENCODERS:
         raise ValueError(f"{folder} holds a {name}: an autoencoder is one of {', '.join(AUTOENCODERS)}")
+    check_weights(folder)
     return load_model(getattr(diffusers, name), folder, torch.float32)
 
 
@@ -101,6 +102,7 @@ def load_controlnet(folder: Path, unet: Any, dtype: torch.dtype) -> Any:
     config = read_json(folder / "config.json")
     if config.get("_class_name") != "ControlNetModel":
         raise ValueError(f"{folder} holds a {config.get('_class_name')}: a ControlNet is a ControlNetModel")
+    check_weights(folder)
     network: Any = load_model(diffusers.ControlNetModel, folder, dtype)
     for key in ("in_channels", "block_out_channels", "cross_attention_dim", "addition_embed_type"):
         ours, theirs = getattr(unet.config, key), getattr(network.config, key)

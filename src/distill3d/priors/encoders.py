@@ -22,6 +22,7 @@ class Clip:
     def __init__(self, tokenizer: Any, encoder: Any, device: str | torch.device, dtype: torch.dtype):
         self.tokenizer, self.encoder = tokenizer, freeze(encoder, device, dtype)
         self.device = torch.device(device)
+        _check_words(tokenizer, encoder)
         # Some tokenizer folders do not state their limit and report a number beyond any model.
         self.window = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
         self._expansions: dict[str, str] = {}
@@ -112,6 +113,7 @@ class T5:
         """masked hides the padding from the encoder, as IF was trained; SD 3 and FLUX let it see all."""
         self.tokenizer, self.encoder = tokenizer, freeze(encoder, device, dtype)
         self.length, self.masked, self.device = length, masked, torch.device(device)
+        _check_words(tokenizer, encoder)
 
     def states(self, text: str) -> Tensor:
         """The last layer's vectors of a text, [1, length, C]; weights as in `Clip.states`."""
@@ -141,3 +143,10 @@ class T5:
         if self.masked:
             mask = (torch.arange(self.length) < len(ids))[None].long().to(self.device)
         return self.encoder(row.to(self.device), attention_mask=mask)[0]
+
+
+def _check_words(tokenizer: Any, encoder: Any) -> None:
+    words, known = tokenizer.vocab_size, encoder.get_input_embeddings().num_embeddings
+    if words > known:
+        raise ValueError(f"the tokenizer has {words} words, {type(encoder).__name__} knows {known}: "
+                         "the parts belong to different models")  # fmt: skip

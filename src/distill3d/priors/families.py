@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distill3d.priors import flow, latent, pixel, sdxl
 from distill3d.priors.frozen import FrozenPrior
-from distill3d.priors.parts import config_name, read_json
+from distill3d.priors.parts import check_weights, config_name, read_json
 from distill3d.priors.setup import Setup
 
 
@@ -23,6 +23,7 @@ class Family:
     optional: tuple[str, ...] = ()
 
 
+VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 DISCRETE, STRAIGHT = "", "FlowMatch"
 FAMILIES = {
     "StableDiffusionPipeline": Family(latent.build, latent.PARTS, DISCRETE, "StableDiffusionLoraLoaderMixin"),
@@ -72,10 +73,19 @@ def check_folder(folder: Path, weights: bool = True) -> Family:
         if not config.is_file():
             raise ValueError(f"{folder} lacks {part}/{config.name}: download or save the model again")
         read_json(config)
+        if part.startswith("tokenizer"):
+            _check_vocabulary(folder / part)
         if weights and part != "scheduler" and not part.startswith("tokenizer"):
-            _check_weights(folder / part)
+            check_weights(folder / part)
     _check_scheduler(folder, index["scheduler"][1], family.scheduler)
     return family
+
+
+def _check_vocabulary(folder: Path) -> None:
+    # transformers makes a tokenizer of no words where these are missing.
+    if not any(all((folder / file).is_file() for file in files) for files in VOCABULARIES):
+        allowed = ", or ".join(" and ".join(files) for files in VOCABULARIES)
+        raise ValueError(f"{folder} has no vocabulary ({allowed}): download or save the model again")
 
 
 def _check_scheduler(folder: Path, name: str, start: str) -> None:
@@ -83,29 +93,3 @@ def _check_scheduler(folder: Path, name: str, start: str) -> None:
     if name.startswith("EDM") or not name.startswith(start) or (start == DISCRETE and name.startswith(STRAIGHT)):
         wanted = "one for flow matching (FlowMatch...)" if start else "one with a table of betas (DDIM, PNDM, Euler...)"
         raise ValueError(f"{folder}: scheduler is a {name}, supported is {wanted}")
-
-
-def _check_weights(folder: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    files = sorted(folder.glob("*.safetensors"))
-    for listing in folder.glob("*.safetensors.index*.json"):
-        shards = set(read_json(listing).get("weight_map", {}).values())
-        lost = sorted(shard for shard in shards if not (folder / shard).is_file())
-        if lost:
-            raise ValueError(f"{folder} lacks {len(lost)} of its {len(shards)} files of weights, {lost[0]} for one: "
-                             "download or save the model again")  # fmt: skip
-    if not files:
-        pickles = [f.name for s in ("bin", "ckpt", "pt", "pth") for f in sorted(folder.glob(f"*.{s}"))]
-        if pickles:
-            raise ValueError(
-                f"{folder} has its weights only as pickle ({pickles[0]}), which can run code when opened: "
-                "convert them with save_pretrained(..., safe_serialization=True)"
-            )
-        raise ValueError(f"{folder} has no weights (*.safetensors): download or save the model again")
-    for file in files:
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"weights file {file} is damaged: {error}; download or save it again") from None

@@ -133,6 +133,10 @@ def build_sd3(setup: Setup) -> SD3Prior:
     config: Any = network.config
     _check_channels(config.in_channels, codec.channels)
     size = setup.size(config.sample_size, codec.factor, config.patch_size)
+    largest = config.pos_embed_max_size * config.patch_size
+    if size > largest:
+        raise ValueError(f"the picture size can be {largest * codec.factor} at most for {setup.name}, "
+                         f"got {size * codec.factor}")  # fmt: skip
 
     def load() -> TwoClipsAndT5:
         first, second = (

@@ -46,8 +46,10 @@ def resolve(
     if text in BUNDLED:
         return Path(str(resources.files("distill3d"))) / "assets" / text
     hub_id = SHORT_NAMES[text] if text in names and text in SHORT_NAMES else text
-    if hub_id == text and Path(text).expanduser().exists():
+    if hub_id == text and is_path(text):
         return Path(text).expanduser()
+    if text.endswith(".safetensors"):
+        raise ValueError(f"there is no file {text}")
     if not HUB_ID.fullmatch(hub_id):
         raise ValueError(f"unknown {what} {text!r}: use {''.join(f'{known}, ' for known in names)}an existing folder "
                          "in diffusers format, or a hub id OWNER/NAME")  # fmt: skip
@@ -56,6 +58,14 @@ def resolve(
             return here
         raise ValueError(f"{hub_id} was withdrawn from the hub: use {WITHDRAWN[hub_id]}")
     return _download(hub_id, half, weights)
+
+
+def is_path(text: str) -> bool:
+    """Whether a file or folder of this name exists."""
+    try:
+        return Path(text).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long, with a null character, ~ of nobody
+        return False
 
 
 def cached(name: str) -> Path | None:

@@ -10,7 +10,7 @@ import torch
 from distill3d.priors import hub
 from distill3d.priors.families import check_folder
 from distill3d.priors.frozen import FrozenPrior, Where
-from distill3d.priors.parts import Parts
+from distill3d.priors.parts import Parts, first_line
 from distill3d.priors.setup import PriorOptions, Setup
 from distill3d.priors.single_file import open_checkpoint
 from distill3d.priors.speed import compiled, offloaded
@@ -31,10 +31,10 @@ def load_prior(
     for whatever does not exist or cannot be used.
     """
     options = options or PriorOptions()
-    where = Where(torch.device(device), dtype or torch.float32, options.offload)
+    where = Where(_device(device), dtype or torch.float32, options.offload)
     path = hub.resolve(name_or_path, half=where.dtype in (torch.float16, torch.bfloat16))
     text = str(name_or_path)
-    name = text if text in hub.NAMES or not Path(text).expanduser().exists() else path.resolve().name
+    name = text if text in hub.NAMES or not hub.is_path(text) else path.resolve().name
     parts = open_checkpoint(path, options.config, where.dtype) if path.is_file() else Parts(path, where.dtype)
     family = check_folder(parts.folder, weights=not path.is_file())
     disk = None if text in hub.BUNDLED else DiskCache(cache_folder(), _identity(parts, where.dtype, options))
@@ -49,10 +49,20 @@ def load_prior(
     return prior
 
 
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"cannot compute on {device}: {first_line(error)}; distill3d doctor lists the devices"
+        ) from error
+
+
 def _identity(parts: Parts, dtype: torch.dtype, options: PriorOptions) -> str:
     """What an embedding depends on beside its text: which encoder files, in which precision, with which words."""
     files = [] if parts.checkpoint is None else [parts.checkpoint]
-    files += [Path(token if Path(token).exists() else token.rpartition(":")[0]) for token in options.token]
+    files += [Path(token if hub.is_path(token) else token.rpartition(":")[0]) for token in options.token]
     for pattern in ("text_encoder*/*", "tokenizer*/*", "model_index.json"):
         files += sorted(parts.folder.glob(pattern))
     stats = ((str(f.resolve()), f.stat()) for f in files if f.is_file())

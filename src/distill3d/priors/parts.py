@@ -84,6 +84,33 @@ def libraries() -> tuple[Any, Any]:
     return diffusers, transformers
 
 
+def check_weights(folder: Path) -> None:
+    """Raises ValueError unless the folder of a part holds whole safetensors; reads their headers only."""
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    for listing in folder.glob("*.safetensors.index*.json"):
+        shards = set(read_json(listing).get("weight_map", {}).values())
+        lost = sorted(shard for shard in shards if not (folder / shard).is_file())
+        if lost:
+            raise ValueError(f"{folder} lacks {len(lost)} of its {len(shards)} files of weights, {lost[0]} for one: "
+                             "download or save the model again")  # fmt: skip
+    if not files:
+        pickles = [f.name for s in ("bin", "ckpt", "pt", "pth") for f in sorted(folder.glob(f"*.{s}"))]
+        if pickles:
+            raise ValueError(
+                f"{folder} has its weights only as pickle ({pickles[0]}), which can run code when opened: "
+                "convert them with save_pretrained(..., safe_serialization=True)"
+            )
+        raise ValueError(f"{folder} has no weights (*.safetensors): download or save the model again")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"weights file {file} is damaged: {error}; download or save it again") from None
+
+
 def load_model(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """One network from its folder; a tensor that the file lacks is an error, never a random initialisation.
 

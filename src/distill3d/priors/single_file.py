@@ -47,6 +47,8 @@ class SingleFile(Parts):
 
     def _open(self, wanted: list[str]) -> dict[str, Any]:
         diffusers, _ = libraries()
+        from diffusers.loaders.single_file_utils import SingleFileComponentError
+
         pipeline = getattr(diffusers, self.index["_class_name"])
         # What a pipeline would load beside that: safety checkers and the like, which no prior has.
         others = {name for name, entry in self.index.items() if isinstance(entry, list)}
@@ -57,7 +59,15 @@ class SingleFile(Parts):
         with quiet(), memory_told(str(path)):
             try:
                 found = pipeline.from_single_file(str(path), **options, **left).components
-            except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
+            except (
+                OSError,
+                ValueError,
+                KeyError,
+                RuntimeError,
+                AttributeError,
+                TypeError,
+                SingleFileComponentError,
+            ) as error:
                 if is_out_of_memory(error):
                     raise
                 raise ValueError(f"{path} does not fit the configuration in {self.folder}: {first_line(error)}; "
