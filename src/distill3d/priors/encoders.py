@@ -6,6 +6,7 @@ T5 reads its family's number of tokens. What would be left out is told in a warn
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from typing import Any
 
@@ -27,14 +28,14 @@ class Clip:
         self.window = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
         self._expansions: dict[str, str] = {}
 
-    def states(self, text: str, windows: int | None = None) -> list[Tensor]:
+    def states(self, text: str, windows: int | None = None, warn: bool = True) -> list[Tensor]:
         """All layers' vectors of a text, the last one normalised, each [1, L, C]; L is a multiple of the window.
 
-        windows limits how much is read, with a warning for what is not; None reads everything. A word's weight w
-        moves its vectors to e + w (h - e), e being those of the empty text at the same places.
+        windows limits how much is read, with a warning for what is not unless `warn` is off; None reads everything.
+        A word's weight w moves its vectors to e + w (h - e), e being those of the empty text at the same places.
         """
         tokens, weights = self._tokens(text)
-        out = self._read(self._windows(text, tokens, windows))
+        out = self._read(self._windows(text, tokens, windows, warn))
         layers = [*out.hidden_states[:-1], out.last_hidden_state]
         flat = [layer.flatten(0, 1)[None] for layer in layers]
         if all(w == 1.0 for w in weights):
@@ -74,7 +75,7 @@ class Clip:
         ids: list[int] = []
         weights: list[float] = []
         for part, weight in weighted_parts(text):
-            new = self.tokenizer(part, add_special_tokens=False).input_ids
+            new = _ids(self.tokenizer, part)
             ids, weights = ids + new, weights + [weight] * len(new)
         return ids, weights
 
@@ -83,10 +84,7 @@ class Clip:
         count = max(1, -(-len(tokens) // space))
         if limit is not None and count > limit:
             if warn:
-                warnings.warn(
-                    f"{type(self.encoder).__name__} reads {space * limit} of {len(tokens)} tokens of {text!r}",
-                    stacklevel=4,
-                )
+                _tell_rest(self.encoder, space * limit, len(tokens), text)
             count = limit
         begin, end, pad = (getattr(self.tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad"))
         return self._in_windows(tokens, begin, end, count, pad).to(self.device)
@@ -119,23 +117,22 @@ class T5:
         """The last layer's vectors of a text, [1, length, C]; weights as in `Clip.states`."""
         parts = weighted_parts(text)
         if len(parts) == 1 and parts[0][1] == 1.0:
-            return self._read(self.tokenizer(parts[0][0]).input_ids, text)
+            return self._read(_ids(self.tokenizer, parts[0][0], specials=True), text)
         ids: list[int] = []
         weights: list[float] = []
         for part, weight in parts:
-            new = self.tokenizer(part, add_special_tokens=False).input_ids
+            new = _ids(self.tokenizer, part)
             ids, weights = ids + new, weights + [weight] * len(new)
         weights = [*weights[: self.length - 1], 1.0]  # the last is the end's
         w = torch.ones(self.length)
         w[: len(weights)] = torch.tensor(weights)
         h = self._read([*ids, self.tokenizer.eos_token_id], text)
-        e = self._read(self.tokenizer("").input_ids, "")
+        e = self._read(_ids(self.tokenizer, "", specials=True), "")
         return e + w.to(h)[None, :, None] * (h - e)
 
     def _read(self, ids: list[int], text: str) -> Tensor:
         if len(ids) > self.length:
-            message = f"{type(self.encoder).__name__} reads {self.length} of {len(ids)} tokens of {text!r}"
-            warnings.warn(message, stacklevel=4)
+            _tell_rest(self.encoder, self.length, len(ids), text)
             ids = [*ids[: self.length - 1], ids[-1]]
         row = torch.full((1, self.length), self.tokenizer.pad_token_id)
         row[0, : len(ids)] = torch.tensor(ids)
@@ -150,3 +147,13 @@ def _check_words(tokenizer: Any, encoder: Any) -> None:
     if words > known:
         raise ValueError(f"the tokenizer has {words} words, {type(encoder).__name__} knows {known}: "
                          "the parts belong to different models")  # fmt: skip
+
+
+def _ids(tokenizer: Any, text: str, specials: bool = False) -> list[int]:
+    # verbose would warn of texts beyond the window, which are read in windows, or told of in our words.
+    return tokenizer(text, add_special_tokens=specials, verbose=False).input_ids
+
+
+def _tell_rest(encoder: Any, read: int, count: int, text: str) -> None:
+    short = textwrap.shorten(text, 60, placeholder=" ...")
+    warnings.warn(f"{type(encoder).__name__} reads {read} of {count} tokens of {short!r}", stacklevel=5)

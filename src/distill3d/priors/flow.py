@@ -97,7 +97,7 @@ class TwoClipsAndT5:
     def encode(self, text: str) -> TextEmbedding:
         """hidden [1, 77 + 256, width], pooled [1, P1 + P2]."""
         clips = (self.first, self.second)
-        side = torch.cat([clip.states(text, windows=1)[-2] for clip in clips], dim=-1)
+        side = torch.cat([clip.states(text, 1, warn=clip is self.first)[-2] for clip in clips], dim=-1)
         side = nn.functional.pad(side, (0, self.width - side.shape[-1]))
         t5 = side.new_zeros(1, SD3_TOKENS, self.width) if self.t5 is None else self.t5.states(text)
         pooled = torch.cat([clip.pooled(text) for clip in clips], dim=-1)

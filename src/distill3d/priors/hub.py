@@ -51,8 +51,9 @@ def resolve(
     if text.endswith(".safetensors"):
         raise ValueError(f"there is no file {text}")
     if not HUB_ID.fullmatch(hub_id):
-        raise ValueError(f"unknown {what} {text!r}: use {''.join(f'{known}, ' for known in names)}an existing folder "
-                         "in diffusers format, or a hub id OWNER/NAME")  # fmt: skip
+        known = "".join(f"{name}, " for name in names)
+        raise ValueError(f"unknown {what} {text[:80]!r}: use {known}an existing folder in diffusers format, or a hub "
+                         "id OWNER/NAME")  # fmt: skip
     if hub_id in WITHDRAWN:
         if here := cached(hub_id):
             return here

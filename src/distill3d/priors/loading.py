@@ -55,7 +55,7 @@ def _device(device: str | torch.device) -> torch.device:
         return torch.device(device)
     except (AssertionError, RuntimeError) as error:
         raise ValueError(
-            f"cannot compute on {device}: {first_line(error)}; distill3d doctor lists the devices"
+            f"cannot compute on {device}: {first_line(error).split('. ')[0]}; distill3d doctor lists the devices"
         ) from error
 
 

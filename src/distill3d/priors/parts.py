@@ -171,15 +171,18 @@ def first_line(error: BaseException) -> str:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without the libraries' progress bars and advice, which would tear up ours; their state is put back."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
 
-    shown, level = logging.is_progress_bar_enabled(), diffusers_logging.get_verbosity()
-    logging.disable_progress_bar()
-    diffusers_logging.set_verbosity_error()
+    libraries = (of_diffusers, of_transformers)
+    before = [(logging, logging.get_verbosity(), logging.is_progress_bar_enabled()) for logging in libraries]
+    for logging in libraries:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
     try:
         yield
     finally:
-        diffusers_logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()
+        for logging, level, shown in before:
+            logging.set_verbosity(level)
+            if shown:
+                logging.enable_progress_bar()

@@ -19,6 +19,9 @@ from distill3d.priors.parts import Parts, first_line, is_out_of_memory, librarie
 
 READERS = ("text_encoder", "tokenizer")  # what the parts that belong to texts are called, with _2 or _3 behind
 
+# What diffusers raises, by its own will or not, for weights that are not those of the configuration.
+MISFITS = (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError)
+
 
 @dataclass(frozen=True)
 class SingleFile(Parts):
@@ -49,7 +52,8 @@ class SingleFile(Parts):
         diffusers, _ = libraries()
         from diffusers.loaders.single_file_utils import SingleFileComponentError
 
-        pipeline = getattr(diffusers, self.index["_class_name"])
+        with quiet():
+            pipeline = getattr(diffusers, self.index["_class_name"])
         # What a pipeline would load beside that: safety checkers and the like, which no prior has.
         others = {name for name, entry in self.index.items() if isinstance(entry, list)}
         left = dict.fromkeys((others | set(pipeline._optional_components)) - {*wanted, "scheduler"})
@@ -59,15 +63,7 @@ class SingleFile(Parts):
         with quiet(), memory_told(str(path)):
             try:
                 found = pipeline.from_single_file(str(path), **options, **left).components
-            except (
-                OSError,
-                ValueError,
-                KeyError,
-                RuntimeError,
-                AttributeError,
-                TypeError,
-                SingleFileComponentError,
-            ) as error:
+            except (*MISFITS, SingleFileComponentError) as error:
                 if is_out_of_memory(error):
                     raise
                 raise ValueError(f"{path} does not fit the configuration in {self.folder}: {first_line(error)}; "
