@@ -34,6 +34,7 @@ class LatentPrior(FrozenPrior):
 
     def ask(self, x_t: Tensor, t: Tensor, text: TextEmbedding) -> Tensor:
         """The UNet's prediction, with the ControlNet's residuals where there is one."""
+        assert isinstance(self.schedule, Table), "a UNet counts its noise levels"
         inputs = x_t.contiguous(memory_format=torch.channels_last)
         steps, told = self.schedule.timestep(t), self.told(text)
         more = told | self._residuals(inputs, steps, text, told)

@@ -27,6 +27,7 @@ class PixelPrior(FrozenPrior):
 
     def ask(self, x_t: Tensor, t: Tensor, text: TextEmbedding) -> Tensor:
         """The UNet's noise; the channels of its learned variance, which only a sampler would use, are dropped."""
+        assert isinstance(self.schedule, Table), "a UNet counts its noise levels"
         inputs = x_t.contiguous(memory_format=torch.channels_last)
         out = self.network(inputs, self.schedule.timestep(t), text.hidden, return_dict=False)[0]
         return out[:, : x_t.shape[1]]

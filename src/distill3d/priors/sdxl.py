@@ -58,7 +58,7 @@ def build(setup: Setup) -> SDXLPrior:
     parts, where = setup.parts, setup.where
     unet, codec = setup.network("unet"), setup.autoencoder(TINY)
     check_unet(unet, codec.channels)
-    widths = [parts.config(part).get("hidden_size") for part in ("text_encoder", "text_encoder_2")]
+    widths: list[Any] = [parts.config(part).get("hidden_size") for part in ("text_encoder", "text_encoder_2")]
     if None in widths or sum(widths) != unet.config.cross_attention_dim:
         raise ValueError(f"the text encoders give {widths} channels, the network expects "
                          f"{unet.config.cross_attention_dim}: the parts belong to different models")  # fmt: skip
