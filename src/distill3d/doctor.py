@@ -26,6 +26,8 @@ OPTIONAL = {
     "matplotlib": "bench",
     "ray": "ray",
     "peft": "student",
+    "sentencepiece": "t5",
+    "protobuf": "t5",
 }
 
 

@@ -1,5 +1,7 @@
 import json
 import shutil
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -77,6 +79,19 @@ def test_a_tokenizer_without_words(folder):
     fails(
         folder, "tokenizer has no vocabulary .tokenizer.json, or vocab.json and merges.txt, or spiece.model.: download"
     )
+
+
+@pytest.mark.parametrize("package", ["sentencepiece", "google.protobuf"])
+def test_a_vocabulary_that_needs_another_package_says_which(toys, tmp_path, monkeypatch, package):
+    """DeepFloyd IF brings its words as sentencepiece's file alone."""
+    for name in ("google", "google.protobuf", "sentencepiece"):
+        monkeypatch.setitem(sys.modules, name, None if name == package else ModuleType(name))
+    folder = shutil.copytree(toys("if").folder, tmp_path / "model")
+    (folder / "tokenizer" / "tokenizer.json").rename(folder / "tokenizer" / "spiece.model")
+    with pytest.raises(
+        ImportError, match=r"tokenizer needs sentencepiece and protobuf: type  pip install 'distill3d\[t5\]'"
+    ):
+        load_prior(folder)
 
 
 def test_a_tokenizer_of_another_model(folder):

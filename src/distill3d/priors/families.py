@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,8 @@ def check_folder(folder: Path, weights: bool = True) -> Family:
     """The family of a folder; raises ValueError unless it holds a complete, undamaged model of a known one.
 
     Reads the headers of the weight files only, so that it costs nothing beside loading them; without `weights`
-    they need not be there.
+    they need not be there. Raises ImportError with the command to type if a vocabulary needs a package that is
+    not installed.
     """
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} has no model_index.json: give a folder saved with save_pretrained of diffusers")
@@ -86,6 +88,14 @@ def _check_vocabulary(folder: Path) -> None:
     if not any(all((folder / file).is_file() for file in files) for files in VOCABULARIES):
         allowed = ", or ".join(" and ".join(files) for files in VOCABULARIES)
         raise ValueError(f"{folder} has no vocabulary ({allowed}): download or save the model again")
+    if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+        try:
+            for package in ("sentencepiece", "google.protobuf"):
+                importlib.import_module(package)
+        except ImportError as error:
+            raise ImportError(
+                f"{folder} needs sentencepiece and protobuf: type  pip install 'distill3d[t5]'"
+            ) from error
 
 
 def _check_scheduler(folder: Path, name: str, start: str) -> None:
