@@ -140,6 +140,24 @@ def test_weights_in_half_precision_and_in_several_files(kl_folder, folder):
     fails(folder, "lacks 1 of its .* files of weights")
 
 
+def test_weights_as_the_published_models_name_them(kl_folder, folder):
+    """Stable Diffusion's folders were written by older versions of the libraries."""
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "text_encoder" / "model.safetensors"
+    named = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in load_file(file).items()}
+    save_file(named | {"text_model.embeddings.position_ids": torch.arange(24)[None]}, file, {"format": "pt"})
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+        tensors = {name.replace(f"attentions.0.{new}.", f"attentions.0.{old}."): t for name, t in tensors.items()}
+    assert any(".query." in name for name in tensors)
+    save_file(tensors, file, {"format": "pt"})
+    old, new, images = load_prior(folder), load_prior(kl_folder), torch.ones(1, 3, 16, 16)
+    torch.testing.assert_close(old.embed(["a published text"]).hidden, new.embed(["a published text"]).hidden)
+    torch.testing.assert_close(old.encode(images), new.encode(images))
+
+
 def test_weights_of_another_model(folder):
     """A tensor that the file lacks must not be filled in at random."""
     edit(folder / "unet" / "config.json", layers_per_block=2)

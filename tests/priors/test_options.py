@@ -233,6 +233,26 @@ def test_a_controlnet_is_what_diffusers_pipeline_makes_of_it(kl_folder, controln
         said(prior)
 
 
+def test_a_controlnet_of_sdxl_is_told_what_its_network_is_told(toys, tmp_path):
+    from diffusers import ControlNetModel
+
+    torch.manual_seed(3)
+    toy = toys("sdxl")
+    network = ControlNetModel.from_unet(toy.pipeline.unet, conditioning_embedding_out_channels=(4, 8)).eval()
+    for p in (*network.controlnet_down_blocks.parameters(), *network.controlnet_mid_block.parameters()):
+        torch.nn.init.normal_(p, std=0.3)
+    network.save_pretrained(tmp_path / "net")
+    prior = load(toy.folder, controlnet=str(tmp_path / "net"))
+    x, t, picture = noise(2, 4, 8, 8), torch.tensor([0.8, 0.3]), noise(2, 3, 16, 16).sigmoid()
+    text = Conditioning(prior.embed(["a cat", ""]), prior.embed(["", ""])).steered(picture).positive
+    with torch.no_grad():
+        down, middle = network(x, 1000 * t, text.hidden, picture, return_dict=False, **prior.told(text))
+        wanted = toy.pipeline.unet(x, 1000 * t, text.hidden, down_block_additional_residuals=down,
+                                   mid_block_additional_residual=middle, **prior.told(text)).sample  # fmt: skip
+    torch.testing.assert_close(prior.predict(x, t, text), wanted, rtol=1e-4, atol=1e-5)
+    assert (wanted - said(load(toy.folder))).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("control", ["depth", "normal"])
 def test_a_controlnet_is_told_what_is_rendered(kl_folder, controlnet, control):
     prior = load(kl_folder, controlnet=str(controlnet), control=control)
