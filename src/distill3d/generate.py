@@ -201,9 +201,9 @@ def write_artefacts(folder: Path, scene: Any, frames: int) -> Path | None:
     """
     scene.cpu().eval()
     scene.refresh_occupancy()
-    preview = render_views(scene, 8, TURNTABLE_SIZE)
+    turn = list(video.turntable_frames(scene, frames, TURNTABLE_SIZE, background=0.9))
+    preview = torch.stack([turn[i * frames // 8] for i in range(8)])
     video.save_image(folder / "preview.png", video.contact_sheet(preview, columns=4))
-    turn = video.turntable_frames(scene, frames, TURNTABLE_SIZE, background=0.9)
     video.save_video(folder / "turntable.mp4", turn, fps=16)
     try:
         mesh = export.extract_mesh(scene.query, half_size=scene.options.half_size)

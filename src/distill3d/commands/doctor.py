@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from distill3d.commands.shared import Device, Dtype
+from distill3d.commands.shared import Device, Dtype, precision
 from distill3d.priors.setup import PriorOptions
 
 
@@ -19,14 +19,14 @@ class Doctor:
     """A prior to load and time; None for none."""
     device: Device = "cpu"
     """Where to time it."""
-    dtype: Dtype = "float32"
-    """Precision of the prior's network."""
+    dtype: Dtype = "auto"
+    """Precision of the prior's network; auto is bfloat16 where the device computes it in hardware, else float32."""
     prior_options: Annotated[PriorOptions, tyro.conf.arg(name="")] = field(default_factory=PriorOptions)
 
 
 def run_doctor(command: Doctor) -> int:
     from distill3d.doctor import report
 
-    for line in report(command.prior, command.device, command.dtype, command.prior_options):
+    for line in report(command.prior, command.device, precision(command.dtype, command.device), command.prior_options):
         print(line, flush=True)
     return 0

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from distill3d.commands.shared import Device, Dtype, progress_bar
+from distill3d.commands.shared import Device, Dtype, precision, progress_bar
 from distill3d.priors.setup import PriorOptions
 from distill3d.prompts import DIRECTIONS, read_prompts
 from distill3d.recipes import RECIPES, Recipe
@@ -32,8 +32,8 @@ class Generate:
     """Seed of all randomness: same seed, same machine, same result."""
     device: Device = "cpu"
     """Where to compute."""
-    dtype: Dtype = "float32"
-    """Precision of the prior's network."""
+    dtype: Dtype = "auto"
+    """Precision of the prior's network; auto is bfloat16 where the device computes it in hardware, else float32."""
     out: Path = Path("runs")
     """Folder in which the run's folder is made."""
     negative: str = ""
@@ -110,8 +110,8 @@ def _generate(command: Generate) -> int:
     views = {name: text for name in DIRECTIONS if (text := getattr(command, name))}
     config = Config(
         prompt=command.prompt, recipe=command.settings, method=command.method, prior=command.prior,
-        negative=command.negative, seed=command.seed, device=command.device, dtype=command.dtype,
-        prior_options=command.prior_options, views=views,
+        negative=command.negative, seed=command.seed, device=command.device,
+        dtype=precision(command.dtype, command.device), prior_options=command.prior_options, views=views,
     )  # fmt: skip
     with progress_bar(command.settings.steps, status=_filled) as on_step:
         result = generate(config, command.out, command.force, on_step)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import tyro
 
-from distill3d.commands.shared import Device, Dtype
+from distill3d.commands.shared import Device, Dtype, precision
 
 
 @dataclass
@@ -60,7 +60,7 @@ def run_paper(command: Paper) -> int:
         check_prompt(prompt, command.prior, command.force)
     figure_class()
     _check_folder(command.out)
-    prior = load_prior(command.prior, command.device, getattr(torch, command.dtype))
+    prior = load_prior(command.prior, command.device, getattr(torch, precision(command.dtype, command.device)))
     total = len(study.scales) * study.times * len(STRATEGIES)
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("measuring", total=total)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from distill3d.commands.shared import Device, Dtype, progress_bar
+from distill3d.commands.shared import Device, Dtype, precision, progress_bar
 from distill3d.picture_recipes import PictureRecipe, Space, picture_recipe
 from distill3d.priors.setup import PriorOptions
 from distill3d.prompts import read_prompts
@@ -68,8 +68,8 @@ class Image:
     """Pixels a side of the file; default: what the prior makes."""
     device: Device = "cpu"
     """Where to compute."""
-    dtype: Dtype = "float32"
-    """Precision of the prior's network."""
+    dtype: Dtype = "auto"
+    """Precision of the prior's network; auto is bfloat16 where the device computes it in hardware, else float32."""
     out: Path = Path("runs")
     """Folder in which the run's folder is made."""
     negative: str = ""
@@ -99,8 +99,8 @@ class Compare:
     """Pixels a side of each picture in the sheet; default: what the prior makes, at least 192."""
     device: Device = "cpu"
     """Where to compute."""
-    dtype: Dtype = "float32"
-    """Precision of the prior's network."""
+    dtype: Dtype = "auto"
+    """Precision of the prior's network; auto is bfloat16 where the device computes it in hardware, else float32."""
     out: Path = Path("runs")
     """Folder in which the run's folder is made."""
     negative: str = ""
@@ -128,8 +128,8 @@ def _draw(command: Image) -> int:
 
     config = PictureConfig(
         prompt=command.prompt, method=command.method, recipe=recipe, prior=command.prior,
-        negative=command.negative, seed=command.seed, device=command.device, dtype=command.dtype,
-        prior_options=command.prior_options,
+        negative=command.negative, seed=command.seed, device=command.device,
+        dtype=precision(command.dtype, command.device), prior_options=command.prior_options,
     )  # fmt: skip
     with progress_bar(recipe.steps, command.method) as on_step:
         result = draw_picture(config, command.out, command.size, command.force, on_step)
@@ -148,7 +148,8 @@ def run_compare(command: Compare) -> int:
 
     config = CompareConfig(
         prompt=command.prompt, recipes=recipes, prior=command.prior, negative=command.negative,
-        seed=command.seed, device=command.device, dtype=command.dtype, prior_options=command.prior_options,
+        seed=command.seed, device=command.device, dtype=precision(command.dtype, command.device),
+        prior_options=command.prior_options,
     )  # fmt: skip
     before = dict(zip(recipes, _sums([r.steps for r in recipes.values()]), strict=True))
     with progress_bar(sum(r.steps for r in recipes.values()), "comparing", _of_method) as bar:

@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 Device = Literal["cpu", "cuda", "mps"]
-Dtype = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def precision(dtype: Dtype, device: Device) -> str:
+    """The name of the precision that a flag means; auto is what is fast on the device."""
+    if dtype != "auto":
+        return dtype
+    from distill3d.priors.speed import fast_dtype
+
+    return str(fast_dtype(device)).removeprefix("torch.")
 
 
 @contextlib.contextmanager
