@@ -13,6 +13,7 @@ import torch
 
 import distill3d
 from distill3d.priors import hub
+from distill3d.priors.families import check_folder
 from distill3d.priors.frozen import FrozenPrior
 from distill3d.priors.setup import PriorOptions
 from distill3d.types import TextEmbedding
@@ -45,9 +46,20 @@ def report(
     for name in hub.BUNDLED:
         yield f"  {name:<14} bundled"
     for name, hub_id in hub.SHORT_NAMES.items():
-        yield f"  {name:<14} {hub_id} ({'in the local cache' if hub.cached(name) else 'not downloaded'})"
+        yield f"  {name:<14} {hub_id} ({_state(name)})"
     if prior:
         yield from _time_prior(prior, device, getattr(torch, dtype), options)
+
+
+def _state(name: str) -> str:
+    folder = hub.cached(name)
+    if folder is None:
+        return "not downloaded"
+    try:
+        check_folder(folder)
+    except (ValueError, ImportError):  # an interrupted download, or the configuration alone, for a single file
+        return "in the local cache in part"
+    return "in the local cache"
 
 
 def _version(package: str) -> str | None:

