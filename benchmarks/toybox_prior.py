@@ -1,6 +1,7 @@
 """How good is the bundled prior? 500 prompts x 2 seeds, 30 DDIM steps, judged by the second evaluator.
 
 python benchmarks/toybox_prior.py [--prompts 500] [--weights FOLDER] [--sheet docs/images/toybox_samples.png]
+    [--world docs/images/toybox_world.png]
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from distill3d.evaluation.evaluator import ToyboxJudge
 from distill3d.evaluation.metrics import psnr
 from distill3d.priors.loading import load_prior
 from distill3d.toybox.captions import COLOUR_NAMES, KIND_NAMES, VIEW_WORDS, Claim, held_out_pairs, sentence
-from distill3d.toybox.world import build, draw, random_view
+from distill3d.toybox.world import View, build, draw, random_view
 from distill3d.types import Conditioning, Prior
 from distill3d.video import contact_sheet, save_image
 
@@ -80,7 +81,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=500)
     parser.add_argument("--weights", type=Path, help="another folder in the bundled prior's layout")
     parser.add_argument("--scale", type=float, default=SCALE, help="guidance scale of the samples")
-    parser.add_argument("--sheet", type=Path, help="write a contact sheet here")
+    parser.add_argument("--sheet", type=Path, help="write samples of every kind from front, side and back here")
+    parser.add_argument("--world", type=Path, help="write the world's own pictures of the same toys here")
     arguments = parser.parse_args()
     prior = load_prior(arguments.weights or "toybox")
     renders, truth = fresh_renders(400)
@@ -93,12 +95,16 @@ def main() -> None:
     for key in ("kind", "colour", "both", "view"):
         share = np.mean([bool(getattr(v, key)) for v in verdicts])
         print(f"judge on true renders: {key} {100 * share:.1f} %")
-    if arguments.sheet:
-        texts = [
-            sentence(Claim(k, (k + j * 3) % len(COLOUR_NAMES), view=v))
-            for k in range(len(KIND_NAMES))
-            for j, v in enumerate((0, 1, 2))
+    shown = [(k, (k + 3 * v) % len(COLOUR_NAMES), v) for k in range(len(KIND_NAMES)) for v in range(3)]
+    if arguments.world:
+        true = [
+            draw(build(KIND_NAMES[k], COLOUR_NAMES[c], seed=10 * k + v), View((10, 75, 165)[v], 20))
+            for k, c, v in shown
         ]
+        sheet = contact_sheet(torch.from_numpy(np.stack(true)).permute(0, 3, 1, 2), columns=12)
+        save_image(arguments.world, sheet)
+    if arguments.sheet:
+        texts = [sentence(Claim(k, c, view=v)) for k, c, v in shown]
         save_image(arguments.sheet, contact_sheet(sample(prior, texts, 5, arguments.scale), columns=12))
     judge_prompts(prior, judge, arguments.prompts, arguments.scale)
 

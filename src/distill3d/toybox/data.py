@@ -14,7 +14,7 @@ from distill3d.toybox.world import build, draw, random_view
 
 SHARD = 2048
 VIEWS_PER_TOY = 4
-SPLITS = {"train": 24, "judge": 14, "test": 2}  # shards; every split has seeds of its own
+SPLITS = {"train": 24, "judge": 28, "test": 2}  # shards; every split has seeds of its own
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ FITS = {
     "eye": Fit(2500, 1e-3),
     "autoencoder": Fit(5000, 1e-3),
     "decoder": Fit(800, 8e-4, warmup=50),
-    "unet": Fit(14000, 8e-4, decay=0.4, weight_decay=1e-2),
+    "unet": Fit(11000, 8e-4, decay=0.4, weight_decay=1e-2),
 }
 BATCH = {"clip": 128, "judge": 128, "autoencoder": 32, "decoder": 32, "unet": 32}
 PROMPT_DROPOUT = 0.1  # share of unconditional rows, for classifier-free guidance
@@ -60,8 +60,13 @@ def _claims(pictures: Pictures, index: Tensor, generator: torch.Generator) -> tu
 
 
 def _degraded(pictures: Pictures, index: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures in [-1, 1], part of them blurred, noisy and a little shifted: a judge must read imperfect ones too."""
+    """Pictures in [-1, 1], mirrored, shifted, part of them blurred and noisy: a judge must read imperfect ones too.
+
+    A mirror changes no word: every toy has a front, but none a left that differs from its right by name.
+    """
     images, b = _images(pictures, index), len(index)
+    mirrored = torch.rand(b, 1, 1, 1, generator=generator) < 0.5
+    images = torch.where(mirrored, images.flip(-1), images)
     shift = torch.randint(-3, 4, (2,), generator=generator).tolist()
     images = F.pad(images, (3, 3, 3, 3), mode="replicate")[
         :, :, 3 + shift[0] : 67 + shift[0], 3 + shift[1] : 67 + shift[1]
