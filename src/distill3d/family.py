@@ -35,7 +35,9 @@ def companion(method: str, prior: Prior, generator: torch.Generator) -> Student 
     if method not in TAUGHT:
         return None
     if not isinstance(prior, LatentPrior):
-        raise ValueError(f"{method} trains a companion of a latent diffusion model with a UNet, which {prior.name} is not")
+        raise ValueError(
+            f"{method} trains a companion of a latent diffusion model with a UNet, which {prior.name} is not"
+        )
     return Student(prior, generator)
 
 
