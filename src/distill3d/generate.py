@@ -58,9 +58,9 @@ class Config:
         """The texts of all views."""
         return ViewPrompts(self.prompt, self.negative, views=self.views)
 
-    def load_prior(self) -> FrozenPrior:
-        """The prior, all texts of the run embedded, its text encoders gone."""
-        prior = load_prior(self.prior, self.device, getattr(torch, self.dtype), self.prior_options)
+    def load_prior(self, prior: FrozenPrior | None = None) -> FrozenPrior:
+        """The prior (the one that is given, or a new one), all texts of the run embedded, its text encoders gone."""
+        prior = prior or load_prior(self.prior, self.device, getattr(torch, self.dtype), self.prior_options)
         prior.prepare(self.prompts.texts)
         return prior
 
@@ -104,11 +104,16 @@ def check_prompt(prompt: str, prior: str, force: bool = False) -> None:
 
 
 def generate(
-    config: Config, out: str | Path = "runs", force: bool = False, on_step: Report = lambda progress: None
+    config: Config,
+    out: str | Path = "runs",
+    force: bool = False,
+    on_step: Report = lambda progress: None,
+    prior: FrozenPrior | None = None,
 ) -> Result:
     """Makes an object and writes its run folder below `out`.
 
-    An interrupt (Ctrl-C) ends the loop early; the artefacts of what is there are written all the same.
+    An interrupt (Ctrl-C) ends the loop early; the artefacts of what is there are written all the same. `prior` is
+    what the configuration's names mean, where it was loaded before.
 
     Raises:
         ValueError: for anything wrong with the prompt, the prior, the method or the output folder, before
@@ -116,7 +121,7 @@ def generate(
     """
     check_prompt(config.prompt, config.prior, force)
     check_method(config.method)
-    prior = config.load_prior()
+    prior = config.load_prior(prior)
     run = FieldRun(config.recipe, config.method, config.prompts, prior, config.seed)
     folder = new_run_folder(Path(out), config.prompt)
     write_config(folder, config)

@@ -216,10 +216,12 @@ def draw_picture(
     size: int | None = None,
     force: bool = False,
     on_step: Report = lambda progress: None,
+    prior: FrozenPrior | None = None,
 ) -> PictureResult:
     """Makes a picture and writes its run folder below `out`: config.json, metrics.jsonl, image.png.
 
-    `size` is the pixels a side of image.png; default: what the prior makes.
+    `size` is the pixels a side of image.png; default: what the prior makes. `prior` is what the configuration's
+    names mean, where it was loaded before.
 
     Raises:
         ValueError: for anything wrong with the prompt, the prior, the method or the output folder, before
@@ -227,7 +229,7 @@ def draw_picture(
     """
     check_prompt(config.prompt, config.prior, force)
     check_size(size)
-    prior, conditioning = told_prior(config)
+    prior, conditioning = told_prior(config, prior)
     generator = torch.Generator().manual_seed(config.seed)
     run = prepare(prior, conditioning, config.method, config.recipe, generator)
     folder = new_run_folder(Path(out), config.prompt)
@@ -262,11 +264,15 @@ class Told(Protocol):
     def prior_options(self) -> PriorOptions: ...
 
 
-def told_prior(config: Told) -> tuple[FrozenPrior, Conditioning]:
-    """The prior and what it is told, its text encoders gone; ValueError for a ControlNet, which needs an object."""
+def told_prior(config: Told, prior: FrozenPrior | None = None) -> tuple[FrozenPrior, Conditioning]:
+    """The prior (the one that is given, or a new one) and what it is told, its text encoders gone.
+
+    Raises:
+        ValueError: for a ControlNet, which needs an object.
+    """
     if config.prior_options.controlnet is not None:
         raise ValueError("a ControlNet is told a rendering of an object, and a picture has none: use generate")
-    prior = load_prior(config.prior, config.device, getattr(torch, config.dtype), config.prior_options)
+    prior = prior or load_prior(config.prior, config.device, getattr(torch, config.dtype), config.prior_options)
     conditioning = text_conditioning(prior, [config.prompt], config.negative)
     prior.texts.drop()
     return prior, conditioning

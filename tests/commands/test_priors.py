@@ -36,6 +36,14 @@ def test_a_prompt_file_makes_a_picture_of_each_line(kl_folder, tmp_path):
     assert sorted(told) == ["a red dot", "红色的立方体"]
 
 
+@pytest.mark.parametrize("command", ["image", "generate"])
+def test_a_bad_line_is_found_before_the_good_ones_are_made(command, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("a red mushroom\na walrus\n")
+    out = ["--out", str(tmp_path / "runs")]
+    assert cli.run([command, f"@{tmp_path / 'prompts.txt'}", *out]) == 2
+    assert "'a walrus'" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
 def test_mistakes_are_one_line_and_nothing_is_written(kl_folder, tmp_path, capsys, monkeypatch):
     from huggingface_hub import constants
 

@@ -97,25 +97,30 @@ class Render:
 
 
 def run_generate(command: Generate) -> int:
-    for prompt in read_prompts(command.prompt):
-        status = _generate(replace(command, prompt=prompt))
-        if status:
+    from distill3d.generate import check_prompt, generate
+
+    prior, prompts = None, read_prompts(command.prompt)
+    for prompt in prompts:  # a bad line is found before hours went into the lines above it
+        check_prompt(prompt, command.prior, command.force)
+    for prompt in prompts:
+        config = _config(replace(command, prompt=prompt))
+        prior = config.load_prior(prior)
+        with progress_bar(command.settings.steps, status=_filled) as on_step:
+            result = generate(config, command.out, command.force, on_step, prior)
+        if status := _report(result):
             return status
     return 0
 
 
-def _generate(command: Generate) -> int:
-    from distill3d.generate import Config, generate
+def _config(command: Generate) -> Any:
+    from distill3d.generate import Config
 
     views = {name: text for name in DIRECTIONS if (text := getattr(command, name))}
-    config = Config(
+    return Config(
         prompt=command.prompt, recipe=command.settings, method=command.method, prior=command.prior,
         negative=command.negative, seed=command.seed, device=command.device,
         dtype=precision(command.dtype, command.device), prior_options=command.prior_options, views=views,
     )  # fmt: skip
-    with progress_bar(command.settings.steps, status=_filled) as on_step:
-        result = generate(config, command.out, command.force, on_step)
-    return _report(result)
 
 
 def run_resume(command: Resume) -> int:

@@ -115,29 +115,28 @@ class Compare:
 
 def run_image(command: Image) -> int:
     """Makes a picture of each prompt and says where they lie."""
-    for prompt in read_prompts(command.prompt):
-        status = _draw(dataclasses.replace(command, prompt=prompt))
-        if status:
-            return status
-    return 0
-
-
-def _draw(command: Image) -> int:
     recipe = command.settings.recipe(command.method)
-    from distill3d.pictures import PictureConfig, draw_picture
+    from distill3d.generate import check_prompt
+    from distill3d.pictures import PictureConfig, draw_picture, told_prior
 
-    config = PictureConfig(
-        prompt=command.prompt, method=command.method, recipe=recipe, prior=command.prior,
-        negative=command.negative, seed=command.seed, device=command.device,
-        dtype=precision(command.dtype, command.device), prior_options=command.prior_options,
-    )  # fmt: skip
-    with progress_bar(recipe.steps, command.method) as on_step:
-        result = draw_picture(config, command.out, command.size, command.force, on_step)
-    done = result.painting
-    print(f"{done.steps} steps, {done.evaluations} network evaluations, {done.seconds:.1f} s: {result.picture}")
-    if done.interrupted:
-        print("distill3d: interrupted; the picture is that of the last step", file=sys.stderr)
-    return 130 if done.interrupted else 0
+    prior, prompts = None, read_prompts(command.prompt)
+    for prompt in prompts:  # a bad line is found before time went into the lines above it
+        check_prompt(prompt, command.prior, command.force)
+    for prompt in prompts:
+        config = PictureConfig(
+            prompt=prompt, method=command.method, recipe=recipe, prior=command.prior,
+            negative=command.negative, seed=command.seed, device=command.device,
+            dtype=precision(command.dtype, command.device), prior_options=command.prior_options,
+        )  # fmt: skip
+        prior, _ = told_prior(config, prior)
+        with progress_bar(recipe.steps, command.method) as on_step:
+            result = draw_picture(config, command.out, command.size, command.force, on_step, prior)
+        done = result.painting
+        print(f"{done.steps} steps, {done.evaluations} network evaluations, {done.seconds:.1f} s: {result.picture}")
+        if done.interrupted:
+            print("distill3d: interrupted; the picture is that of the last step", file=sys.stderr)
+            return 130
+    return 0
 
 
 def run_compare(command: Compare) -> int:

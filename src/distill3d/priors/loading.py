@@ -16,6 +16,8 @@ from distill3d.priors.single_file import open_checkpoint
 from distill3d.priors.speed import compiled, offloaded
 from distill3d.priors.texts import DiskCache, cache_folder
 
+ENCODING = 1  # raise it when a text is encoded otherwise than before: what is kept on disk is then not read again
+
 
 def load_prior(
     name_or_path: str | Path,
@@ -60,11 +62,11 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 def _identity(parts: Parts, dtype: torch.dtype, options: PriorOptions) -> str:
-    """What an embedding depends on beside its text: which encoder files, in which precision, with which words."""
+    """What an embedding depends on beside its text: how it is encoded, by which files, in which precision and words."""
     files = [] if parts.checkpoint is None else [parts.checkpoint]
     files += [Path(token if hub.is_path(token) else token.rpartition(":")[0]) for token in options.token]
     for pattern in ("text_encoder*/*", "tokenizer*/*", "model_index.json"):
         files += sorted(parts.folder.glob(pattern))
     stats = ((str(f.resolve()), f.stat()) for f in files if f.is_file())
     told = [f"{name} {s.st_size} {s.st_mtime_ns}" for name, s in stats]
-    return hashlib.sha256("\n".join([str(dtype), *options.token, *told]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([str(ENCODING), str(dtype), *options.token, *told]).encode()).hexdigest()

@@ -34,7 +34,7 @@ FITS = {
     "eye": Fit(2500, 1e-3),
     "autoencoder": Fit(5000, 1e-3),
     "decoder": Fit(800, 8e-4, warmup=50),
-    "unet": Fit(11000, 8e-4, decay=0.4, weight_decay=1e-2),
+    "unet": Fit(9000, 8e-4, decay=0.4, weight_decay=1e-2),
 }
 BATCH = {"clip": 128, "judge": 128, "autoencoder": 32, "decoder": 32, "unet": 32}
 PROMPT_DROPOUT = 0.1  # share of unconditional rows, for classifier-free guidance
