@@ -22,6 +22,7 @@ from distill3d.files import replacing
 from distill3d.picture_recipes import picture_recipe
 from distill3d.pictures import paint, text_conditioning
 from distill3d.priors.loading import load_prior
+from distill3d.priors.speed import fast_dtype
 from distill3d.toybox.captions import COLOUR_NAMES, KIND_NAMES, Claim, sentence
 from distill3d.types import Prior
 from distill3d.video import contact_sheet, save_image
@@ -65,13 +66,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the cells")
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--weights", type=Path, help="another folder in the bundled prior's layout")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", type=Path, help="write the first 12 pictures of every method here, a row each")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     asked = prompts(arguments.prompts)
     texts = [text for text, _, _ in asked]
-    prior, judge = load_prior("toybox"), ToyboxJudge()
+    prior, judge = load_prior(arguments.weights or "toybox", dtype=fast_dtype("cpu")), ToyboxJudge()
     reference = torch.cat([cell(arguments.out, prior, texts, "ddim", seed)[0] for seed in REFERENCE_SEEDS])
     features = judge.pictures(reference)
     print("| method | kind and colour | score | Frechet distance | sharpness | saturation | seconds | evaluations |")

@@ -23,6 +23,7 @@ from distill3d.files import replacing
 from distill3d.generate import render_views
 from distill3d.optimize import FieldRun, Progress
 from distill3d.priors.loading import load_prior
+from distill3d.priors.speed import fast_dtype
 from distill3d.prompts import ViewPrompts
 from distill3d.recipes import LAPTOP
 from distill3d.toybox.captions import COLOUR_NAMES, KIND_NAMES, Claim, held_out_pairs, sentence
@@ -115,7 +116,7 @@ def main() -> None:
     arguments = parser.parse_args()
     methods = arguments.methods.split(",")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    prior = load_prior("toybox")
+    prior = load_prior("toybox", dtype=fast_dtype("cpu"))
     judge = ToyboxJudge()
     clip = Evaluator(judge.folder.parent / "evaluator_clip")
     cells, sheet = [], []

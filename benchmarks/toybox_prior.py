@@ -17,6 +17,7 @@ from distill3d.diffusion.guidance import Guided
 from distill3d.evaluation.evaluator import ToyboxJudge
 from distill3d.evaluation.metrics import psnr
 from distill3d.priors.loading import load_prior
+from distill3d.priors.speed import fast_dtype
 from distill3d.toybox.captions import COLOUR_NAMES, KIND_NAMES, VIEW_WORDS, Claim, held_out_pairs, sentence
 from distill3d.toybox.world import View, build, draw, random_view
 from distill3d.types import Conditioning, Prior
@@ -84,7 +85,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="write samples of every kind from front, side and back here")
     parser.add_argument("--world", type=Path, help="write the world's own pictures of the same toys here")
     arguments = parser.parse_args()
-    prior = load_prior(arguments.weights or "toybox")
+    prior = load_prior(arguments.weights or "toybox", dtype=fast_dtype("cpu"))
     renders, truth = fresh_renders(400)
     with torch.inference_mode():
         again = prior.decode(prior.encode(renders))
