@@ -142,7 +142,7 @@ def resume(folder: str | Path, on_step: Report = lambda progress: None) -> Resul
     run = FieldRun(config.recipe, config.method, config.prompts, prior, config.seed)
     start, moments = load_checkpoint(folder / "checkpoint", run.scene, run.generator, run.student)
     run.restart_optimiser()
-    restore_optimiser(run.optimiser(start), moments)
+    restore_optimiser(run.optimiser(max(start - 1, 0)), moments)  # a step that refines does so after it is restored
     return _finish(run, folder, start, on_step)
 
 

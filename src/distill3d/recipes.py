@@ -66,7 +66,7 @@ class Recipe:
     learning_rate: float = 0.08
     decay: float = 0.3  # share of the steps at the end over which the rate falls to a tenth
     adam_eps: float = 1e-10
-    refine: tuple[tuple[float, int], ...] = ()  # (from this share of the steps on, resolution), in order
+    refine: tuple[tuple[float, float], ...] = ()  # (from this share of the steps on, times the resolution), in order
     background: tuple[float, float] = (0.5, 1.0)  # greys that are drawn, as in the prior's training pictures
     frames: int = 48  # of the turntable
     cameras: CameraSampler = CameraSampler()
@@ -96,8 +96,8 @@ class Recipe:
 
     def resolution(self, step: int) -> int:
         """Lattice points a side of the field at a step: coarse to fine."""
-        reached = [resolution for share, resolution in self.refine if step >= share * self.steps]
-        return reached[-1] if reached else self.field.resolution
+        reached = [1.0] + [times for share, times in self.refine if step >= share * self.steps]
+        return round(reached[-1] * self.field.resolution)
 
     def rate(self, step: int) -> float:
         """Learning rate: constant, then a linear fall to a tenth."""
@@ -117,9 +117,19 @@ def check_method(method: str) -> None:
 LAPTOP = Recipe(
     cameras=CameraSampler(elevation=(-8.0, 45.0), distance=(2.6, 3.1), fov=(40.0, 40.0)),
     field=VoxelOptions(resolution=64, sampling=Sampling(samples=80)),
-    # A small prior saturates at the scales of Stable Diffusion. An inversion at scale 1 needs the conditional rows
-    # only; with half the hops a run takes a third of the paper's network rows.
-    sdi=SDI(scale=4.0, inversion_scale=1.0, inversion_steps=5, eta=0.0),
+    refine=((0.4, 1.5),),  # at 64 points a cell is as wide as a pixel, and every edge as soft
+    # Without the pull on pictures blue turns violet: the encoder does not see colours beyond those it was trained on.
+    picture_weight=30.0,
+    # Fog costs a latent nothing either. First shapes form in it, then pixels are made to be hit or missed.
+    penalties=Penalties(
+        sparsity=WeightSchedule(1.0, 3.0, 60, 160),
+        opaque=WeightSchedule(0.0, 1.0, 60, 160),
+        smooth_density=WeightSchedule(0.05, 0.05),
+        smooth_colour=WeightSchedule(3.0, 3.0),
+    ),
+    # An inversion at scale 1 needs the conditional rows only; with half the hops a run takes a third of the paper's
+    # network rows.
+    sdi=SDI(scale=7.5, inversion_scale=1.0, inversion_steps=5, eta=0.0, stop=0.1),
     sds=SDS(scale=30.0),
 )
 

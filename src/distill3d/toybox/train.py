@@ -259,10 +259,11 @@ def pack(folder: Path, clip: Any, autoencoder: Any, unet: Any, judge: Any) -> Pa
     target = folder / "toybox"
     shutil.rmtree(target, ignore_errors=True)
     pipeline.to(dtype=torch.float16).save_pretrained(target)
-    # A key that diffusers writes but warns of when it reads it back.
-    config = json.loads((target / "vae" / "config.json").read_text())
-    config.pop("block_out_channels", None)
-    (target / "vae" / "config.json").write_text(json.dumps(config, indent=2))
+    # Keys that diffusers writes: where a part came from, and one that it warns of when it reads it back.
+    for part, keys in {"vae": ("_name_or_path", "block_out_channels"), "unet": ("_name_or_path",)}.items():
+        file = target / part / "config.json"
+        kept = {k: v for k, v in json.loads(file.read_text()).items() if k not in keys}
+        file.write_text(json.dumps(kept, indent=2))
     for name, model in (("evaluator_clip", clip), ("evaluator_judge", judge)):
         model.half().save_pretrained(target / name)
         tokenizer.save_pretrained(target / name)
