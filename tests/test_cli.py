@@ -45,7 +45,8 @@ def test_the_run_folder_is_complete(run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(8))
     assert all(np.isfinite(list(line.values())).all() for line in lines)
-    assert lines[0]["t"] == pytest.approx(0.98) and lines[-1]["t"] == pytest.approx(0.25)
+    assert lines[0]["t"] == pytest.approx(config.recipe.sdi.start)
+    assert lines[-1]["t"] == pytest.approx(config.recipe.sdi.stop)
     assert lines[-1]["evaluations"] > lines[0]["evaluations"] > 0
 
 

@@ -11,12 +11,14 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import trimesh
 from skimage.measure import marching_cubes
 from torch import Tensor
+from trimesh.visual import ColorVisuals
 
 from distill3d.files import replacing
 
@@ -67,7 +69,7 @@ def extract_mesh(
         mesh.invert()
     inside = torch.from_numpy(np.ascontiguousarray(mesh.vertices, dtype=np.float32)).clamp(-half_size, half_size)
     colour = torch.cat([query(part)[1] for part in inside.split(1 << 18)]).clamp(0, 1)
-    mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=(colour.numpy() * 255).round().astype(np.uint8))
+    mesh.visual = ColorVisuals(mesh, vertex_colors=(colour.numpy() * 255).round().astype(np.uint8))
     return mesh
 
 
@@ -94,7 +96,8 @@ def glb_bytes(mesh: trimesh.Trimesh) -> bytes:
     to_gltf = [1, 2, 0]  # (x, y, z) -> (y, z, x): the world's z is glTF's y, its front +x is glTF's +z
     position = np.ascontiguousarray(mesh.vertices[:, to_gltf], dtype="<f4")
     normal = np.ascontiguousarray(_vertex_normals(mesh)[:, to_gltf], dtype="<f4")
-    colour = srgb_to_linear(np.asarray(mesh.visual.vertex_colors)[:, :3] / 255.0)
+    visual: Any = mesh.visual
+    colour = srgb_to_linear(np.asarray(visual.vertex_colors)[:, :3] / 255.0)
     # Sixteen bits, for eight are too few for dark linear colours; the fourth is alpha, and keeps 4-byte alignment.
     rgba = np.concatenate((colour, np.ones((len(colour), 1))), axis=1)
     rgba = np.ascontiguousarray((rgba * 65535).round(), dtype="<u2")

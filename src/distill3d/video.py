@@ -78,6 +78,7 @@ def save_video(path: str | os.PathLike[str], frames: Iterable[Tensor], fps: int 
                 raise ValueError(f"frames must all be [3, H, W], got {tuple(frame.shape)} after {tuple(shape)}")
             padded = F.pad(frame[None].float(), (0, shape[2] % 2, 0, shape[1] % 2), mode="replicate")[0]
             picture = av.VideoFrame.from_ndarray(_bytes(padded).numpy(), format="rgb24")
+            assert stream is not None
             container.mux(stream.encode(picture))
         if stream is None:
             raise ValueError("a video needs at least one frame, got none")
