@@ -195,7 +195,7 @@ def test_families_without_a_companion_say_so(load, name):
 @every_family
 def test_distils_an_object(load, name):
     prior = load(name)
-    recipe = dataclasses.replace(LAPTOP, steps=2, views=1, field=VoxelOptions(resolution=16))
+    recipe = dataclasses.replace(LAPTOP, steps=2, views=1, field=VoxelOptions(resolution=16), refine=())
     run = FieldRun(recipe, "sdi", ViewPrompts("a red cube"), prior)
     before, losses = run.scene.raw.detach().clone(), []
     run.distill(range(2), lambda progress: losses.append(progress.loss))
