@@ -84,8 +84,9 @@ def judge_cell(pictures: torch.Tensor, kind: str, colour: str, judge: ToyboxJudg
 def table(cells: list[dict], methods: list[str]) -> str:
     """Markdown: a row a method."""
     lines = [
-        "| method | both right | held-out pairs | CLIP score (judge) | sharpness | empty or full | seconds | rows |",
-        "|---|---|---|---|---|---|---|---|",
+        "| method | both right | held-out pairs | score (judge) | score (`evaluator_clip`) | sharpness | empty or full "
+        "| seconds | rows |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for method in methods:
         rows = [c for c in cells if c["method"] == method]
@@ -99,7 +100,7 @@ def table(cells: list[dict], methods: list[str]) -> str:
         bad = sum(not 0.02 < r["filled"] < 0.9 for r in rows)
         lines.append(
             f"| {method} | {100 * mean('right'):.1f} % | {100 * np.mean(held or [float('nan')]):.1f} % | "
-            f"{mean('score'):.1f} | {mean('sharpness'):.2f} | {bad} of {len(rows)} | "
+            f"{mean('score'):.1f} | {mean('clip_score'):.1f} | {mean('sharpness'):.2f} | {bad} of {len(rows)} | "
             f"{mean('seconds'):.0f} | {mean('rows'):.0f} |"
         )
     return "\n".join(lines)

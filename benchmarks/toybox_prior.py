@@ -23,7 +23,7 @@ from distill3d.toybox.world import View, build, draw, random_view
 from distill3d.types import Conditioning, Prior
 from distill3d.video import contact_sheet, save_image
 
-SCALE = 4.0
+SCALE = 7.5  # what the pipeline of diffusers takes by default
 BATCH = 50
 
 
