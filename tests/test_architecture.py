@@ -24,6 +24,7 @@ LAYERS = """
 types files
 prompts cameras diffusion
 priors render
+textured
 scenes objectives
 regularizers evaluation export video family
 checkpoint recipes
@@ -40,7 +41,7 @@ RANKS = {unit: rank for rank, line in enumerate(LAYERS.strip().splitlines()) for
 
 # Beyond the order: the mathematics of 2D and of 3D do not know each other, they meet in `optimize`.
 FLAT = {"diffusion", "priors", "objectives"}
-SOLID = {"cameras", "render", "scenes", "regularizers"}
+SOLID = {"cameras", "render", "textured", "scenes", "regularizers"}
 FORBIDDEN = {(a, b) for a in FLAT for b in SOLID} | {(b, a) for a in FLAT for b in SOLID}
 
 # The world behind the bundled prior stands beside the layers.

@@ -34,15 +34,7 @@ def rasterize(points: Tensor, faces: Tensor, fov_y: float, height: int, width: i
     a, b, c = corner.unbind(1)
     # Rows grow downwards, so a face that turns counter-clockwise in space turns clockwise in pixels.
     area = (c[:, 0] - a[:, 0]) * (b[:, 1] - a[:, 1]) - (c[:, 1] - a[:, 1]) * (b[:, 0] - a[:, 0])
-    low = corner[:, :, :2].amin(1).ceil().clamp_min(0).long()
-    high = torch.minimum(corner[:, :, :2].amax(1).floor().long(), torch.tensor([width - 1, height - 1]))
-    extent = (high - low + 1).clamp_min(0) * (area > 0)[:, None]
-    count = extent[:, 0] * extent[:, 1]
-
-    face = torch.repeat_interleave(torch.arange(len(faces)), count)
-    offset = torch.arange(len(face)) - torch.repeat_interleave(count.cumsum(0) - count, count)
-    column = low[face, 0] + offset % extent[face, 0]
-    row = low[face, 1] + offset // extent[face, 0]
+    face, column, row = _fragments(corner[:, :, :2], area > 0, height, width)
 
     inside, weights, depth = _barycentric(corner[face], area[face], column, row)
     face, pixel = face[inside], (row * width + column)[inside]
@@ -55,6 +47,52 @@ def rasterize(points: Tensor, faces: Tensor, fov_y: float, height: int, width: i
     face_image[pixel[order]] = face[order]
     barycentric[pixel[order]] = weights[order]
     return face_image.view(height, width), barycentric.view(height, width, 3)
+
+
+def rasterize_plane(points: Tensor, faces: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Rasterises triangles that lie in the picture's own plane, such as a UV map; either winding is drawn.
+
+    Args:
+        points: [V, 2], x to the right and y down in pixels; (0.5, 0.5) is the centre of the first pixel.
+        faces: [F, 3].
+
+    Returns:
+        face [H, W] (-1 where none; the later one where several are) and barycentric coordinates [H, W, 3].
+    """
+    corner = (points - 0.5)[faces]
+    a, b, c = corner.unbind(1)
+    area = (c[:, 0] - a[:, 0]) * (b[:, 1] - a[:, 1]) - (c[:, 1] - a[:, 1]) * (b[:, 0] - a[:, 0])
+    corner = torch.cat((corner, torch.ones_like(corner[:, :, :1])), dim=2)
+    turned = area < 0
+    corner[turned] = corner[turned].flip(1)
+    face_image = torch.full((height * width,), -1)
+    barycentric = torch.zeros(height * width, 3, dtype=points.dtype)
+    # As many faces at once as give about a million candidate pixels: what bounds the memory of large pictures.
+    size = (corner[:, :, :2].amax(1) - corner[:, :, :2].amin(1) + 1).prod(1)
+    parts = torch.div(size.cumsum(0), 1 << 20, rounding_mode="floor").unique_consecutive(return_counts=True)[1]
+    for index in torch.arange(len(faces)).split(parts.tolist()):
+        local, column, row = _fragments(corner[index, :, :2], area[index] != 0, height, width)
+        inside, weights, _ = _barycentric(corner[index[local]], area[index[local]].abs(), column, row)
+        face, pixel = index[local][inside], (row * width + column)[inside]
+        weights = torch.where(turned[face, None], weights.flip(1), weights)
+        # The later face, always: an assignment with an index twice may keep either.
+        face_image.scatter_reduce_(0, pixel, face, "amax")
+        kept = face_image[pixel] == face
+        barycentric[pixel[kept]] = weights[kept]
+    return face_image.view(height, width), barycentric.view(height, width, 3)
+
+
+def _fragments(corner: Tensor, seen: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Face, column and row of every pixel centre in the bounding box of a face [F, 3 corners, 2] that is seen [F]."""
+    low = corner.amin(1).ceil().clamp_min(0).long()
+    high = torch.minimum(corner.amax(1).floor().long(), torch.tensor([width - 1, height - 1]))
+    extent = (high - low + 1).clamp_min(0) * seen[:, None]
+    count = extent[:, 0] * extent[:, 1]
+    face = torch.repeat_interleave(torch.arange(len(corner)), count)
+    offset = torch.arange(len(face)) - torch.repeat_interleave(count.cumsum(0) - count, count)
+    column = low[face, 0] + offset % extent[face, 0]
+    row = low[face, 1] + torch.div(offset, extent[face, 0], rounding_mode="floor")
+    return face, column, row
 
 
 def _barycentric(corner: Tensor, area: Tensor, column: Tensor, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
