@@ -21,7 +21,7 @@ from distill3d.evaluation.evaluator import Evaluator, ToyboxJudge
 from distill3d.evaluation.metrics import sharpness
 from distill3d.files import replacing
 from distill3d.generate import render_views
-from distill3d.optimize import FieldRun, Progress
+from distill3d.optimize import ObjectRun, Progress
 from distill3d.priors.loading import load_prior
 from distill3d.priors.speed import fast_dtype
 from distill3d.prompts import ViewPrompts
@@ -48,13 +48,12 @@ def prompts() -> list[tuple[str, str, bool]]:
 def make(prior: Prior, kind: str, colour: str, method: str, seed: int) -> tuple[torch.Tensor, dict[str, float]]:
     """One object: 8 views of it and what it took."""
     claim = Claim(KIND_NAMES.index(kind), COLOUR_NAMES.index(colour))
-    run = FieldRun(LAPTOP, method, ViewPrompts(sentence(claim)), prior, seed)
+    run = ObjectRun(LAPTOP, method, ViewPrompts(sentence(claim)), prior, seed)
     history: list[Progress] = []
     began = time.monotonic()
     run.distill(range(LAPTOP.steps), history.append)
     seconds = time.monotonic() - began
     run.scene.eval()
-    run.scene.refresh_occupancy()
     pictures = render_views(run.scene, VIEWS, SIZE, ELEVATION, GREY)
     filled = float(((pictures - GREY).abs().amax(1) > 0.05).float().mean())
     return pictures, {"seconds": seconds, "rows": history[-1].evaluations, "filled": filled}

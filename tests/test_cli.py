@@ -18,7 +18,7 @@ from distill3d.generate import Config, check_prompt, generate, read_config
 from distill3d.recipes import RECIPES
 
 TOYBOX = Path(str(resources.files("distill3d"))) / "assets" / "toybox"
-SMALL = ["--steps", "8", "--views", "1", "--frames", "8", "--field.resolution", "24", "--sdi.inversion-steps", "2"]
+SMALL = ["--steps", "8", "--views", "1", "--frames", "8", "--scene.resolution", "24", "--sdi.inversion-steps", "2"]
 
 
 def distill3d(*arguments: str, **options) -> subprocess.CompletedProcess:
@@ -41,7 +41,7 @@ def test_the_run_folder_is_complete(run):
     assert run.name.startswith("a-red-mushroom-")
     config = read_config(run)
     assert (config.prompt, config.seed, config.recipe.steps) == ("a red mushroom", 3, 8)
-    assert config.recipe.field.resolution == 24
+    assert config.recipe.scene.resolution == 24
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(8))
     assert all(np.isfinite(list(line.values())).all() for line in lines)

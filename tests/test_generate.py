@@ -14,7 +14,7 @@ SMALL = dataclasses.replace(
     steps=4,
     views=2,
     frames=2,
-    field=dataclasses.replace(LAPTOP.field, resolution=12),
+    scene=dataclasses.replace(LAPTOP.scene, resolution=12),
     sdi=SDI(inversion_steps=2),
 )
 
@@ -31,7 +31,7 @@ def test_every_method_moves_the_field_and_stays_finite(method, kl_folder, tmp_pa
     scene = load_scene(result.folder)
     assert result.steps == 4 and not result.interrupted
     assert bool(torch.isfinite(scene.raw).all())
-    assert scene.raw.shape[0] == SMALL.resolution(3) == 18  # refined on the way
+    assert scene.raw.shape[0] == SMALL.scene.resolution_at(1) == 18  # refined on the way
     assert float(scene.raw[..., 1:].detach().abs().max()) > 0.1  # colours start from 0
     assert lines(result.folder)[-1]["evaluations"] >= 4 * 2 * 2
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from distill3d.regularizers import WeightSchedule, opaque, orientation, sparsity, total_variation, z_variance
+from distill3d.regularizers import WeightSchedule, opaque, orientation, sparsity, z_variance
 from distill3d.types import Rendering
 
 
@@ -43,12 +43,6 @@ def test_gradients_are_finite_at_the_extremes():
 def test_orientation_asks_for_normals():
     with pytest.raises(ValueError, match="normals"):
         orientation(rendering([0.5]))
-
-
-def test_total_variation_of_a_ramp_and_of_a_constant():
-    assert total_variation(torch.ones(4, 4, 4, 3)).item() == 0
-    ramp = 0.5 * torch.arange(4.0).view(4, 1, 1) + torch.arange(4.0)  # z slope 0.5, x slope 1
-    assert total_variation(ramp.expand(4, 4, 4)).item() == pytest.approx(1.25)
 
 
 def test_a_weight_goes_from_start_to_end():

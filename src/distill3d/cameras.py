@@ -10,41 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from distill3d.types import Rays
+from distill3d.types import Cameras, Rays
 
 Range = tuple[float, float]
 Angle = float | Sequence[float] | Tensor
-
-
-@dataclass(frozen=True)
-class Cameras:
-    """A batch of B pinhole cameras with square pixels and the principal point in the middle.
-
-    The three spherical coordinates are what the prompts are told; a jittered camera keeps those it had before
-    the jitter.
-    """
-
-    camera_to_world: Tensor  # [B, 4, 4]
-    fov_y: Tensor  # [B] radians, the full vertical angle
-    azimuth: Tensor  # [B] degrees
-    elevation: Tensor  # [B] degrees
-    distance: Tensor  # [B] world units from the point looked at
-
-    def __len__(self) -> int:
-        return self.fov_y.shape[0]
-
-    def __getitem__(self, rows: slice | Tensor) -> Cameras:
-        """Some of the views, by slice, index tensor or mask."""
-        return Cameras(*(getattr(self, f.name)[rows] for f in fields(self)))
-
-    def to(self, device: torch.device | str) -> Cameras:
-        """The same cameras on another device."""
-        return Cameras(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
 def look_at(eye: Tensor, target: Tensor, up: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ import distill3d
 from distill3d import export, video
 from distill3d.checkpoint import load_checkpoint, restore_optimiser, save_checkpoint
 from distill3d.files import replacing
-from distill3d.optimize import FieldRun, Progress
+from distill3d.optimize import ObjectRun, Progress, scene_module
 from distill3d.priors.frozen import FrozenPrior
 from distill3d.priors.loading import load_prior
 from distill3d.priors.setup import PriorOptions
@@ -56,7 +56,7 @@ class Config:
     @property
     def prompts(self) -> ViewPrompts:
         """The texts of all views."""
-        return ViewPrompts(self.prompt, self.negative, views=self.views)
+        return ViewPrompts(self.prompt, self.negative, self.recipe.perp_neg, self.views)
 
     def load_prior(self, prior: FrozenPrior | None = None) -> FrozenPrior:
         """The prior (the one that is given, or a new one), all texts of the run embedded, its text encoders gone."""
@@ -122,7 +122,7 @@ def generate(
     check_prompt(config.prompt, config.prior, force)
     check_method(config.method)
     prior = config.load_prior(prior)
-    run = FieldRun(config.recipe, config.method, config.prompts, prior, config.seed)
+    run = ObjectRun(config.recipe, config.method, config.prompts, prior, config.seed)
     folder = new_run_folder(Path(out), config.prompt)
     write_config(folder, config)
     return _finish(run, folder, start=0, on_step=on_step)
@@ -139,29 +139,25 @@ def resume(folder: str | Path, on_step: Report = lambda progress: None) -> Resul
     if not (folder / "checkpoint" / "state.json").is_file():
         raise ValueError(f"{folder} has no checkpoint to continue from")
     prior = config.load_prior()
-    run = FieldRun(config.recipe, config.method, config.prompts, prior, config.seed)
-    start, moments = load_checkpoint(folder / "checkpoint", run.scene, run.generator, run.student)
+    run = ObjectRun(config.recipe, config.method, config.prompts, prior, config.seed)
+    start, moments = load_checkpoint(folder / "checkpoint", run.module, run.generator, run.student)
     run.restart_optimiser()
-    restore_optimiser(run.optimiser(max(start - 1, 0)), moments)  # a step that refines does so after it is restored
+    restore_optimiser(run.adam, moments)
     return _finish(run, folder, start, on_step)
 
 
-def load_scene(folder: str | Path) -> torch.nn.Module:
-    """The scene of a run, from its checkpoint, ready to render.
+def load_scene(folder: str | Path) -> Any:
+    """The scene of a run (see `distill3d.Scene`), from its checkpoint, ready to render.
 
     Raises:
         ValueError: where the folder is no run or has no checkpoint.
     """
-    from distill3d.scenes.field import VoxelField
-
-    config = read_config(Path(folder))
-    scene = VoxelField(config.recipe.field)
-    load_checkpoint(Path(folder) / "checkpoint", scene, torch.Generator())
-    scene.refresh_occupancy()
-    return scene.eval()
+    module = scene_module(read_config(Path(folder)).recipe)
+    load_checkpoint(Path(folder) / "checkpoint", module, torch.Generator())
+    return module["scene"].eval()
 
 
-def _finish(run: FieldRun, folder: Path, start: int, on_step: Report) -> Result:
+def _finish(run: ObjectRun, folder: Path, start: int, on_step: Report) -> Result:
     """Goes through the steps from `start` on, with a checkpoint now and then, and writes the artefacts."""
     began = saved = time.monotonic()
     done, interrupted = start, False
@@ -171,9 +167,7 @@ def _finish(run: FieldRun, folder: Path, start: int, on_step: Report) -> Result:
     evaluations = json.loads(before[-1])["evaluations"] if before else 0
 
     def save() -> None:
-        save_checkpoint(
-            folder / "checkpoint", run.scene, run.optimiser(max(done - 1, 0)), done, run.generator, run.student
-        )
+        save_checkpoint(folder / "checkpoint", run.module, run.adam, done, run.generator, run.student)
 
     with log.open("w") as metrics:
         metrics.writelines(line + "\n" for line in before)
@@ -205,13 +199,12 @@ def write_artefacts(folder: Path, scene: Any, frames: int) -> Path | None:
     The scene is moved to the CPU, where frames are rendered side by side.
     """
     scene.cpu().eval()
-    scene.refresh_occupancy()
     turn = list(video.turntable_frames(scene, frames, TURNTABLE_SIZE, background=0.9))
     preview = torch.stack([turn[i * frames // 8] for i in range(8)])
     video.save_image(folder / "preview.png", video.contact_sheet(preview, columns=4))
     video.save_video(folder / "turntable.mp4", turn, fps=16)
     try:
-        mesh = export.extract_mesh(scene.query, half_size=scene.options.half_size)
+        mesh = export.extract_mesh(scene.query, half_size=scene.half_size)
     except ValueError as error:
         warnings.warn(f"no mesh written: {error}", stacklevel=2)
         return None
@@ -277,8 +270,18 @@ def _from_plain(kind: Any, value: Any) -> Any:
         return kind(**{name: _from_plain(hints[name], item) for name, item in value.items()})  # type: ignore[operator]
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return value
+        return _of_union(arguments, value)
     if origin is tuple:
         inner = [arguments[0]] * len(value) if arguments[1:] == (...,) else arguments
         return tuple(_from_plain(k, item) for k, item in zip(inner, value, strict=True))
     return value
+
+
+def _of_union(kinds: tuple[Any, ...], value: Any) -> Any:
+    """Which of several dataclasses a dict means: the one with these fields."""
+    if not isinstance(value, dict):
+        return value
+    fits = [k for k in kinds if dataclasses.is_dataclass(k) and {f.name for f in dataclasses.fields(k)} == value.keys()]
+    if len(fits) != 1:
+        raise ValueError(f"nothing known has the fields {', '.join(value)}")
+    return _from_plain(fits[0], value)

@@ -7,23 +7,31 @@ field) and 2D (a picture is a scene with one view) share the loop.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from distill3d import cameras, regularizers
+from distill3d import regularizers
 from distill3d.family import companion
 from distill3d.objectives import Objective, attach
 from distill3d.prompts import ViewPrompts
 from distill3d.recipes import Recipe, check_method
 from distill3d.render.control import control_picture
-from distill3d.scenes.background import RandomGrey
-from distill3d.scenes.field import VoxelField
 from distill3d.types import Conditioning, Prior, Rendering
 
 Views = Callable[[int], tuple[Rendering, Conditioning]]
 Penalties = Callable[[int, Rendering], dict[str, Tensor]]
+
+PICTURE_PENALTIES: dict[str, Callable[[Rendering], Tensor]] = {
+    "sparsity": regularizers.sparsity,
+    "opaque": regularizers.opaque,
+    "z_variance": regularizers.z_variance,
+    "orientation": regularizers.orientation,
+}
+NEED_NORMALS = ("orientation",)
 
 
 @dataclass(frozen=True)
@@ -95,19 +103,24 @@ def distill(
         )
 
 
-class FieldRun:
-    """A voxel field, its optimiser and its cameras as a recipe says: all that `distill` wants."""
+class ObjectRun:
+    """A scene, its optimiser and its cameras as a recipe says: all that `distill` wants."""
 
     def __init__(self, recipe: Recipe, method: str, prompts: ViewPrompts, prior: Prior, seed: int = 0):
-        """Raises ValueError for an unknown method, and for a prior that does not suit it."""
+        """Raises ValueError for an unknown method, for a prior that does not suit it, and for a penalty that the
+        scene does not have."""
         check_method(method)
         self.recipe, self.prompts, self.prior = recipe, prompts, prior
         self.generator = torch.Generator().manual_seed(seed)
         self.student = companion(method, prior, self.generator)
         self.objective = recipe.objective(method, self.student)
-        self.scene = VoxelField(recipe.field).to(prior.device)
-        self.background = RandomGrey(*recipe.background)
-        self._optimiser = self._new_optimiser()
+        self.module = scene_module(recipe, prior.device)
+        self.scene: Any = self.module["scene"]
+        self.background: Any = (
+            self.module["background"] if "background" in self.module else recipe.background.build(prior.device)
+        )
+        self._check_penalties()
+        self.restart_optimiser()
 
     def distill(self, steps: range, on_step: Callable[[Progress], None], evaluations: int = 0) -> None:
         """Goes through `steps` of the recipe's; `evaluations` network rows were spent before them."""
@@ -118,49 +131,51 @@ class FieldRun:
         )  # fmt: skip
 
     def views(self, step: int) -> tuple[Rendering, Conditioning]:
-        """Random cameras of this step, rendered over random greys."""
-        batch = self.recipe.views
-        sample = self.recipe.cameras.sample(batch, self.generator).to(self.prior.device)
-        rays = cameras.rays(sample, self.prior.image_size, self.prior.image_size)
-        grey = self.background(batch, self.generator).to(self.prior.device)
+        """Random cameras of this step, rendered over the background."""
+        size = self.prior.image_size
+        sample = self.recipe.cameras.sample(self.recipe.views, self.generator).to(self.prior.device)
+        behind = self.background(sample, size, self.generator)
         steered = getattr(self.prior, "controlnet", None) is not None
         control = self.prior.control if steered else None  # type: ignore[attr-defined]
-        normals = self.recipe.penalties.orientation(step) > 0 or control == "normal"
-        rendering = self.scene.render(rays, grey, generator=self.generator, normals=normals)
+        normals = control == "normal" or any(getattr(self.recipe.penalties, n)(step) > 0 for n in NEED_NORMALS)
+        rendering = self.scene.render(sample, size, behind, generator=self.generator, normals=normals)
         told = self.prompts.conditioning(sample.azimuth, sample.elevation, self.prior.embed)
         if control is not None:
             told = told.steered(control_picture(rendering, sample.camera_to_world, control))
         return rendering, replace(told, camera=sample.camera_to_world)
 
     def penalties(self, step: int, rendering: Rendering) -> dict[str, Tensor]:
-        """The regularisers whose weight is not zero at this step."""
-        terms: dict[str, Callable[[], Tensor]] = {
-            "sparsity": lambda: regularizers.sparsity(rendering),
-            "opaque": lambda: regularizers.opaque(rendering),
-            "z_variance": lambda: regularizers.z_variance(rendering),
-            "orientation": lambda: regularizers.orientation(rendering),
-            "smooth_density": lambda: regularizers.total_variation(self.scene.raw[..., :1]),
-            "smooth_colour": lambda: regularizers.total_variation(torch.sigmoid(self.scene.raw[..., 1:])),
-        }
+        """The regularisers whose weight is not zero at this step, weighted."""
+        terms = {name: partial(penalty, rendering) for name, penalty in PICTURE_PENALTIES.items()}
+        terms |= self.scene.penalties()
         weights = {name: getattr(self.recipe.penalties, name)(step) for name in terms}
         return {name: weights[name] * term() for name, term in terms.items() if weights[name] > 0}
 
     def optimiser(self, step: int) -> torch.optim.Optimizer:
-        """The optimiser of this step; refines the grid first where the recipe says so."""
-        resolution = self.recipe.resolution(step)
-        if resolution != self.scene.resolution:
-            self.scene.upsample(resolution)
-            self.restart_optimiser()
+        """The optimiser of this step, at its learning rate, the scene adapted."""
+        self.scene.adapt(step, self.recipe.steps, self.adam)
         rate = self.recipe.rate(step)
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
-        return self._optimiser
+        for group in self.adam.param_groups:
+            group["lr"] = rate * group["scale"]
+        return self.adam
 
     def restart_optimiser(self) -> None:
-        """Makes a new optimiser for the scene's present parameters."""
-        self._optimiser = self._new_optimiser()
+        """Makes a new optimiser for the present parameters."""
+        groups = [group for part in self.module.values() for group in part.parameter_groups()]  # type: ignore[operator]
+        self.adam = torch.optim.Adam(groups, lr=self.recipe.learning_rate, betas=(0.9, 0.99), eps=self.recipe.adam_eps)
 
-    def _new_optimiser(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(
-            self.scene.parameters(), lr=self.recipe.learning_rate, betas=(0.9, 0.99), eps=self.recipe.adam_eps
-        )
+    def _check_penalties(self) -> None:
+        known = {*PICTURE_PENALTIES, *self.scene.penalties()}
+        for field in fields(self.recipe.penalties):
+            weight = getattr(self.recipe.penalties, field.name)
+            if field.name not in known and (weight.start or weight.end):
+                raise ValueError(
+                    f"a {type(self.scene).__name__} has no penalty {field.name}: set its weight to 0, "
+                    f"--penalties.{field.name.replace('_', '-')}.start 0 and .end 0"
+                )
+
+
+def scene_module(recipe: Recipe, device: torch.device | str | None = None) -> nn.ModuleDict:
+    """What a recipe optimises: "scene" and, if it has parameters, "background"."""
+    parts = {"scene": recipe.scene.build(device), "background": recipe.background.build(device)}
+    return nn.ModuleDict({name: part for name, part in parts.items() if isinstance(part, nn.Module)})

@@ -13,7 +13,12 @@ from distill3d.objectives import Objective, sdi, sds
 from distill3d.priors.student import Student
 from distill3d.regularizers import WeightSchedule
 from distill3d.render.volume import Sampling
+from distill3d.scenes.background import ConstantBackground, RandomGrey
 from distill3d.scenes.field import VoxelOptions
+
+SceneOptions = VoxelOptions
+BackgroundOptions = RandomGrey | ConstantBackground
+TRAINING_GREYS = RandomGrey(0.5, 1.0)  # as behind the pictures that the bundled prior was trained on
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,10 @@ class SDS:
 
 @dataclass(frozen=True)
 class Penalties:
-    """Weights of the regularisers by step; 0 switches one off. They belong to a loss that is a mean."""
+    """Weights of the regularisers by step; 0 switches one off. They belong to a loss that is a mean.
+
+    The first are of pictures, those that begin with `smooth` are of single kinds of scenes.
+    """
 
     sparsity: WeightSchedule = WeightSchedule(0.0, 0.0)
     opaque: WeightSchedule = WeightSchedule(0.0, 0.0)
@@ -66,11 +74,11 @@ class Recipe:
     learning_rate: float = 0.08
     decay: float = 0.3  # share of the steps at the end over which the rate falls to a tenth
     adam_eps: float = 1e-10
-    refine: tuple[tuple[float, float], ...] = ()  # (from this share of the steps on, times the resolution), in order
-    background: tuple[float, float] = (0.5, 1.0)  # greys that are drawn, as in the prior's training pictures
+    perp_neg: bool = False
     frames: int = 48  # of the turntable
     cameras: CameraSampler = CameraSampler()
-    field: VoxelOptions = VoxelOptions()
+    scene: SceneOptions = VoxelOptions()
+    background: BackgroundOptions = TRAINING_GREYS
     penalties: Penalties = Penalties()
     picture_weight: float = 0.0  # of the pull towards the decoded target, beside that on x
     sdi: SDI = SDI()
@@ -94,11 +102,6 @@ class Recipe:
             return self.sds.build()
         return family_objective(method, self.steps, self.scale, student)
 
-    def resolution(self, step: int) -> int:
-        """Lattice points a side of the field at a step: coarse to fine."""
-        reached = [1.0] + [times for share, times in self.refine if step >= share * self.steps]
-        return round(reached[-1] * self.field.resolution)
-
     def rate(self, step: int) -> float:
         """Learning rate: constant, then a linear fall to a tenth."""
         left = (self.steps - step) / max(1.0, self.decay * self.steps)
@@ -116,8 +119,8 @@ def check_method(method: str) -> None:
 
 LAPTOP = Recipe(
     cameras=CameraSampler(elevation=(-8.0, 45.0), distance=(2.6, 3.1), fov=(40.0, 40.0)),
-    field=VoxelOptions(resolution=64, sampling=Sampling(samples=80)),
-    refine=((0.4, 1.5),),  # at 64 points a cell is as wide as a pixel, and every edge as soft
+    # At 64 points a cell is as wide as a pixel, and every edge as soft.
+    scene=VoxelOptions(resolution=64, refine=((0.4, 1.5),), sampling=Sampling(samples=80)),
     # Without the pull on pictures blue turns violet: the encoder does not see colours beyond those it was trained on.
     picture_weight=30.0,
     # Fog costs a latent nothing either. First shapes form in it, then pixels are made to be hit or missed.
@@ -134,3 +137,4 @@ LAPTOP = Recipe(
 )
 
 RECIPES: dict[str, Recipe] = {"laptop": LAPTOP}
+PRIORS: dict[str, str] = {"laptop": "toybox"}  # what each recipe was made for

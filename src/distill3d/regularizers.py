@@ -65,7 +65,3 @@ def z_variance(rendering: Rendering) -> Tensor:
     seen = rendering.opacity > 0.5
     return torch.where(seen, rendering.depth_variance, 0.0).sum() / seen.sum().clamp_min(1)
 
-
-def total_variation(lattice: Tensor) -> Tensor:
-    """Mean squared difference of neighbours along each of the first three axes, summed, of [Z, Y, X, ...]."""
-    return sum((lattice.diff(dim=axis).square().mean() for axis in range(3)), lattice.new_zeros(()))

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,43 @@ class Rays:
 
     origins: Tensor
     directions: Tensor
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """A batch of B pinhole cameras with square pixels and the principal point in the middle.
+
+    The three spherical coordinates are what the prompts are told; a jittered camera keeps those it had before
+    the jitter.
+    """
+
+    camera_to_world: Tensor  # [B, 4, 4]
+    fov_y: Tensor  # [B] radians, the full vertical angle
+    azimuth: Tensor  # [B] degrees
+    elevation: Tensor  # [B] degrees
+    distance: Tensor  # [B] world units from the point looked at
+
+    def __len__(self) -> int:
+        return self.fov_y.shape[0]
+
+    def __getitem__(self, rows: slice | Tensor) -> Cameras:
+        """Some of the views, by slice, index tensor or mask."""
+        return Cameras(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    def to(self, device: torch.device | str) -> Cameras:
+        """The same cameras on another device."""
+        return Cameras(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Lighting:
+    """How surfaces are shaded in B views: the bare colour ("albedo"), lit by a point light ("lambertian"), or lit
+    and white ("textureless"). The light falls as ambient + diffuse max(0, n.l)."""
+
+    mode: Literal["albedo", "textureless", "lambertian"]
+    position: Tensor  # [B, 3] of the light, world units
+    ambient: float = 0.1
+    diffuse: float = 0.9
 
 
 @dataclass(frozen=True)
@@ -38,12 +75,13 @@ class Rendering:
 
 @dataclass(frozen=True)
 class TextEmbedding:
-    """What N network rows are told: hidden [N, L, C], for some families pooled [N, P], and, where a ControlNet
-    is attached to the prior, a picture [N, 3, H, W] in [0, 1]."""
+    """What N network rows are told: hidden [N, L, C], for some families pooled [N, P], where a ControlNet is
+    attached to the prior a picture [N, 3, H, W] in [0, 1], and in 3D a camera [N, 4, 4] (camera to world)."""
 
     hidden: Tensor
     pooled: Tensor | None = None
     control: Tensor | None = None
+    camera: Tensor | None = None
 
     def __len__(self) -> int:
         return self.hidden.shape[0]
@@ -65,10 +103,11 @@ class TextEmbedding:
         """
         length = math.lcm(*(p.hidden.shape[1] for p in parts))
         hidden = [p.hidden.repeat(1, length // p.hidden.shape[1], 1) for p in parts]
-        return TextEmbedding(torch.cat(hidden), _cat([p.pooled for p in parts]), _cat([p.control for p in parts]))
+        more = (_cat([getattr(p, name) for p in parts]) for name in ("pooled", "control", "camera"))
+        return TextEmbedding(torch.cat(hidden), *more)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> TextEmbedding:
-        given = (None if x is None else change(x) for x in (self.pooled, self.control))
+        given = (None if x is None else change(x) for x in (self.pooled, self.control, self.camera))
         return TextEmbedding(change(self.hidden), *given)
 
 
@@ -84,6 +123,8 @@ class Conditioning:
 
     Perp-Neg (optional): K negative directions per view, `perp` has B*K rows ordered by view, and
     `perp_weights` [B, K] holds their (negative) weights.
+
+    A camera that is given here is passed on to the texts: it is among what the network's rows are told.
     """
 
     positive: TextEmbedding  # B rows
@@ -91,6 +132,11 @@ class Conditioning:
     perp: TextEmbedding | None = None
     perp_weights: Tensor | None = None
     camera: Tensor | None = None  # [B, 4, 4] camera to world, for models that are told it; None in 2D
+
+    def __post_init__(self) -> None:
+        if self.camera is not None:
+            for name, text in self._told(camera=self.camera).items():
+                object.__setattr__(self, name, text)
 
     def __len__(self) -> int:
         return len(self.positive)
@@ -107,11 +153,15 @@ class Conditioning:
 
     def steered(self, pictures: Tensor) -> Conditioning:
         """The same, with what a ControlNet is told about each view: pictures [B, 3, H, W] in [0, 1]."""
-        perp = self.perp
-        if perp is not None and self.perp_weights is not None:
-            perp = replace(perp, control=pictures.repeat_interleave(self.perp_weights.shape[1], 0))
-        positive, negative = (replace(text, control=pictures) for text in (self.positive, self.negative))
-        return replace(self, positive=positive, negative=negative, perp=perp)
+        return replace(self, **self._told(control=pictures))
+
+    def _told(self, **each: Tensor) -> dict[str, Any]:
+        """The texts, told more: something [B, ...] for each view."""
+        texts: dict[str, Any] = {name: replace(getattr(self, name), **each) for name in ("positive", "negative")}
+        if self.perp is not None and self.perp_weights is not None:
+            k = self.perp_weights.shape[1]
+            texts["perp"] = replace(self.perp, **{n: value.repeat_interleave(k, 0) for n, value in each.items()})
+        return texts
 
 
 @dataclass(frozen=True)
@@ -165,8 +215,32 @@ class Prior(Protocol):
 
 
 class Scene(Protocol):
-    """Owns parameters and renders them; see scenes/."""
+    """Owns parameters and renders them; an nn.Module, see scenes/. Ready to render after `eval()`."""
 
-    def render(self, rays: Rays, background: Tensor) -> Rendering:
-        """Renders B views over a background [B, 3]."""
+    def render(
+        self,
+        cameras: Cameras,
+        size: int,
+        background: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        normals: bool = False,
+        lighting: Lighting | None = None,
+    ) -> Rendering:
+        """B square pictures of `size` pixels over a background [B, 3] or [B, 3, size, size].
+
+        With a generator samples are jittered (for training); `normals` asks for normal and orientation too.
+        """
+        ...
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """For Adam: "params" and "scale", which multiplies the recipe's learning rate."""
+        ...
+
+    def adapt(self, step: int, total: int, optimiser: torch.optim.Optimizer) -> None:
+        """What the scene does to itself before a step: refine, densify. New parameters are put into the optimiser."""
+        ...
+
+    def penalties(self) -> dict[str, Callable[[], Tensor]]:
+        """Regularisers of its own, scalar and unweighted, by the names that a recipe gives weights to."""
         ...

@@ -37,8 +37,7 @@ def turntable_frames(
 
     @torch.no_grad()
     def frame(i: int) -> Tensor:
-        rays = cameras.rays(views[i : i + 1], size, size)
-        return scene.render(rays, torch.full((1, 3), background)).rgb[0]
+        return scene.render(views[i : i + 1], size, torch.full((1, 3), background)).rgb[0]
 
     if threads == 1:
         yield from map(frame, range(frames))

@@ -11,7 +11,7 @@ from distill3d.diffusion import ddim
 from distill3d.diffusion.guidance import Guided, guided_prediction
 from distill3d.diffusion.schedule import Flow, coefficients, to_eps
 from distill3d.objectives import attach, sdi
-from distill3d.optimize import FieldRun
+from distill3d.optimize import ObjectRun
 from distill3d.picture_recipes import picture_recipe
 from distill3d.pictures import paint
 from distill3d.priors import load_prior
@@ -195,8 +195,8 @@ def test_families_without_a_companion_say_so(load, name):
 @every_family
 def test_distils_an_object(load, name):
     prior = load(name)
-    recipe = dataclasses.replace(LAPTOP, steps=2, views=1, field=VoxelOptions(resolution=16), refine=())
-    run = FieldRun(recipe, "sdi", ViewPrompts("a red cube"), prior)
+    recipe = dataclasses.replace(LAPTOP, steps=2, views=1, scene=VoxelOptions(resolution=16))
+    run = ObjectRun(recipe, "sdi", ViewPrompts("a red cube"), prior)
     before, losses = run.scene.raw.detach().clone(), []
     run.distill(range(2), lambda progress: losses.append(progress.loss))
     assert len(losses) == 2 and all(0 < loss < 1e6 for loss in losses)

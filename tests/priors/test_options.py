@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from distill3d.objectives import sdi
-from distill3d.optimize import FieldRun
+from distill3d.optimize import ObjectRun
 from distill3d.priors import load_prior
 from distill3d.priors.setup import PriorOptions
 from distill3d.priors.student import Student
@@ -256,7 +256,7 @@ def test_a_controlnet_of_sdxl_is_told_what_its_network_is_told(toys, tmp_path):
 @pytest.mark.parametrize("control", ["depth", "normal"])
 def test_a_controlnet_is_told_what_is_rendered(kl_folder, controlnet, control):
     prior = load(kl_folder, controlnet=str(controlnet), control=control)
-    run = FieldRun(LAPTOP, "sdi", ViewPrompts("a cube", perp_neg=True), prior)
+    run = ObjectRun(LAPTOP, "sdi", ViewPrompts("a cube", perp_neg=True), prior)
     rendering, conditioning = run.views(0)
     pictures = conditioning.positive.control
     assert pictures.shape == (LAPTOP.views, 3, 16, 16) and torch.equal(pictures, conditioning.negative.control)

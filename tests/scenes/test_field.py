@@ -5,7 +5,7 @@ import torch
 
 from distill3d.cameras import rays, turntable
 from distill3d.render.volume import Sampling, render_rays
-from distill3d.scenes.field import VoxelField, VoxelOptions
+from distill3d.scenes.field import VoxelField, VoxelOptions, total_variation
 
 EXACT = VoxelOptions(resolution=16, sampling=Sampling(min_weight=0, min_transmittance=0), occupied=0)
 
@@ -19,7 +19,7 @@ def scribbled(options=EXACT, seed=0):
 
 
 def picture(field, **options):
-    return field.render(rays(turntable(2, 20, 2.8, 40), 16, 16), torch.full((2, 3), 0.5), **options)
+    return field.render(turntable(2, 20, 2.8, 40), 16, torch.full((2, 3), 0.5), **options)
 
 
 def test_it_starts_as_a_grey_ball_in_empty_space():
@@ -123,3 +123,9 @@ def test_a_few_steps_paint_it():
 def test_mistakes_are_value_errors(options):
     with pytest.raises(ValueError, match=r"resolution|half_size"):
         VoxelOptions(**options)
+
+
+def test_total_variation_of_a_ramp_and_of_a_constant():
+    assert total_variation(torch.ones(4, 4, 4, 3)).item() == 0
+    ramp = 0.5 * torch.arange(4.0).view(4, 1, 1) + torch.arange(4.0)  # z slope 0.5, x slope 1
+    assert total_variation(ramp.expand(4, 4, 4)).item() == pytest.approx(1.25)

@@ -12,7 +12,7 @@ import tyro
 from distill3d.commands.shared import Device, Dtype, precision, progress_bar
 from distill3d.priors.setup import PriorOptions
 from distill3d.prompts import DIRECTIONS, read_prompts
-from distill3d.recipes import RECIPES, Recipe
+from distill3d.recipes import PRIORS, RECIPES, Recipe
 
 
 @dataclass
@@ -26,8 +26,9 @@ class Generate:
     """What to make, for instance "a red mushroom"; @FILE makes each line of a file."""
     method: str = "sdi"
     """Objective: sdi, sds, sjc, nfsd, csd, hifa, ism, sds_bridge, vsd or esd."""
-    prior: str = "toybox"
-    """The frozen 2D model: toybox (bundled), a short name (see doctor), a folder, a .safetensors file, a hub id."""
+    prior: str | None = None
+    """The frozen 2D model: toybox (bundled), a short name (see doctor), a folder, a .safetensors file, a hub id;
+    default: the recipe's."""
     seed: int = 0
     """Seed of all randomness: same seed, same machine, same result."""
     device: Device = "cpu"
@@ -51,9 +52,9 @@ class Generate:
     prior_options: Annotated[PriorOptions, tyro.conf.arg(name="")] = field(default_factory=PriorOptions)
     recipe: str = "laptop"
     """Named settings to start from."""
-    settings: Annotated[Recipe, tyro.conf.arg(name="", help="single settings of the recipe")] = field(
-        default_factory=lambda: RECIPES["laptop"]
-    )
+    settings: Annotated[
+        tyro.conf.AvoidSubcommands[Recipe], tyro.conf.arg(name="", help="single settings of the recipe")
+    ] = field(default_factory=lambda: RECIPES["laptop"])
 
 
 @dataclass
@@ -99,6 +100,7 @@ class Render:
 def run_generate(command: Generate) -> int:
     from distill3d.generate import check_prompt, generate
 
+    command = replace(command, prior=command.prior or PRIORS[command.recipe])
     prior, prompts = None, read_prompts(command.prompt)
     for prompt in prompts:  # a bad line is found before hours went into the lines above it
         check_prompt(prompt, command.prior, command.force)
@@ -136,7 +138,7 @@ def run_export(command: Export) -> int:
     from distill3d.generate import load_scene
 
     scene: Any = load_scene(command.run)
-    mesh = extract_mesh(scene.query, command.level, command.resolution, scene.options.half_size)
+    mesh = extract_mesh(scene.query, command.level, command.resolution, scene.half_size)
     path = command.out or command.run / f"mesh.{command.format}"
     save_mesh(path, mesh)
     print(f"{path}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces")

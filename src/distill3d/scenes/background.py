@@ -1,4 +1,4 @@
-"""Backgrounds: what is seen past the object, one colour [3] per view."""
+"""Backgrounds: what is seen past the object, a colour per view or per pixel."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from distill3d.types import Cameras
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,14 @@ class ConstantBackground:
         if values.shape not in ((), (3,)) or not bool(((values >= 0) & (values <= 1)).all()):
             raise ValueError(f"a background is a grey level or three numbers in [0, 1], got {self.colour}")
 
-    def __call__(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        """Colours [batch, 3]; `generator` is not used."""
-        return torch.as_tensor(self.colour, dtype=torch.float32).expand(batch, 3).clone()
+    def build(self, device: torch.device | str | None = None) -> ConstantBackground:
+        """The background itself: it has no parameters."""
+        return self
+
+    def __call__(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Tensor:
+        """Colours [B, 3]; size and generator are not used."""
+        device = cameras.fov_y.device
+        return torch.as_tensor(self.colour, dtype=torch.float32, device=device).expand(len(cameras), 3).clone()
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,13 @@ class RandomGrey:
         if not 0 <= self.low <= self.high <= 1:
             raise ValueError(f"grey levels must satisfy 0 <= low <= high <= 1, got {self.low} and {self.high}")
 
-    def __call__(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        """Colours [batch, 3]: drawn from `generator`, or without one the middle of the range."""
-        share = torch.full((batch, 1), 0.5) if generator is None else torch.rand(batch, 1, generator=generator)
-        return (self.low + (self.high - self.low) * share).expand(batch, 3).clone()
+    def build(self, device: torch.device | str | None = None) -> RandomGrey:
+        """The background itself: it has no parameters."""
+        return self
+
+    def __call__(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Tensor:
+        """Colours [B, 3]: drawn from `generator`, or without one the middle of the range."""
+        share = torch.full((len(cameras), 1), 0.5)
+        if generator is not None:
+            share = torch.rand(share.shape, generator=generator, device=generator.device)
+        return (self.low + (self.high - self.low) * share).expand(-1, 3).to(cameras.fov_y.device).clone()

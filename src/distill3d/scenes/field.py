@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill3d.cameras import rays
 from distill3d.render.trilinear import trilinear
 from distill3d.render.volume import Occupancy, Sampling, render_rays
-from distill3d.types import Rays, Rendering
+from distill3d.scenes.parameters import replace_parameter
+from distill3d.types import Cameras, Lighting, Rendering
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class VoxelOptions:
     blob_radius: float = 0.5
     blob_floor: float = 8.0
     occupied: float = 0.03  # cells with less density everywhere are skipped
+    refine: tuple[tuple[float, float], ...] = ()  # (from this share of the steps on, times the resolution), in order
     refresh: int = 16  # training renders between two looks at the occupancy
     sampling: Sampling = field(default_factory=Sampling)
 
@@ -36,6 +41,15 @@ class VoxelOptions:
             raise ValueError(f"a grid needs a resolution of at least 2, got {self.resolution}")
         if min(self.half_size, self.density_scale, self.blob_radius) <= 0:
             raise ValueError("half_size, density_scale and blob_radius must be above 0")
+
+    def build(self, device: torch.device | str | None = None) -> VoxelField:
+        """A field with these options."""
+        return VoxelField(self, device)
+
+    def resolution_at(self, share: float) -> int:
+        """Lattice points a side after this share of the steps: coarse to fine."""
+        reached = [1.0] + [times for begin, times in self.refine if share >= begin]
+        return round(reached[-1] * self.resolution)
 
 
 class VoxelField(nn.Module):
@@ -76,15 +90,48 @@ class VoxelField(nn.Module):
         h = self.options.half_size
         return self.raw.new_tensor([[-h] * 3, [h] * 3])
 
-    def render(
-        self, rays: Rays, background: Tensor, *, generator: torch.Generator | None = None, normals: bool = False
-    ) -> Rendering:
-        """Renders B views over a background [B, 3]; see `render_rays`.
+    @property
+    def half_size(self) -> float:
+        """Half of the box's edge, world units."""
+        return self.options.half_size
 
-        Args:
-            generator: jitters the samples along the rays (for training).
-            normals: computes normal and orientation too.
-        """
+    def train(self, mode: bool = True) -> VoxelField:
+        """Switches between training and evaluation; for evaluation the occupancy is looked at again."""
+        super().train(mode)
+        if not mode:
+            self.refresh_occupancy()
+        return self
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """See `Scene`."""
+        return [{"params": [self.raw], "scale": 1.0}]
+
+    def adapt(self, step: int, total: int, optimiser: torch.optim.Optimizer) -> None:
+        """Refines the lattice where `options.refine` says so."""
+        resolution = self.options.resolution_at(step / total)
+        if resolution != self.resolution:
+            coarse = self.raw
+            self.upsample(resolution)
+            replace_parameter(optimiser, coarse, self.raw)
+
+    def penalties(self) -> dict[str, Callable[[], Tensor]]:
+        """Total variation of raw density and of colour."""
+        return {
+            "smooth_density": lambda: total_variation(self.raw[..., :1]),
+            "smooth_colour": lambda: total_variation(torch.sigmoid(self.raw[..., 1:])),
+        }
+
+    def render(
+        self,
+        cameras: Cameras,
+        size: int,
+        background: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        normals: bool = False,
+        lighting: Lighting | None = None,
+    ) -> Rendering:
+        """See `Scene`, and `render_rays` for what is computed."""
         if self.training and torch.is_grad_enabled():
             if int(self.renders) % self.options.refresh == 0:
                 self.refresh_occupancy()
@@ -93,7 +140,7 @@ class VoxelField(nn.Module):
         slope = self._slope() if normals else None
         density_lattice = lattice.detach()[..., :1].contiguous()
         return render_rays(
-            rays,
+            rays(cameras, size, size),
             lambda points: self._evaluate(lattice, slope, points),
             self.march_bounds,
             background,
@@ -189,3 +236,8 @@ class VoxelField(nn.Module):
         values = self._sample(lattice, points)
         normal = None if slope is None else F.normalize(self._sample(slope, points), dim=1, eps=1e-6)
         return self._density(values[:, 0]), torch.sigmoid(values[:, 1:]), normal
+
+
+def total_variation(lattice: Tensor) -> Tensor:
+    """Mean squared difference of neighbours along each of the first three axes, summed, of [Z, Y, X, ...]."""
+    return sum((lattice.diff(dim=axis).square().mean() for axis in range(3)), lattice.new_zeros(()))
