@@ -100,12 +100,12 @@ class Render:
 def run_generate(command: Generate) -> int:
     from distill3d.generate import check_prompt, generate
 
-    command = replace(command, prior=command.prior or PRIORS[command.recipe])
+    name = command.prior or PRIORS[command.recipe]
     prior, prompts = None, read_prompts(command.prompt)
     for prompt in prompts:  # a bad line is found before hours went into the lines above it
-        check_prompt(prompt, command.prior, command.force)
+        check_prompt(prompt, name, command.force)
     for prompt in prompts:
-        config = _config(replace(command, prompt=prompt))
+        config = _config(replace(command, prompt=prompt), name)
         prior = config.load_prior(prior)
         with progress_bar(command.settings.steps, status=_filled) as on_step:
             result = generate(config, command.out, command.force, on_step, prior)
@@ -114,12 +114,12 @@ def run_generate(command: Generate) -> int:
     return 0
 
 
-def _config(command: Generate) -> Any:
+def _config(command: Generate, prior: str) -> Any:
     from distill3d.generate import Config
 
     views = {name: text for name in DIRECTIONS if (text := getattr(command, name))}
     return Config(
-        prompt=command.prompt, recipe=command.settings, method=command.method, prior=command.prior,
+        prompt=command.prompt, recipe=command.settings, method=command.method, prior=prior,
         negative=command.negative, seed=command.seed, device=command.device,
         dtype=precision(command.dtype, command.device), prior_options=command.prior_options, views=views,
     )  # fmt: skip
