@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from distill3d.objectives import Objective, csd, esd, hifa, ism, nfsd, sds, sds_bridge, sjc, vsd
+from distill3d.objectives import Objective, csd, esd, hifa, ism, mvdream, nfsd, sds, sds_bridge, sjc, vsd
 from distill3d.priors.latent import LatentPrior
 from distill3d.priors.student import Student
 from distill3d.types import Prior
@@ -20,6 +20,8 @@ PLAIN: dict[str, Callable[..., Objective]] = {
     "hifa": lambda steps, **scale: hifa(**scale),
     # Its times narrow over the first 1500 of 5000 steps in the source: the same share here.
     "ism": lambda steps, **scale: ism(warmup=3 * steps // 10, **scale),
+    # Its times widen over the first 8000 of 10000 steps in the source.
+    "mvdream": lambda steps, **scale: mvdream(views=1, warmup=8 * steps // 10, **scale),
     "sds_bridge": lambda steps, **scale: sds_bridge(**scale),
 }
 TAUGHT: dict[str, Callable[..., Objective]] = {"vsd": vsd, "esd": esd}  # they train a companion of the prior

@@ -25,7 +25,7 @@ class Generate:
     prompt: tyro.conf.Positional[str]
     """What to make, for instance "a red mushroom"; @FILE makes each line of a file."""
     method: str = "sdi"
-    """Objective: sdi, sds, sjc, nfsd, csd, hifa, ism, sds_bridge, vsd or esd."""
+    """Objective: sdi, sds, sjc, nfsd, csd, hifa, ism, mvdream, sds_bridge, vsd or esd."""
     prior: str | None = None
     """The frozen 2D model: toybox (bundled), a short name (see doctor), a folder, a .safetensors file, a hub id;
     default: the recipe's."""

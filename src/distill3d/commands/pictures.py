@@ -59,7 +59,7 @@ class Image:
     prompt: tyro.conf.Positional[str]
     """What to draw, for instance "a red mushroom"; @FILE draws each line of a file."""
     method: str = "ddim"
-    """ddim, or an objective: sdi, sdi_cached, sds, sjc, nfsd, csd, hifa, ism, sds_bridge, vsd, esd."""
+    """ddim, or an objective: sdi, sdi_cached, sds, sjc, nfsd, csd, hifa, ism, mvdream, sds_bridge, vsd, esd."""
     prior: str = "toybox"
     """The frozen 2D model: toybox (bundled), a short name (see doctor), a folder, a .safetensors file, a hub id."""
     seed: int = 0

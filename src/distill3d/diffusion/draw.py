@@ -24,6 +24,11 @@ def uniform(count: int, generator: Generators) -> Tensor:
     return _draw(torch.rand, (count,), generator, None, dtype=torch.float64)
 
 
+def leaders(generator: Generators, views: int) -> Generators:
+    """The generators of the first of each group of `views` samples, for draws that a group shares."""
+    return generator if isinstance(generator, torch.Generator) else generator[::views]
+
+
 def _draw(function, shape: tuple[int, ...], generator: Generators, rows: Tensor | None, **options):
     if isinstance(generator, torch.Generator):
         return function(shape, generator=generator, device=generator.device, **options)

@@ -48,7 +48,7 @@ def guided_prediction(
 
     One call of prior.predict with only the rows that matter: s = 1 leaves out the unconditional ones, s = 0
     shows nothing else, and negatives of weight zero are not evaluated. Raises ValueError if conditioning
-    and x_t differ in length.
+    and x_t differ in length, and for Perp-Neg with a multi-view prior.
     """
     b = len(x_t)
     if len(conditioning) != b:
@@ -65,6 +65,8 @@ def guided_prediction(
 
 
 def _perp_neg_prediction(prior, x_t, t, conditioning, scale) -> tuple[Tensor, int]:
+    if getattr(prior, "views", 1) > 1:  # it would have to see its groups whole; and it is told where it looks from
+        raise ValueError(f"{prior.name} is told its cameras and takes no Perp-Neg: leave it away")
     weights = conditioning.perp_weights.to(x_t)
     wanted = weights != 0  # [B, K]
     pushed = wanted.any(1)

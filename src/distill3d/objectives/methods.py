@@ -204,6 +204,26 @@ def esd(student: reference.Student, scale: float = 7.5, entropy: float = 0.5) ->
     return vsd(student, scale, camera=1 - entropy)
 
 
+def mvdream(
+    scale: float = 50.0, share: float = 0.5, views: int = 4, warmup: int = 8000, shared_noise: bool = False
+) -> Objective:
+    """g = x - x0_hat, x0_hat of a guided prediction, rescaled; kappa ~ N(0, I), groups of views at one time.
+
+    MVDream (Shi et al. 2023, section 3.2 and eq. 3): with c = (std x0_c / std x0_s), x0_hat is share c x0_s +
+    (1 - share) x0_s, x0_c the conditional and x0_s the guided estimate, the deviations over all views of a group.
+    t ~ U[low, high], low falling from 0.98 to 0.02 and high from 0.98 to 0.5 over `warmup` steps of the run.
+    Constants: its public code, which takes 10000 steps. shared_noise gives the views of a group one noise.
+    """
+    return Objective(
+        noise=noise.gaussian(shared_noise),
+        timesteps=timesteps.widening(0.98, 0.02, 0.5, over=max(warmup, 1)),
+        prediction=prediction.rescaled(scale, share),
+        reference=reference.injected_noise,
+        weight=weighting.x0_matching,
+        views=views,
+    )
+
+
 def rfds(scale: float = 50.0, low: float = 0.02, high: float = 0.98) -> Objective:
     """g = v_s - (kappa - x) at x_t = (1 - t) x + t kappa, v_s the guided velocity; kappa ~ N(0, I).
 

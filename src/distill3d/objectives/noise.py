@@ -44,9 +44,15 @@ def kappa_residual(
     return (eps - kappa).square().flatten(1).mean(1), rows
 
 
-def gaussian() -> Noise:
-    """kappa ~ N(0, I), drawn anew at each step (DreamFusion)."""
-    return lambda query: (draw.normal(query.x, query.generator), 0)
+def gaussian(shared: bool = False) -> Noise:
+    """kappa ~ N(0, I), drawn anew at each step (DreamFusion); shared: the same for all views of a group."""
+
+    def noise(query: Query) -> tuple[Tensor, int]:
+        every = query.views if shared else 1
+        kappa = draw.normal(query.x[::every], draw.leaders(query.generator, every))
+        return kappa.repeat_interleave(every, 0), 0
+
+    return noise
 
 
 def given(kappa: Tensor) -> Noise:
@@ -213,10 +219,11 @@ def _check_solver(steps: int, scale: float, overshoot: float | None) -> None:
 
 
 def _raised(query: Query, overshoot: float | None, hop: float) -> Tensor:
-    """t + tau [B], at most 1; tau from U[0, hop) where no overshoot is given."""
+    """t + tau [B], at most 1; tau from U[0, hop), one for each group, where no overshoot is given."""
     tau = overshoot
     if tau is None:
-        tau = (draw.uniform(len(query.x), query.generator) * hop).to(query.x)
+        drawn = draw.uniform(len(query.x) // query.views, draw.leaders(query.generator, query.views))
+        tau = (drawn * hop).to(query.x).repeat_interleave(query.views)
     return (query.t + tau).clamp(max=1.0)
 
 

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from distill3d.diffusion import draw
 from distill3d.diffusion.draw import Generators
 from distill3d.diffusion.schedule import coefficients, expand
+from distill3d.objectives import checks
 from distill3d.types import Conditioning, Guidance, Prior, Schedule
 
 
@@ -29,6 +31,7 @@ class Query:
     generator: Generators
     step: int
     total_steps: int
+    views: int = 1  # neighbours in the batch that are one group: the network sees them together, at one time
     # What one part found out and a later one needs, so that the network is not asked twice; see `recall`.
     notes: dict[object, Tensor] = field(default_factory=dict, repr=False)
 
@@ -51,13 +54,21 @@ Weight = Callable[[Schedule, Tensor], Tensor]  # schedule, t [B] -> w [B]
 
 @dataclass(frozen=True)
 class Objective:
-    """One member of the family; see methods.py for the named ones."""
+    """One member of the family; see methods.py for the named ones.
+
+    views makes any of them one for a multi-view prior: the batch is groups of so many neighbours, and a group
+    shares its time, as such a prior was trained.
+    """
 
     noise: Noise
     timesteps: Timesteps
     prediction: Prediction
     reference: Reference
     weight: Weight
+    views: int = 1
+
+    def __post_init__(self) -> None:
+        checks.count("views", self.views)
 
     @torch.no_grad()
     def guidance(
@@ -72,16 +83,19 @@ class Objective:
         """The gradient on x [B, *prior.sample_shape] at one step of total_steps; no graph is kept.
 
         generator is one for the batch or one per sample (then a batch equals its samples one by one).
-        Raises ValueError if x does not fit the prior or the conditions.
+        Raises ValueError if x does not fit the prior or the conditions, or is no whole number of groups.
         """
         if tuple(x.shape[1:]) != tuple(prior.sample_shape) or len(conditioning) != len(x):
             raise ValueError(
                 f"got x {list(x.shape)} with {len(conditioning)} conditions: {prior.name} needs "
                 f"[B, {', '.join(map(str, prior.sample_shape))}] and one condition per sample"
             )
+        if len(x) % self.views:
+            raise ValueError(f"the batch must be groups of {self.views} views, got {len(x)} samples")
         x = x.detach()
-        t = self.timesteps(step, total_steps, len(x), generator).to(x)
-        query = Query(x, t, prior, conditioning, generator, step, total_steps)
+        times = self.timesteps(step, total_steps, len(x) // self.views, draw.leaders(generator, self.views))
+        t = times.to(x).repeat_interleave(self.views)
+        query = Query(x, t, prior, conditioning, generator, step, total_steps, self.views)
         kappa, noise_rows = self.noise(query)
         alpha, sigma = coefficients(prior.schedule, t, x)
         x_t = alpha * x + sigma * kappa

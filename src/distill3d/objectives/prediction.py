@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from distill3d.diffusion.guidance import guided_prediction
+from distill3d.diffusion.guidance import cfg, guided_prediction, rescale
+from distill3d.diffusion.schedule import coefficients, from_eps, to_eps
 from distill3d.objectives import checks
 from distill3d.objectives.objective import Prediction, Query, Reference
 from distill3d.types import Conditioning, TextEmbedding
@@ -29,6 +31,27 @@ def guided(scale: float) -> Prediction:
     return prediction
 
 
+def rescaled(scale: float, share: float = 0.5) -> Prediction:
+    """Guidance whose x0_hat has, to the `share`, the standard deviation of the conditional x0_hat.
+
+    Lin et al. 2023, eq. 15 and 16, on x0_hat and over all views of a group together, as MVDream (Shi et al. 2023)
+    does it. Raises ValueError unless scale is a finite number and share lies in [0, 1].
+    """
+    checks.number("scale", scale)
+    checks.share("share", share)
+
+    def prediction(query: Query, x_t: Tensor) -> tuple[Tensor, int]:
+        everyone = torch.ones(2, len(x_t), dtype=torch.bool, device=x_t.device)
+        (e_u, e_c), rows = _told(query, x_t, (negative, prompt), everyone)
+        levels = coefficients(query.prior.schedule, query.t, x_t)
+        full, conditional = (
+            from_eps("x0", e, x_t, *levels).unflatten(0, (-1, query.views)) for e in (cfg(e_u, e_c, scale), e_c)
+        )
+        return to_eps("x0", rescale(full, conditional, share).flatten(0, 1), x_t, *levels), rows
+
+    return prediction
+
+
 def prompt(query: Query) -> TextEmbedding:
     """The positive text of each sample's condition; in `contrast`, with its Perp-Neg push."""
     return query.conditioning.positive
@@ -40,8 +63,13 @@ def negative(query: Query) -> TextEmbedding:
 
 
 def words(text: str) -> Text:
-    """The same text for every sample."""
-    return lambda query: query.prior.embed([text] * len(query.x))
+    """The same text for every sample, beside whatever else its condition says of it."""
+
+    def told(query: Query) -> TextEmbedding:
+        of = query.conditioning.positive
+        return replace(query.prior.embed([text] * len(query.x)), control=of.control, camera=of.camera)
+
+    return told
 
 
 def contrast(prediction: Mapping[Text, Amount], reference: Mapping[Text, Amount]) -> tuple[Prediction, Reference]:

@@ -66,6 +66,24 @@ def narrowing(low: float, high: float, settled: float, after: int = 0, over: int
     return timesteps
 
 
+def widening(start: float, low: float, high: float, over: int) -> Timesteps:
+    """t ~ U[start, start] at first, U[low, high] after `over` steps, both ends moving evenly (MVDream).
+
+    The steps are those of the run. Raises ValueError unless 0 <= low <= high <= start <= 1, and for `over` below 1.
+    """
+    _check(start, low, high)
+    checks.count("over", over)
+    if not low <= high <= start:
+        raise ValueError(f"low <= high <= start is needed, got {low}, {high} and {start}")
+
+    def timesteps(step: int, total: int, batch: int, generator: Generators) -> Tensor:
+        share = min(step / over, 1.0)
+        bottom, top = (start + (end - start) * share for end in (low, high))
+        return bottom + (top - bottom) * draw.uniform(batch, generator)
+
+    return timesteps
+
+
 def listed(times: Sequence[float] | Tensor) -> Timesteps:
     """times [T] (one per step) or [T, B] (one per step and sample); the last one holds beyond its end."""
     table = torch.as_tensor(times, dtype=torch.float64)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill3d.priors import flow, latent, pixel, sdxl
+from distill3d.priors import flow, latent, multiview, pixel, sdxl
 from distill3d.priors.frozen import FrozenPrior
 from distill3d.priors.parts import check_weights, config_name, read_json
 from distill3d.priors.setup import Setup
@@ -27,7 +27,7 @@ class Family:
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 DISCRETE, STRAIGHT = "", "FlowMatch"
 FAMILIES = {
-    "StableDiffusionPipeline": Family(latent.build, latent.PARTS, DISCRETE, "StableDiffusionLoraLoaderMixin"),
+    "StableDiffusionPipeline": Family(multiview.build, latent.PARTS, DISCRETE, "StableDiffusionLoraLoaderMixin"),
     "StableDiffusionXLPipeline": Family(sdxl.build, sdxl.PARTS, DISCRETE, "StableDiffusionXLLoraLoaderMixin"),
     "IFPipeline": Family(pixel.build, pixel.PARTS, DISCRETE, "StableDiffusionLoraLoaderMixin"),
     "StableDiffusion3Pipeline": Family(
@@ -39,7 +39,8 @@ FAMILIES = {
 WHY_NOT = {
     "PixArt": "its texts carry a mask of their padding, which a prior does not pass on",
     "Sana": "its texts carry a mask of their padding, which a prior does not pass on",
-    "MVDream": "diffusers has no network of its own for several views at once",
+    "MVDream": "its network has a class of its own; save it as docs/priors.md says of models of several views",
+    "ImageDream": "it is told a picture beside the text",
     "StableDiffusionXLImg2Img": "a refiner knows low noise only; give the base model",
     "IFSuperResolution": "a later stage is told a picture; give the first stage",
     "Inpaint": "it is told a picture and a mask; give a text-to-image model",

@@ -76,11 +76,19 @@ class OneClip:
 
 def build(setup: Setup) -> LatentPrior:
     """The prior of a StableDiffusionPipeline folder; ValueError where its parts do not fit."""
+    return build_kind(LatentPrior, setup)
+
+
+def build_kind(kind: type[UNetPrior], setup: Setup, classes: str | None = None) -> UNetPrior:
+    """The same as a prior of a class of its own, whose network has the class_embed_type `classes`."""
     parts, where = setup.parts, setup.where
     unet, codec = setup.network("unet"), setup.autoencoder(TINY)
     check_unet(unet, codec.channels)
-    if unet.config.addition_embed_type is not None or unet.config.class_embed_type is not None:
-        raise ValueError("the network wants more than text (unCLIP, a camera): use a text-to-image model")
+    if unet.config.addition_embed_type is not None or unet.config.class_embed_type != classes:
+        raise ValueError(
+            "the network wants more than text (unCLIP, a camera): use a text-to-image model, or mark one of several "
+            "views as docs/priors.md says"
+        )
     width = parts.config("text_encoder").get("hidden_size")
     if width != unet.config.cross_attention_dim:
         raise ValueError(
@@ -93,7 +101,7 @@ def build(setup: Setup) -> LatentPrior:
         setup.teach({"": clip})
         return OneClip(clip)
 
-    return assemble(LatentPrior, setup, unet, codec, load)
+    return assemble(kind, setup, unet, codec, load)
 
 
 def assemble(kind: type[UNetPrior], setup: Setup, unet: Any, codec: Autoencoder, load: Callable[[], Any]) -> UNetPrior:

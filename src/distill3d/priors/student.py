@@ -44,10 +44,12 @@ class Student:
 
         camera_dropout is the share of samples that learn without their camera, which ESD needs. Defaults as
         in threestudio's ProlificDreamer. Raises ImportError with the command to type if peft is missing,
-        ValueError for settings out of range, and for an offloaded prior.
+        ValueError for settings out of range, for an offloaded prior, and for one that is told a camera itself.
         """
         if prior.offload:  # its layers are bound to hooks that a copy would share
             raise ValueError("a companion of the prior cannot be trained beside an offloaded one: leave --offload away")
+        if prior.network.config.class_embed_type is not None:  # what is told there is the student's camera
+            raise ValueError(f"a companion of {prior.name} cannot be trained: it is told a camera itself")
         if rank < 1 or learning_rate <= 0 or not 0.0 <= camera_dropout <= 1.0:
             raise ValueError(
                 f"got rank={rank}, learning_rate={learning_rate}, camera_dropout={camera_dropout}: "
