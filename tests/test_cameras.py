@@ -74,6 +74,43 @@ def test_samples_stay_in_their_ranges(batch):
         assert bool(((degrees >= 30 - 1e-4) & (degrees <= 50 + 1e-4)).all())
 
 
+def test_orthogonal_views_are_one_view_turned_by_quarters():
+    sampler = CameraSampler(distance=(2, 3), fov=(30, 50), orthogonal=True)
+    views = sampler.sample(12, torch.Generator().manual_seed(0))
+    quarter = torch.tensor([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    pose = views.camera_to_world.view(3, 4, 4, 4)
+    for k in range(1, 4):
+        torch.testing.assert_close(pose[:, k], quarter @ pose[:, k - 1], atol=1e-5, rtol=0)
+    for value in (views.elevation, views.distance, views.fov_y):
+        groups = value.view(3, 4)
+        assert (groups == groups[:, :1]).all() and groups[0, 0] != groups[1, 0]
+    first = views.azimuth.view(3, 4)[:, 0]
+    torch.testing.assert_close(first.diff(), torch.full((2,), 30.0))  # groups share the quarter evenly
+    assert bool(((views.azimuth >= -180) & (views.azimuth <= 180)).all())
+
+
+def test_orthogonal_views_stay_in_their_ranges_and_repeat():
+    sampler = CameraSampler(azimuth=(0, 360), elevation=(5, 30), distance=(2, 3), fov=(30, 50), orthogonal=True)
+    c = sampler.sample(400, torch.Generator().manual_seed(3))
+    for value, (low, high) in ((c.azimuth, (0, 360)), (c.elevation, (5, 30)), (c.distance, (2, 3))):
+        assert bool(((value >= low) & (value <= high)).all())
+    again = sampler.sample(400, torch.Generator().manual_seed(3))
+    assert torch.equal(c.camera_to_world, again.camera_to_world)
+
+
+@pytest.mark.parametrize(
+    ("settings", "batch", "match"),
+    [
+        ({}, 6, "come in fours, got 6"),
+        ({"azimuth": (0, 180)}, 4, "whole circle"),
+        ({"up_jitter": 0.1}, 4, "take no jitter"),
+    ],
+)
+def test_orthogonal_views_that_cannot_be_are_refused(settings, batch, match):
+    with pytest.raises(ValueError, match=match):
+        CameraSampler(orthogonal=True, **settings).sample(batch, torch.Generator())
+
+
 def test_a_batch_sees_the_object_from_all_around():
     azimuth = some_views(4).azimuth.sort().values
     torch.testing.assert_close(azimuth.diff(), torch.full((3,), 90.0))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -69,6 +69,10 @@ class CameraSampler:
     The azimuths of one batch are evenly spaced over their range with a common random offset, so that a batch
     sees the object from all around. Elevations are uniform in angle in one half of the draws and uniform on
     the sphere in the other (DreamFusion, appendix A). Jitters are standard deviations in world units.
+
+    orthogonal: four neighbours in the batch see the object from azimuths 90 degrees apart, at one elevation,
+    distance and field of view, as multi-view priors were trained (MVDream, Shi et al. 2023). It needs the whole
+    circle and no jitter.
     """
 
     azimuth: Range = (-180.0, 180.0)
@@ -78,8 +82,13 @@ class CameraSampler:
     position_jitter: float = 0.0
     target_jitter: float = 0.0
     up_jitter: float = 0.0
+    orthogonal: bool = False
 
     def __post_init__(self) -> None:
+        if self.orthogonal and self.azimuth[1] - self.azimuth[0] != 360:
+            raise ValueError(f"orthogonal views need a whole circle of azimuths, got {self.azimuth}")
+        if self.orthogonal and (self.position_jitter or self.target_jitter or self.up_jitter):
+            raise ValueError("orthogonal views take no jitter: set position_jitter, target_jitter and up_jitter to 0")
         for name in ("azimuth", "elevation", "distance", "fov"):
             low, high = getattr(self, name)
             if not low <= high:
@@ -87,9 +96,14 @@ class CameraSampler:
         _check(*(torch.tensor(r) for r in (self.elevation, self.distance, self.fov)))
 
     def sample(self, batch: int, generator: torch.Generator) -> Cameras:
-        """Draws `batch` views, on the CPU; everything random comes from `generator`."""
+        """Draws `batch` views, on the CPU; everything random comes from `generator`.
+
+        Raises ValueError for a batch below 1, and for orthogonal views if it is no multiple of 4.
+        """
         if batch < 1:
             raise ValueError(f"a batch has at least one view, got {batch}")
+        if self.orthogonal:
+            return self._quadruples(batch, generator)
 
         def uniform(span: Range, share: Tensor | None = None) -> Tensor:
             share = torch.rand(batch, generator=generator) if share is None else share
@@ -108,6 +122,15 @@ class CameraSampler:
         up = views.camera_to_world[:, :3, 1] + self.up_jitter * noise[2]
         pose = look_at(eye, self.target_jitter * noise[1], up)
         return Cameras(pose, views.fov_y, azimuth, elevation, views.distance)
+
+    def _quadruples(self, batch: int, generator: torch.Generator) -> Cameras:
+        if batch % 4:
+            raise ValueError(f"orthogonal views come in fours, got {batch}")
+        low, high = self.azimuth
+        quarter = replace(self, azimuth=(low, low + 90), orthogonal=False).sample(batch // 4, generator)
+        four = quarter[torch.arange(batch // 4).repeat_interleave(4)]
+        azimuth = (four.azimuth + 90.0 * torch.arange(4).repeat(batch // 4)).clamp(max=high)
+        return orbit(azimuth, four.elevation, four.distance, torch.rad2deg(four.fov_y))
 
 
 def rays(cameras: Cameras, height: int, width: int) -> Rays:
