@@ -30,6 +30,22 @@ def reference(table: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
     return (table[indices.long()] * weights[..., None]).sum(1)
 
 
+def spread_rows(indices: Tensor, weights: Tensor, values: Tensor, rows: int) -> Tensor:
+    """The transposed product on the CPU: [rows, C], to which row indices[p, k] weights[p, k] values[p] was added.
+
+    Args:
+        indices: [P, K], int32 and below `rows`.
+        weights: [P, K].
+        values: [P, C].
+    """
+    ends = torch.arange(0, indices.numel() + 1, indices.shape[1], dtype=torch.int32)
+    # torch scatters row by row here; scipy's loop over a column matrix is 20 times faster.
+    matrix = scipy.sparse.csc_matrix(
+        (weights.reshape(-1).numpy(), indices.reshape(-1).numpy(), ends.numpy()), shape=(rows, len(indices))
+    )
+    return torch.from_numpy(matrix @ values.contiguous().numpy())
+
+
 class _WeightedRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, table: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
@@ -42,13 +58,7 @@ class _WeightedRows(torch.autograd.Function):
         indices, weights, table = ctx.saved_tensors
         of_table = of_weights = None
         if ctx.needs_input_grad[0]:
-            ends = torch.arange(0, indices.numel() + 1, indices.shape[1], dtype=torch.int32)
-            # torch scatters row by row here; scipy's loop over a column matrix is 20 times faster.
-            matrix = scipy.sparse.csc_matrix(
-                (weights.reshape(-1).numpy(), indices.reshape(-1).numpy(), ends.numpy()),
-                shape=(ctx.rows, len(indices)),
-            )
-            of_table = torch.from_numpy(matrix @ gradient.contiguous().numpy())
+            of_table = spread_rows(indices, weights, gradient, ctx.rows)
         if table is not None:
             of_weights = torch.einsum("pc,pkc->pk", gradient, table[indices.long()])
         return of_table, None, of_weights
