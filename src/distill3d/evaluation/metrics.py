@@ -1,71 +1,152 @@
-"""Numbers about pictures [N, 3, H, W] in [0, 1]."""
+"""All metrics by name, and what one run leaves behind for them to measure.
+
+The formulas are in the files beside this one: `pictures` (pictures alone), `language` (pictures and texts), `views`
+(one view and the next), `truth` (against the toy world's geometry), `distances` (sets of features), `cost` (time and
+memory). docs/metrics.md says of each what it can and cannot see.
+"""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
 import torch
 from torch import Tensor
 
-GREY = (0.299, 0.587, 0.114)  # luma, ITU-R BT.601
+from distill3d.cameras import orbit
+from distill3d.evaluation.distances import diversity, frechet_distance, kernel_distance
+from distill3d.evaluation.evaluator import Evaluator
+from distill3d.evaluation.pictures import (
+    edge_concentration,
+    psnr,
+    radial_power,
+    saturation,
+    sharpness,
+    spectrum_gap,
+)
+from distill3d.types import Cameras
+
+__all__ = [
+    "METRICS", "Cell", "Metric", "divergence", "diversity", "edge_concentration", "frechet_distance",
+    "kernel_distance", "measure", "psnr", "radial_power", "saturation", "sharpness", "spectrum_gap",
+]  # fmt: skip
+
+EMPTY, FULL = 0.005, 0.9  # mean opacity over the views
 
 
-def psnr(images: Tensor, reference: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB over everything given: -10 log10 of the mean squared difference."""
-    return -10 * (images - reference).square().mean().log10()
+@dataclass(frozen=True)
+class Cell:
+    """What one run (a prompt, a method, a seed) left behind, and what a metric may compare it with.
 
-
-def radial_power(images: Tensor) -> Tensor:
-    """Mean power [H // 2] of the luma's spectrum on rings of integer frequency 0, 1, ... below Nyquist.
-
-    A Hann window keeps the picture's borders from posing as edges. Raises ValueError for pictures not square.
+    Whatever is None was not kept or not given; the metrics that need it are left out.
     """
-    size = images.shape[-1]
-    if images.shape[-2] != size:
-        raise ValueError(f"the radial spectrum needs square pictures, got {list(images.shape)}")
-    luma = torch.einsum("nchw,c->nhw", images.float(), images.new_tensor(GREY).float())
-    window = torch.hann_window(size, periodic=False, device=images.device)
-    luma = (luma - luma.mean((1, 2), keepdim=True)) * window[:, None] * window
-    power = torch.fft.fft2(luma).abs().square().mean(0)
-    frequency = torch.fft.fftfreq(size, 1 / size, device=images.device)
-    radius = (frequency[:, None].square() + frequency.square()).sqrt().round().long()
-    rings = torch.zeros(int(radius.max()) + 1, device=images.device)
-    count = torch.bincount(radius.flatten())
-    return (rings.index_add(0, radius.flatten(), power.flatten()) / count)[: size // 2]
+
+    prompt: str
+    pictures: Tensor | None = None  # [V, 3, H, W] of evenly spaced views; None where the run left nothing
+    azimuths: Tensor | None = None  # [V] degrees, 0 the front
+    elevation: float = 15.0  # degrees
+    distance: float = 2.8  # world units
+    fov: float = 40.0  # degrees
+    background: float = 0.9  # the grey behind the pictures
+    opacity: Tensor | None = None  # [V, 1, H, W], or means [V] where maps were not kept
+    depth: Tensor | None = None  # [V, 1, H, W] expected ray length, world units
+    vertices: np.ndarray | None = None  # [N, 3] of the exported mesh, world space
+    faces: np.ndarray | None = None  # [F, 3]
+    evaluator: Evaluator | None = None  # or a ToyboxJudge
+    reference: Tensor | None = None  # [M, 3, H, W] pictures of what it should look like
+    prompts: tuple[str, ...] = ()  # of the whole benchmark, its own among them; for R-precision
+    seconds: float | None = None  # wall time
+    evaluations: float | None = None  # network rows
+    peak_memory: float | None = None  # bytes
+    failure: str = ""  # why the run ended early: "out of memory", "nan"; empty where it did not
+
+    @property
+    def cameras(self) -> Cameras:
+        """The cameras of the pictures."""
+        assert self.azimuths is not None
+        return orbit(self.azimuths.float(), self.elevation, self.distance, self.fov)
 
 
-def sharpness(images: Tensor, reference: Tensor, low: float = 0.25) -> float:
-    """High-frequency energy of pictures, as a share of a reference set's: 1 is as sharp as the reference.
+def divergence(cell: Cell) -> str:
+    """Why a run counts as diverged: "out of memory", "nan", "empty" or "full"; "" where it does not.
 
-    The energy is summed over frequencies from `low` times Nyquist upwards, each ring weighed by its length.
+    The paper's Table 1 counts runs that ran out of memory and runs that ended in an empty volume; one with numbers
+    that are none, and one where nothing but a wall is seen, are no objects either. Empty and full: a mean opacity
+    over all views below 0.005 or above 0.9.
     """
-    energy = []
-    for pictures in (images, reference):
-        power = radial_power(pictures)
-        rings = torch.arange(len(power), device=power.device)
-        energy.append(float((power * rings)[rings >= low * len(power)].sum()))
-    return energy[0] / energy[1]
+    if cell.failure:
+        return cell.failure
+    seen = [t for t in (cell.pictures, cell.opacity) if t is not None]
+    if any(not bool(torch.isfinite(t).all()) for t in seen):
+        return "nan"
+    if cell.opacity is None:
+        return ""
+    mean = float(cell.opacity.float().mean())
+    return "empty" if mean < EMPTY else "full" if mean > FULL else ""
 
 
-def saturation(images: Tensor) -> float:
-    """Mean chroma: the largest minus the smallest colour channel, over all pixels of all pictures, in [0, 1].
+@dataclass(frozen=True)
+class Metric:
+    """A number about a cell."""
 
-    This is the numerator of HSV's saturation. The quotient itself calls the darkest noise fully saturated; chroma
-    is 0 for every grey, black and white included, and 1 only for pure bright colours.
+    name: str
+    unit: str
+    better: Literal["higher", "lower"]
+    needs: tuple[str, ...]  # keys of NEEDS
+    function: Callable[[Any], float]  # of a Cell that has what is needed
+
+
+# What a metric may need, and whether a cell has it.
+NEEDS: dict[str, Callable[[Cell], bool]] = {
+    "pictures": lambda cell: cell.pictures is not None,
+    "opacity": lambda cell: cell.opacity is not None,
+    "evaluator": lambda cell: cell.evaluator is not None,
+    "reference": lambda cell: cell.reference is not None,
+    "seconds": lambda cell: cell.seconds is not None,
+    "evaluations": lambda cell: cell.evaluations is not None,
+    "peak_memory": lambda cell: cell.peak_memory is not None,
+}
+
+_ALL = [
+    Metric("sharpness", "of the reference", "higher", ("pictures", "reference"),
+           lambda c: sharpness(c.pictures, c.reference)),
+    Metric("spectrum_gap", "", "lower", ("pictures", "reference"), lambda c: spectrum_gap(c.pictures, c.reference)),
+    Metric("edge_concentration", "of the reference", "higher", ("pictures", "reference"),
+           lambda c: edge_concentration(c.pictures, c.reference)),
+    Metric("saturation", "", "higher", ("pictures",), lambda c: saturation(c.pictures)),
+    Metric("diverged", "", "lower", (), lambda c: float(bool(divergence(c)))),
+    Metric("seconds", "s", "lower", ("seconds",), lambda c: float(c.seconds)),
+    Metric("evaluations", "rows", "lower", ("evaluations",), lambda c: float(c.evaluations)),
+    Metric("peak_memory", "GiB", "lower", ("peak_memory",), lambda c: c.peak_memory / 2**30),
+]  # fmt: skip
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+
+
+def check_metrics(names: Sequence[str]) -> None:
+    """Raises ValueError for a name that is not in METRICS."""
+    for name in names:
+        if name not in METRICS:
+            raise ValueError(f"unknown metric {name!r}; allowed: {', '.join(METRICS)}")
+
+
+def measure(cell: Cell, names: Sequence[str] = tuple(METRICS)) -> dict[str, float]:
+    """The metrics of these names, in their order; those whose needs the cell lacks are left out, with one warning.
+
+    Raises:
+        ValueError: for an unknown name, before anything is measured.
     """
-    return float((images.amax(1) - images.amin(1)).mean())
-
-
-def frechet_distance(features: Tensor, reference: Tensor) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two sets of features [N, D] and [M, D] (Heusel et al. 2017).
-
-    Means and covariances in float64. Few samples overestimate it: compare sets of one size only.
-    """
-    means, covariances = [], []
-    for values in (features.double(), reference.double()):
-        if len(values) < 2:
-            raise ValueError(f"a covariance needs at least two samples, got {len(values)}")
-        means.append(values.mean(0))
-        covariances.append(torch.cov(values.T).reshape(values.shape[1], values.shape[1]))
-    first, second = covariances
-    # The eigenvalues of C1 C2 are real and not negative: a product of two positive semidefinite matrices.
-    cross = torch.linalg.eigvals(first @ second).real.clamp_min(0).sqrt().sum()
-    return float((means[0] - means[1]).square().sum() + first.trace() + second.trace() - 2 * cross)
+    check_metrics(names)
+    values, missing = {}, {}
+    for name in dict.fromkeys(names):
+        lacking = [need for need in METRICS[name].needs if not NEEDS[need](cell)]
+        if lacking:
+            missing[name] = lacking[0]
+        else:
+            values[name] = METRICS[name].function(cell)
+    if missing:
+        told = ", ".join(f"{name} (needs {need})" for name, need in missing.items())
+        warnings.warn(f"not measured: {told}", stacklevel=2)
+    return values
