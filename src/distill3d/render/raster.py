@@ -8,44 +8,61 @@ takes milliseconds on one core.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+NEAR = 1e-3  # world units: what is closer to the camera's plane is not drawn
 
-def rasterize(points: Tensor, faces: Tensor, fov_y: float, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Rasterises front faces (counter-clockwise as seen) of a mesh given in the camera frame.
+
+def rasterize(
+    points: Tensor, faces: Tensor, fov_y: float, height: int, width: int, cull: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Rasterises a mesh given in the camera frame; faces that reach behind the camera are left out.
 
     Args:
-        points: vertices [V, 3] in the OpenGL camera frame (x right, y up, looking along -z); all must lie in
-            front of the camera (z < 0).
+        points: vertices [V, 3] in the OpenGL camera frame (x right, y up, looking along -z).
         faces: vertex indices [F, 3].
         fov_y: vertical field of view in radians.
+        cull: only front faces (counter-clockwise as seen) are drawn; else both sides are.
 
     Returns:
         face [H, W] (index into `faces`, -1 where no face) and perspective-correct barycentric coordinates
         [H, W, 3] (0 where no face).
     """
     focal = 0.5 * height / math.tan(0.5 * fov_y)
-    inverse_depth = -1.0 / points[:, 2]
+    before = (points[:, 2] < -NEAR)[faces].all(1)
+    inverse_depth = 1.0 / (-points[:, 2]).clamp_min(NEAR)
     x = 0.5 * width - 0.5 + focal * points[:, 0] * inverse_depth
     y = 0.5 * height - 0.5 - focal * points[:, 1] * inverse_depth
     corner = torch.stack((x, y, inverse_depth), dim=-1)[faces]  # [F, 3 corners, 3]
     a, b, c = corner.unbind(1)
     # Rows grow downwards, so a face that turns counter-clockwise in space turns clockwise in pixels.
     area = (c[:, 0] - a[:, 0]) * (b[:, 1] - a[:, 1]) - (c[:, 1] - a[:, 1]) * (b[:, 0] - a[:, 0])
-    face, column, row = _fragments(corner[:, :, :2], area > 0, height, width)
+    turned = area < 0
+    if not cull:
+        corner, area = torch.where(turned[:, None, None], corner.flip(1), corner), area.abs()
+    seen = before & (area > 0)
 
-    inside, weights, depth = _barycentric(corner[face], area[face], column, row)
-    face, pixel = face[inside], (row * width + column)[inside]
-    nearest = torch.zeros(height * width, dtype=depth.dtype).scatter_reduce(0, pixel, depth, "amax")
-    winner = depth == nearest[pixel]
-    face, pixel, weights = face[winner], pixel[winner], weights[winner]
-    order = face.argsort(stable=True)  # two faces at the very same depth: the later one, always
-    face_image = torch.full((height * width,), -1)
-    barycentric = torch.zeros(height * width, 3, dtype=points.dtype)
-    face_image[pixel[order]] = face[order]
-    barycentric[pixel[order]] = weights[order]
+    face_image = points.new_full((height * width,), -1, dtype=torch.long)
+    nearest = points.new_zeros(height * width)
+    barycentric = points.new_zeros(height * width, 3)
+    for index in _parts(corner, seen, height, width):
+        local, column, row = _fragments(corner[index, :, :2], seen[index], height, width)
+        inside, weights, depth = _barycentric(corner[index[local]], area[index[local]], column, row)
+        face, pixel = index[local][inside], (row * width + column)[inside]
+        nearest.scatter_reduce_(0, pixel, depth, "amax")
+        winner = depth == nearest[pixel]
+        face, pixel, weights = face[winner], pixel[winner], weights[winner]
+        # Two faces at the very same depth: the later one, always; an assignment with an index twice may keep either.
+        changed = torch.zeros_like(face_image).scatter_reduce_(0, pixel, face + 1, "amax") - 1
+        kept = changed[pixel] == face
+        face_image[pixel[kept]] = face[kept]
+        barycentric[pixel[kept]] = weights[kept]
+    if not cull:
+        flipped = (face_image >= 0) & turned[face_image.clamp_min(0)]
+        barycentric = torch.where(flipped[:, None], barycentric.flip(1), barycentric)
     return face_image.view(height, width), barycentric.view(height, width, 3)
 
 
@@ -67,10 +84,7 @@ def rasterize_plane(points: Tensor, faces: Tensor, height: int, width: int) -> t
     corner[turned] = corner[turned].flip(1)
     face_image = torch.full((height * width,), -1)
     barycentric = torch.zeros(height * width, 3, dtype=points.dtype)
-    # As many faces at once as give about a million candidate pixels: what bounds the memory of large pictures.
-    size = (corner[:, :, :2].amax(1) - corner[:, :, :2].amin(1) + 1).prod(1)
-    parts = torch.div(size.cumsum(0), 1 << 20, rounding_mode="floor").unique_consecutive(return_counts=True)[1]
-    for index in torch.arange(len(faces)).split(parts.tolist()):
+    for index in _parts(corner, area != 0, height, width):
         local, column, row = _fragments(corner[index, :, :2], area[index] != 0, height, width)
         inside, weights, _ = _barycentric(corner[index[local]], area[index[local]].abs(), column, row)
         face, pixel = index[local][inside], (row * width + column)[inside]
@@ -82,14 +96,28 @@ def rasterize_plane(points: Tensor, faces: Tensor, height: int, width: int) -> t
     return face_image.view(height, width), barycentric.view(height, width, 3)
 
 
+def _parts(corner: Tensor, seen: Tensor, height: int, width: int) -> Iterator[Tensor]:
+    """Indices of faces that are seen, as many at once as give about a million candidate pixels: bounds the memory."""
+    low, high = _boxes(corner[..., :2], height, width)
+    size = (high - low + 1).clamp_min(0).prod(1) * seen
+    index = size.nonzero()[:, 0]
+    part = torch.div(size[index].cumsum(0), 1 << 20, rounding_mode="floor")
+    yield from index.split(part.unique_consecutive(return_counts=True)[1].tolist())
+
+
+def _boxes(corner: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """First and last pixel (column, row) [F, 2] of the bounding boxes of faces [F, 3 corners, 2]."""
+    low = corner.amin(1).ceil().clamp_min(0).long()
+    return low, torch.minimum(corner.amax(1).floor().long(), low.new_tensor([width - 1, height - 1]))
+
+
 def _fragments(corner: Tensor, seen: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Face, column and row of every pixel centre in the bounding box of a face [F, 3 corners, 2] that is seen [F]."""
-    low = corner.amin(1).ceil().clamp_min(0).long()
-    high = torch.minimum(corner.amax(1).floor().long(), torch.tensor([width - 1, height - 1]))
+    low, high = _boxes(corner, height, width)
     extent = (high - low + 1).clamp_min(0) * seen[:, None]
     count = extent[:, 0] * extent[:, 1]
-    face = torch.repeat_interleave(torch.arange(len(corner)), count)
-    offset = torch.arange(len(face)) - torch.repeat_interleave(count.cumsum(0) - count, count)
+    face = torch.repeat_interleave(torch.arange(len(corner), device=corner.device), count)
+    offset = torch.arange(len(face), device=corner.device) - torch.repeat_interleave(count.cumsum(0) - count, count)
     column = low[face, 0] + offset % extent[face, 0]
     row = low[face, 1] + torch.div(offset, extent[face, 0], rounding_mode="floor")
     return face, column, row
