@@ -26,9 +26,9 @@ prompts cameras diffusion
 priors render
 textured
 scenes objectives
-regularizers evaluation export video family
+regularizers evaluation export video family splat_file reconstruct
 checkpoint recipes
-picture_recipes
+picture_recipes supervision
 optimize
 generate doctor viewer sweep
 pictures
