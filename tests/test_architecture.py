@@ -25,6 +25,7 @@ types files
 prompts cameras diffusion
 priors render
 textured
+meshes
 scenes objectives
 regularizers evaluation export video family splat_file reconstruct
 checkpoint recipes
@@ -41,7 +42,7 @@ RANKS = {unit: rank for rank, line in enumerate(LAYERS.strip().splitlines()) for
 
 # Beyond the order: the mathematics of 2D and of 3D do not know each other, they meet in `optimize`.
 FLAT = {"diffusion", "priors", "objectives"}
-SOLID = {"cameras", "render", "textured", "scenes", "regularizers"}
+SOLID = {"cameras", "render", "textured", "meshes", "scenes", "regularizers"}
 FORBIDDEN = {(a, b) for a in FLAT for b in SOLID} | {(b, a) for a in FLAT for b in SOLID}
 
 # The world behind the bundled prior stands beside the layers.
