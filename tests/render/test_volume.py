@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distill3d.cameras import orbit, rays, turntable
-from distill3d.render.volume import Occupancy, Sampling, alpha_weights, intersect_box, render_rays
+from distill3d.render.volume import Filters, Occupancy, Sampling, alpha_weights, intersect_box, render_rays
 from distill3d.types import Rays
 
 BOX = torch.tensor([[-1.0] * 3, [1.0] * 3])
@@ -118,7 +118,7 @@ def test_skipping_empty_cells_changes_nothing():
     cells = torch.stack((x, y, z), -1).norm(dim=-1) < 0.7 + 0.125  # more than half a cell's diagonal
     bundle, background = rays(turntable(3, 20, 2.8, 40), 24, 24), torch.linspace(0, 1, 9).view(3, 3)
     dense = render_rays(bundle, blob, BOX, background)
-    same(dense, render_rays(bundle, blob, BOX, background, occupancy=Occupancy(cells, BOX)))
+    same(dense, render_rays(bundle, blob, BOX, background, filters=Filters(occupancy=Occupancy(cells, BOX))))
 
 
 def test_the_occupied_box_is_tight():
@@ -133,9 +133,9 @@ def test_dropping_faint_samples_stays_within_its_bound():
     bundle, background = rays(turntable(2, 20, 2.8, 40), 24, 24), torch.linspace(0, 1, 6).view(2, 3)
     dense = render_rays(bundle, blob, BOX, background)
     everything = Sampling(min_weight=0, min_transmittance=0)
-    exact = render_rays(bundle, blob, BOX, background, everything, density=lambda p: blob(p)[0])
+    exact = render_rays(bundle, blob, BOX, background, everything, filters=Filters(lambda p: blob(p)[0]))
     same(dense, exact)
-    pruned = render_rays(bundle, blob, BOX, background, density=lambda p: blob(p)[0])
+    pruned = render_rays(bundle, blob, BOX, background, filters=Filters(lambda p: blob(p)[0]))
     assert (pruned.opacity - dense.opacity).abs().max() <= 80 * 1e-4 + 1e-3
 
 
@@ -149,6 +149,89 @@ def test_chunks_and_batches_change_nothing():
         )
         part = type(whole)(*(getattr(whole, f.name)[i : i + 1] for f in fields(whole)))
         same(one, part)
+
+
+def test_a_picture_as_background_is_seen_pixel_by_pixel():
+    bundle = rays(turntable(2, 20, 2.8, 40), 16, 16)
+    picture = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    out = render_rays(bundle, blob, BOX, picture)
+    black = render_rays(bundle, blob, BOX, torch.zeros(2, 3))
+    torch.testing.assert_close(out.rgb, black.rgb + (1 - black.opacity) * picture)
+    same(render_rays(bundle, blob, BOX, picture[:, :, :1, :1].expand_as(picture)),
+         render_rays(bundle, blob, BOX, picture[:, :, 0, 0]))  # fmt: skip
+
+
+def test_memory_bounds_change_neither_pictures_nor_gradients():
+    bundle, background = rays(turntable(2, 20, 2.8, 40), 12, 12), torch.linspace(0, 1, 6).view(2, 3)
+
+    def run(sampling):
+        asked, scale = [], torch.tensor(1.3, requires_grad=True)
+
+        def field(points):
+            asked.append(len(points))
+            density, rgb, normal = blob(points)
+            return density * scale, rgb * scale.sigmoid(), normal * scale
+
+        out = render_rays(bundle, field, BOX, background, sampling, filters=Filters(lambda p: 1.3 * blob(p)[0]))
+        (out.rgb.square().sum() + out.depth.sum() + out.normal.square().sum() + out.orientation.sum()).backward()
+        return out, scale.grad, asked
+
+    whole, gradient, asked = run(Sampling())
+    assert len(asked) == 1
+    for sampling in (Sampling(points=300), Sampling(points=300, chunk=50, checkpoint=True), Sampling(points=1)):
+        out, other, calls = run(sampling)
+        same(whole, out)
+        torch.testing.assert_close(other, gradient)
+        assert max(calls) <= max(sampling.points, 80)
+        assert sum(calls) == sum(asked) * (2 if sampling.checkpoint else 1)
+
+
+def shell(points):
+    """A thin hollow sphere with sharp edges: few even samples see it."""
+    density = 20 * ((points.norm(dim=1) - 0.5).abs() < 0.05).to(points)
+    return density, 0.5 + 0.5 * torch.sin(9 * points), None
+
+
+def test_importance_sampling_has_less_error_from_as_many_samples():
+    bundle = rays(turntable(2, 20, 2.8, 40), 16, 16)
+    density = Filters(lambda p: shell(p)[0])
+
+    def picture(sampling):
+        return render_rays(bundle, shell, BOX, torch.zeros(2, 3), sampling, filters=density).rgb
+
+    exact = picture(Sampling(3000, min_weight=0, min_transmittance=0))
+    even, drawn = picture(Sampling(96)), picture(Sampling(48, importance=48))
+    assert (drawn - exact).square().mean() < 0.2 * (even - exact).square().mean()
+
+
+def test_importance_sampling_is_unbiased():
+    """The optical depth of one ray, its mean over many draws; 1e-4 of a faint shell, so that alpha is linear."""
+    count, generator = 20000, torch.Generator().manual_seed(0)
+    one = ray([3.0, 0.1, 0.2], [-1.0, 0, 0])
+    many = Rays(one.origins.expand(1, count, 1, 3), one.directions.expand(1, count, 1, 3))
+
+    def faint(points):
+        return 1e-4 * shell(points)[0], points, None
+
+    sampling = Sampling(12, importance=6, min_weight=0, min_transmittance=0)
+    filters = Filters(lambda p: shell(p)[0])  # cuts where the shell is, whatever its height
+    drawn = render_rays(many, faint, BOX, torch.zeros(1, 3), sampling, filters=filters, generator=generator).opacity
+    exact = render_rays(one, faint, BOX, torch.zeros(1, 3), Sampling(20000)).opacity
+    error = drawn.std() / count**0.5
+    assert error < 0.02 * exact and (drawn.mean() - exact).abs() < 4 * error
+
+
+def test_importance_sampling_covers_the_ray_and_asks_for_a_density():
+    def lengths(points):
+        return torch.full_like(points[:, 0], 0.7), points, None
+
+    out = render_rays(
+        ray([3.0, 0.2, 0.1], [-1.0, 0, 0]), lengths, BOX, torch.zeros(1, 3), Sampling(7, 5, 0, 0),
+        filters=Filters(lambda p: 50 * (p[:, 0] > 0.4)), generator=torch.Generator().manual_seed(3),
+    )  # fmt: skip
+    assert out.opacity.item() == pytest.approx(1 - math.exp(-1.4), abs=1e-5)  # the strata's widths sum to 2
+    with pytest.raises(ValueError, match="density by itself"):
+        render_rays(ray([3.0, 0, 0], [-1.0, 0, 0]), lengths, BOX, torch.zeros(1, 3), Sampling(7, 5))
 
 
 def test_jitter_stays_in_its_strata_and_repeats_with_its_seed():
@@ -190,7 +273,7 @@ def test_an_empty_volume_can_be_differentiated():
         lambda p: (density.expand(len(p)), density.expand(len(p), 3), None),
         BOX,
         torch.ones(1, 3),
-        density=lambda p: torch.zeros(len(p)),
+        filters=Filters(lambda p: torch.zeros(len(p))),
     )
     (out.rgb.sum() + out.depth.sum() + out.depth_variance.sum()).backward()
     assert density.grad.item() == 0

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill3d.cameras import rays
+from distill3d.render.shading import needs_normals
 from distill3d.render.trilinear import trilinear
-from distill3d.render.volume import Occupancy, Sampling, render_rays
+from distill3d.render.volume import Filters, Occupancy, Sampling, render_rays
 from distill3d.scenes.parameters import replace_parameter
 from distill3d.types import Cameras, Lighting, Rendering
 
@@ -137,7 +138,7 @@ class VoxelField(nn.Module):
                 self.refresh_occupancy()
             self.renders += 1
         lattice = self._biased()
-        slope = self._slope() if normals else None
+        slope = self._slope() if normals or needs_normals(lighting) else None
         density_lattice = lattice.detach()[..., :1].contiguous()
         return render_rays(
             rays(cameras, size, size),
@@ -145,8 +146,11 @@ class VoxelField(nn.Module):
             self.march_bounds,
             background,
             self.options.sampling,
-            density=lambda points: self._density(self._sample(density_lattice, points)[:, 0]),
-            occupancy=Occupancy(self.cells, self.bounds),
+            filters=Filters(
+                lambda points: self._density(self._sample(density_lattice, points)[:, 0]),
+                Occupancy(self.cells, self.bounds),
+            ),
+            lighting=lighting,
             generator=generator,
         )
 
