@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from distill3d.cameras import turntable
+from distill3d.cameras import orbit, turntable
 from distill3d.render.splat import Splats
 from distill3d.scenes.gaussian_start import in_ball, on_mesh, turning_up
 from distill3d.scenes.gaussians import NAMES, RESET, Densification, GaussianOptions, Gaussians, half_of_two
+from distill3d.types import Lighting
 
 TETRAHEDRON = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
 FACES = torch.tensor([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
@@ -171,6 +172,19 @@ def test_what_is_resumed_goes_on_as_if_it_had_not_stopped():
     assert len(other) == len(whole) > len(parts)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_splats_are_lit_from_where_the_light_is():
+    """A ball of splats under a light far above: Lambert's law at its top and at its side."""
+    ball = pytest.importorskip("trimesh").creation.icosphere(subdivisions=3, radius=0.6)
+    vertices, faces = torch.from_numpy(ball.vertices.copy()), torch.from_numpy(ball.faces.copy())
+    scene = Gaussians.from_mesh(vertices, faces, torch.full((len(vertices), 3), 0.5), GaussianOptions(count=3000))
+    cameras, black = orbit([0.0, 0.0], [89.9, 0.0], 2.8, 40.0), torch.zeros(2, 3)
+    for mode, paint in (("lambertian", 0.5), ("textureless", 1.0)):
+        light = Lighting(mode, torch.tensor([[0.0, 0.0, 1e4]] * 2), ambient=0.2, diffuse=0.8)
+        middle = scene.render(cameras, 33, black, lighting=light).rgb[:, 0, 16, 16]
+        torch.testing.assert_close(middle[0], torch.tensor(paint), atol=0.02, rtol=0)
+        assert 0.2 * paint - 0.01 < middle[1] < 0.35 * paint
 
 
 def test_evaluation_leaves_the_state_alone():

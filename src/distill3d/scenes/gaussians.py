@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill3d.render.shading import needs_normals, shade
 from distill3d.render.splat import Splats, SplatSampling, render_splats
 from distill3d.scenes.gaussian_start import in_ball, on_mesh
 from distill3d.scenes.parameters import replace_parameter
@@ -161,11 +162,15 @@ class Gaussians(nn.Module):
         normals: bool = False,
         lighting: Lighting | None = None,
     ) -> Rendering:
-        """See `Scene`, and `render_splats` for what is computed; nothing is drawn from `generator`."""
+        """See `Scene`, and `render_splats` for what is computed; nothing is drawn from `generator`.
+
+        Each splat is lit as a whole, as a piece of surface across its shortest axis.
+        """
         watch = self._watch if self.training and torch.is_grad_enabled() else None
-        return render_splats(
-            self.splats(), cameras, size, background, self.options.sampling, normals=normals, watch=watch
-        )
+        splats = self.splats()
+        if lighting is not None and needs_normals(lighting):
+            splats = replace(splats, colours=_lit(splats, cameras, lighting))
+        return render_splats(splats, cameras, size, background, self.options.sampling, normals=normals, watch=watch)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One group per kind of parameter; see `SplatRates`."""
@@ -268,6 +273,16 @@ def half_of_two(raw: Tensor) -> Tensor:
     """
     half = 0.5 * F.logsigmoid(-raw)
     return (-torch.expm1(half)).log() - half
+
+
+def _lit(splats: Splats, cameras: Cameras, lighting: Lighting) -> Tensor:
+    """Colours [B, N, 3] of splats under a light for each view."""
+    normals = splats.normals(cameras.camera_to_world[:, :3, 3])
+    shape = normals.shape
+    albedo, points, light = (
+        values.expand(shape).reshape(-1, 3) for values in (splats.colours, splats.means, lighting.position[:, None])
+    )
+    return shade(albedo, normals.reshape(-1, 3), points, light, lighting).view(shape)
 
 
 def _moments(rows: Tensor, added: int) -> Callable[[Tensor], Tensor]:
