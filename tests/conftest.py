@@ -3,6 +3,8 @@ Stable Diffusion of toy size, saved as diffusers saves the real one."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import string
 
 import pytest
@@ -138,3 +140,36 @@ def kl_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "toy"
     build_pipeline().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def controlnet(kl_folder, tmp_path_factory):
+    """A random ControlNet for that model, its zero convolutions drawn too, so that it says something."""
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    torch.manual_seed(2)
+    unet = UNet2DConditionModel.from_pretrained(kl_folder, subfolder="unet")
+    network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8))
+    for part in (network.controlnet_down_blocks, network.controlnet_mid_block, network.controlnet_cond_embedding):
+        for p in part.parameters():
+            torch.nn.init.normal_(p, std=0.3)
+    folder = tmp_path_factory.mktemp("control") / "net"
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def views_folder(kl_folder, tmp_path_factory):
+    """That model with a random network that is told cameras, marked as one of four views."""
+    from diffusers import UNet2DConditionModel
+
+    copy = tmp_path_factory.mktemp("views") / "toy"
+    shutil.copytree(kl_folder, copy)
+    torch.manual_seed(0)
+    camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
+    UNet2DConditionModel.from_config(dict(UNet2DConditionModel.load_config(copy / "unet")) | camera).save_pretrained(
+        copy / "unet"
+    )
+    path = copy / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"views": 4}))
+    return copy

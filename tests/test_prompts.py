@@ -93,6 +93,18 @@ def test_every_text_of_a_run_is_told_in_advance():
         assert asked == set(prompts.texts)
 
 
+def test_more_words_follow_the_prompt_and_texts_of_single_views():
+    prompts = ViewPrompts("a car", "blurry", True, {"front": "a face"}).extended(", normal map")
+    assert prompts.text("side") == "a car, normal map, side view" and prompts.text("front") == "a face, normal map"
+    assert prompts.negative == "blurry" and prompts.perp_neg
+
+
+def test_without_words_of_direction_a_view_has_the_prompt_or_its_own_text():
+    prompts = ViewPrompts("a car", views={"back": "an exhaust"}).undirected()
+    assert [prompts.text(d) for d in ("front", "side", "back", "overhead")] == ["a car", "a car", "an exhaust", "a car"]
+    assert set(prompts.texts) == {"", "a car", "an exhaust"}
+
+
 def test_prompt_files(tmp_path):
     assert read_prompts("a car") == ["a car"]
     file = tmp_path / "prompts.txt"

@@ -32,6 +32,7 @@ from distill3d.priors.loading import load_prior
 from distill3d.priors.setup import PriorOptions
 from distill3d.prompts import ViewPrompts
 from distill3d.recipes import LAPTOP, Recipe, check_method
+from distill3d.supervision import prompts_for, shape_prompts
 
 Report = Callable[[Progress], None]
 CHECKPOINT_SECONDS = 60.0
@@ -61,7 +62,20 @@ class Config:
     def load_prior(self, prior: FrozenPrior | None = None) -> FrozenPrior:
         """The prior (the one that is given, or a new one), all texts of the run embedded, its text encoders gone."""
         prior = prior or load_prior(self.prior, self.device, getattr(torch, self.dtype), self.prior_options)
-        prior.prepare(self.prompts.texts)
+        supervision, texts = self.recipe.supervision, prompts_for(self.prompts, prior).texts
+        if supervision.on and not supervision.apart:
+            texts += prompts_for(shape_prompts(self.prompts, supervision), prior).texts
+        prior.prepare(texts)
+        return prior
+
+    def load_second(self, prior: FrozenPrior | None = None) -> FrozenPrior | None:
+        """The same for the prior of the second objective; None where it has none of its own."""
+        supervision = self.recipe.supervision
+        if not supervision.apart:
+            return None
+        name, dtype = supervision.prior or self.prior, getattr(torch, self.dtype)
+        prior = prior or load_prior(name, self.device, dtype, supervision.options)
+        prior.prepare(prompts_for(shape_prompts(self.prompts, supervision), prior).texts)
         return prior
 
 
@@ -109,11 +123,12 @@ def generate(
     force: bool = False,
     on_step: Report = lambda progress: None,
     prior: FrozenPrior | None = None,
+    second: FrozenPrior | None = None,
 ) -> Result:
     """Makes an object and writes its run folder below `out`.
 
-    An interrupt (Ctrl-C) ends the loop early; the artefacts of what is there are written all the same. `prior` is
-    what the configuration's names mean, where it was loaded before.
+    An interrupt (Ctrl-C) ends the loop early; the artefacts of what is there are written all the same. `prior` and
+    `second` are what the configuration's names mean, where they were loaded before.
 
     Raises:
         ValueError: for anything wrong with the prompt, the prior, the method or the output folder, before
@@ -121,8 +136,8 @@ def generate(
     """
     check_prompt(config.prompt, config.prior, force)
     check_method(config.method)
-    prior = config.load_prior(prior)
-    run = ObjectRun(config.recipe, config.method, config.prompts, prior, config.seed)
+    prior, second = config.load_prior(prior), config.load_second(second)
+    run = ObjectRun(config.recipe, config.method, config.prompts, prior, config.seed, second)
     folder = new_run_folder(Path(out), config.prompt)
     write_config(folder, config)
     return _finish(run, folder, start=0, on_step=on_step)
@@ -138,8 +153,8 @@ def resume(folder: str | Path, on_step: Report = lambda progress: None) -> Resul
     config = read_config(folder)
     if not (folder / "checkpoint" / "state.json").is_file():
         raise ValueError(f"{folder} has no checkpoint to continue from")
-    prior = config.load_prior()
-    run = ObjectRun(config.recipe, config.method, config.prompts, prior, config.seed)
+    prior, second = config.load_prior(), config.load_second()
+    run = ObjectRun(config.recipe, config.method, config.prompts, prior, config.seed, second)
     start, moments = load_checkpoint(folder / "checkpoint", run.module, run.generator, run.student)
     run.restart_optimiser()
     restore_optimiser(run.adam, moments)

@@ -7,7 +7,7 @@ field) and 2D (a picture is a scene with one view) share the loop.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from distill3d.family import companion
 from distill3d.objectives import Objective, attach
 from distill3d.prompts import ViewPrompts
 from distill3d.recipes import Recipe, check_method
-from distill3d.render.control import control_picture
+from distill3d.supervision import ShapeObjective, control_kind, prompts_for, suited, told
 from distill3d.types import Conditioning, Prior, Rendering
 
 Views = Callable[[int], tuple[Rendering, Conditioning]]
@@ -44,6 +44,7 @@ class Progress:
     penalty: float  # sum of the weighted regularisers
     opacity: float  # mean opacity of the views
     evaluations: int  # network rows so far
+    shape: float = 0.0  # the second objective's loss, weighted
 
 
 def distill(
@@ -59,6 +60,7 @@ def distill(
     encode: Callable[[Tensor], Tensor] | None = None,
     evaluations: int = 0,
     picture_weight: float = 0.0,
+    shape: Callable[[int, Rendering], tuple[Tensor, int]] | None = None,
 ) -> None:
     """Runs `steps` of a run that is `total` long.
 
@@ -74,6 +76,7 @@ def distill(
         picture_weight: of 0.5 mean((rgb - decode(x0_hat))^2), the pull of the pictures themselves towards the
             decoded target (HiFA, Zhu et al. 2023). The encoder overlooks much that a renderer can do: colours
             beyond the prior's, faint fog.
+        shape: step, rendering -> loss and network rows of a second objective, on the shape alone.
     """
     encode = encode or prior.encode
     for step in steps:
@@ -86,11 +89,12 @@ def distill(
             with torch.no_grad():
                 target = prior.decode(guidance.x0)
             loss = loss + picture_weight * 0.5 * (rendering.rgb - target).square().mean()
+        second, rows = (loss.new_zeros(()), 0) if shape is None else shape(step, rendering)
         penalty = torch.stack([loss.new_zeros(()), *penalties(step, rendering).values()]).sum()
         stepper.zero_grad(set_to_none=True)
-        (loss + penalty).backward()
+        (loss + penalty + second).backward()
         stepper.step()
-        evaluations += guidance.evaluations
+        evaluations += guidance.evaluations + rows
         on_step(
             Progress(
                 step=step,
@@ -99,6 +103,7 @@ def distill(
                 penalty=float(penalty.detach()),
                 opacity=float(rendering.opacity.detach().mean()),
                 evaluations=evaluations,
+                shape=float(second.detach()),
             )
         )
 
@@ -106,14 +111,26 @@ def distill(
 class ObjectRun:
     """A scene, its optimiser and its cameras as a recipe says: all that `distill` wants."""
 
-    def __init__(self, recipe: Recipe, method: str, prompts: ViewPrompts, prior: Prior, seed: int = 0):
-        """Raises ValueError for an unknown method, for a prior that does not suit it, and for a penalty that the
-        scene does not have."""
+    def __init__(
+        self,
+        recipe: Recipe,
+        method: str,
+        prompts: ViewPrompts,
+        prior: Prior,
+        seed: int = 0,
+        second: Prior | None = None,
+    ):
+        """`second` is the prior of the recipe's second objective; default: `prior`.
+
+        Raises ValueError for an unknown method, for a prior that does not suit it or the recipe's views, and for a
+        penalty that the scene does not have.
+        """
         check_method(method)
-        self.recipe, self.prompts, self.prior = recipe, prompts, prior
+        self.recipe, self.prompts, self.prior = recipe, prompts_for(prompts, prior), prior
         self.generator = torch.Generator().manual_seed(seed)
         self.student = companion(method, prior, self.generator)
-        self.objective = recipe.objective(method, self.student)
+        self.objective = suited(recipe.objective(method, self.student), prior, recipe)
+        self.shape = ShapeObjective(recipe, prompts, second or prior) if recipe.supervision.on else None
         self.module = scene_module(recipe, prior.device)
         self.scene: Any = self.module["scene"]
         self.background: Any = (
@@ -127,7 +144,7 @@ class ObjectRun:
         distill(
             self.views, self.prior, self.objective, self.optimiser, self.penalties,
             steps, self.recipe.steps, self.generator, on_step, evaluations=evaluations,
-            picture_weight=self.recipe.picture_weight,
+            picture_weight=self.recipe.picture_weight, shape=self.shape_loss if self.shape else None,
         )  # fmt: skip
 
     def views(self, step: int) -> tuple[Rendering, Conditioning]:
@@ -135,14 +152,18 @@ class ObjectRun:
         size = self.prior.image_size
         sample = self.recipe.cameras.sample(self.recipe.views, self.generator).to(self.prior.device)
         behind = self.background(sample, size, self.generator)
-        steered = getattr(self.prior, "controlnet", None) is not None
-        control = self.prior.control if steered else None  # type: ignore[attr-defined]
-        normals = control == "normal" or any(getattr(self.recipe.penalties, n)(step) > 0 for n in NEED_NORMALS)
+        normals = control_kind(self.prior) == "normal" or any(
+            getattr(self.recipe.penalties, n)(step) > 0 for n in NEED_NORMALS
+        )
+        normals |= self.shape is not None and self.shape.needs_normals(step)
         rendering = self.scene.render(sample, size, behind, generator=self.generator, normals=normals)
-        told = self.prompts.conditioning(sample.azimuth, sample.elevation, self.prior.embed)
-        if control is not None:
-            told = told.steered(control_picture(rendering, sample.camera_to_world, control))
-        return rendering, replace(told, camera=sample.camera_to_world)
+        self.cameras = sample
+        return rendering, told(self.prompts, self.prior, rendering, sample)
+
+    def shape_loss(self, step: int, rendering: Rendering) -> tuple[Tensor, int]:
+        """The second objective on what `views` has just rendered: its weighted loss and its network rows."""
+        assert self.shape is not None
+        return self.shape.loss(step, rendering, self.cameras, self.generator)
 
     def penalties(self, step: int, rendering: Rendering) -> dict[str, Tensor]:
         """The regularisers whose weight is not zero at this step, weighted."""

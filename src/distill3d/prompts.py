@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -88,6 +88,15 @@ class ViewPrompts:
     def text(self, direction: str) -> str:
         """The prompt as seen from a direction: "a red mushroom, front view", or what `views` has for it."""
         return self.views.get(direction) or f"{self.prompt}, {direction} view"
+
+    def extended(self, suffix: str) -> ViewPrompts:
+        """The same with some words more after the prompt, and after each text of a single direction."""
+        views = {direction: text + suffix for direction, text in self.views.items()}
+        return replace(self, prompt=self.prompt + suffix, views=views)
+
+    def undirected(self) -> ViewPrompts:
+        """The same without words of direction: the prompt itself, where a direction has no text of its own."""
+        return replace(self, views=dict.fromkeys(DIRECTIONS, self.prompt) | dict(self.views))
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -6,10 +6,12 @@ The command line picks a recipe by name and overrides single fields; `config.jso
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from distill3d.cameras import CameraSampler
-from distill3d.family import FAMILY, family_objective
+from distill3d.family import FAMILY, PLAIN, family_objective
 from distill3d.objectives import Objective, sdi, sds
+from distill3d.priors.setup import PriorOptions
 from distill3d.priors.student import Student
 from distill3d.regularizers import WeightSchedule
 from distill3d.render.volume import Sampling
@@ -66,6 +68,43 @@ class Penalties:
 
 
 @dataclass(frozen=True)
+class Supervision:
+    """A second objective, on the shape alone: rendered normals or depth as pictures (see supervision.py)."""
+
+    weight: WeightSchedule = WeightSchedule(0.0, 0.0)  # beside the first objective's 1; 0 is off
+    kind: Literal["normal", "depth"] = "normal"
+    suffix: str | None = None  # after the prompt; None is ", normal map" or ", depth map"
+    method: str = "sds"  # any but those that train a companion
+    scale: float | None = None  # guidance of methods other than sdi and sds; None is the method's own
+    sdi: SDI = SDI()
+    sds: SDS = SDS()
+    prior: str | None = None  # a model of its own, as --prior names them; None is the run's
+    options: PriorOptions = PriorOptions()  # of that model; any that is set makes it one of its own
+
+    def __post_init__(self) -> None:
+        if self.method not in ("sdi", *PLAIN):
+            raise ValueError(f"the second objective is one of sdi, {', '.join(PLAIN)}, got {self.method!r}")
+        if min(self.weight.start, self.weight.end) < 0:
+            raise ValueError(f"the weight of the second objective must not be negative, got {self.weight}")
+
+    @property
+    def on(self) -> bool:
+        """Whether it is used at all."""
+        return self.weight.start > 0 or self.weight.end > 0
+
+    @property
+    def apart(self) -> bool:
+        """Whether it has a model of its own."""
+        return self.on and (self.prior is not None or self.options != PriorOptions())
+
+    def objective(self, steps: int) -> Objective:
+        """The objective with these settings, for a run of so many steps."""
+        if self.method in ("sdi", "sds"):
+            return getattr(self, self.method).build()
+        return family_objective(self.method, steps, self.scale, None)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How an object is distilled. Lengths in world units, angles in degrees."""
 
@@ -84,6 +123,7 @@ class Recipe:
     sdi: SDI = SDI()
     sds: SDS = SDS()
     scale: float | None = None  # guidance of every other method; None is the method's own
+    supervision: Supervision = Supervision()
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.views < 1:

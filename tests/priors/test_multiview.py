@@ -16,7 +16,6 @@ from distill3d.priors.student import Student
 from distill3d.types import Conditioning, TextEmbedding
 
 VIEWS = 4
-CAMERA_EMBEDDING = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
 
 
 def mark(folder, **settings):
@@ -27,22 +26,8 @@ def mark(folder, **settings):
 
 
 @pytest.fixture(scope="module")
-def folder(kl_folder, tmp_path_factory):
-    """A random Stable Diffusion whose network is told cameras and marked as one of four views."""
-    from diffusers import UNet2DConditionModel
-
-    copy = tmp_path_factory.mktemp("views") / "toy"
-    shutil.copytree(kl_folder, copy)
-    torch.manual_seed(0)
-    config = dict(UNet2DConditionModel.load_config(copy / "unet"))
-    UNet2DConditionModel.from_config(config | CAMERA_EMBEDDING).save_pretrained(copy / "unet")
-    mark(copy, views=VIEWS)
-    return copy
-
-
-@pytest.fixture(scope="module")
-def prior(folder):
-    return load_prior(folder)
+def prior(views_folder):
+    return load_prior(views_folder)
 
 
 def randn(*shape, seed=0):
@@ -64,9 +49,9 @@ def said(prior, x, t, conditioning):
     return prior.predict(x, t, conditioning.positive)
 
 
-def test_the_marker_makes_it_a_multi_view_prior(prior, folder, tmp_path):
+def test_the_marker_makes_it_a_multi_view_prior(prior, views_folder, tmp_path):
     assert isinstance(prior, MultiViewPrior) and prior.views == VIEWS
-    shutil.copytree(folder, tmp_path / "two")
+    shutil.copytree(views_folder, tmp_path / "two")
     mark(tmp_path / "two", views=2)
     assert load_prior(tmp_path / "two").views == 2
 
@@ -90,9 +75,9 @@ def test_groups_of_one_view_are_the_plain_model(kl_folder):
     assert torch.equal(joined.predict(x, t, text), plain.predict(x, t, text))
 
 
-def test_views_that_are_alike_see_nothing_new(prior, folder, tmp_path):
+def test_views_that_are_alike_see_nothing_new(prior, views_folder, tmp_path):
     """Attention over four copies of a view is attention over the view: the plain network's answer, camera told."""
-    shutil.copytree(folder, tmp_path / "one")
+    shutil.copytree(views_folder, tmp_path / "one")
     mark(tmp_path / "one", views=1)
     one = load_prior(tmp_path / "one")
     alone = Conditioning(one.embed(["a cat"]), one.embed([""]), camera=cameras(1)[:1])
@@ -211,7 +196,7 @@ def test_shared_noise_is_that_of_the_first_view(prior):
     assert (own[:, 0] != own[:, 1]).any()
 
 
-def test_mistakes_are_named(prior, folder, kl_folder, tmp_path):
+def test_mistakes_are_named(prior, views_folder, kl_folder, tmp_path):
     x, t, conditioning = randn(8, 4, 8, 8), torch.full((8,), 0.5), told(prior, 2)
     with pytest.raises(ValueError, match="these conditions carry none"):
         prior.predict(x, t, prior.embed(["a cat"] * 8))
@@ -227,14 +212,14 @@ def test_mistakes_are_named(prior, folder, kl_folder, tmp_path):
     with pytest.raises(ValueError, match="is told a camera itself"):
         esd(Student(prior, torch.Generator()))
     with pytest.raises(ValueError, match="does not take --controlnet"):
-        load_prior(folder, options=PriorOptions(controlnet="x"))
+        load_prior(views_folder, options=PriorOptions(controlnet="x"))
     for change, match in (
         ({"views": 0}, "must be a whole number of 1 or more, got 0"),
         ({"views": None}, "wants more than text .*mark one of several views as docs/priors.md says"),
         ({"projection_class_embeddings_input_dim": 12}, "a camera of 16 numbers needs"),
     ):
         copy = tmp_path / str(change).replace("'", "")
-        shutil.copytree(folder, copy)
+        shutil.copytree(views_folder, copy)
         mark(copy, **change)
         with pytest.raises(ValueError, match=match) as caught:
             load_prior(copy)

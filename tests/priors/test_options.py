@@ -196,22 +196,6 @@ def test_distilled_guidance_is_told_to_the_network(toys):
     assert (said(low) - said(high)).abs().max() > 1e-4
 
 
-@pytest.fixture(scope="module")
-def controlnet(kl_folder, tmp_path_factory):
-    """A random ControlNet for the toy, its zero convolutions drawn too, so that it says something."""
-    from diffusers import ControlNetModel, UNet2DConditionModel
-
-    torch.manual_seed(2)
-    unet = UNet2DConditionModel.from_pretrained(kl_folder, subfolder="unet")
-    network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8))
-    for part in (network.controlnet_down_blocks, network.controlnet_mid_block, network.controlnet_cond_embedding):
-        for p in part.parameters():
-            torch.nn.init.normal_(p, std=0.3)
-    folder = tmp_path_factory.mktemp("control") / "net"
-    network.save_pretrained(folder)
-    return folder
-
-
 def test_a_controlnet_is_what_diffusers_pipeline_makes_of_it(kl_folder, controlnet):
     from diffusers import ControlNetModel, UNet2DConditionModel
 

@@ -1,10 +1,12 @@
 """What a ControlNet is told: rendered depth and normals of a shape whose depth and normals are known."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from distill3d import cameras
-from distill3d.render.control import control_picture
+from distill3d.render.control import control_picture, geometry_picture
 from distill3d.types import Rendering
 
 RADIUS = 0.7
@@ -52,8 +54,65 @@ def test_normals_are_told_in_the_cameras_frame():
     torch.testing.assert_close(corner, torch.tensor([0.5, 0.5, 1.0]))
 
 
+def test_a_solid_shape_is_shown_as_a_controlnet_is_told_it_but_for_the_side_of_red():
+    rendering, pose = sphere([0.0, 130.0])
+    shown, told = (f(rendering, pose, "normal") for f in (geometry_picture, control_picture))
+    torch.testing.assert_close(shown[:, 1:], told[:, 1:], atol=1e-5, rtol=0)
+    torch.testing.assert_close(shown[:, 0], 1 - told[:, 0], atol=1e-5, rtol=0)
+    assert shown[0, 0, 16, 25] > 0.8  # the right of the ball is red
+    assert torch.equal(geometry_picture(rendering, pose, "depth"), control_picture(rendering, pose, "depth"))
+
+
+def test_normals_are_shown_as_colours_are_composited():
+    """Half of a pixel covered by a surface: half of its colour, half of the background's."""
+    rendering, pose = sphere([40.0])
+    whole = geometry_picture(rendering, pose, "normal")
+    half = dataclasses.replace(rendering, opacity=rendering.opacity / 2, normal=rendering.normal / 2)
+    empty = torch.tensor([0.5, 0.5, 1.0])[:, None, None]
+    torch.testing.assert_close(geometry_picture(half, pose, "normal"), (whole + empty) / 2)
+
+
+@pytest.mark.parametrize("kind", ["depth", "normal"])
+def test_gradients_of_the_pictures_are_finite_differences(kind):
+    rendering, pose = sphere([30.0])
+    pose = pose.double()
+    g = torch.Generator().manual_seed(0)
+    # A ball has many nearest pixels, and then no derivative: a rough one has one.
+    rough = 1 + 0.01 * torch.rand(rendering.depth.shape, generator=g)
+    rendering = dataclasses.replace(rendering, depth=rendering.depth * rough)
+    names = ("opacity", "depth") if kind == "depth" else ("opacity", "normal")
+    values = {n: (getattr(rendering, n).double() * 0.9).requires_grad_() for n in names}
+    probe = torch.randn(1, 3, 32, 32, generator=g, dtype=torch.float64)
+
+    def value(**changed):
+        return (geometry_picture(dataclasses.replace(rendering, **(values | changed)), pose, kind) * probe).sum()
+
+    gradients = torch.autograd.grad(value(), list(values.values()))
+    for (name, x), gradient in zip(values.items(), gradients, strict=True):
+        for _ in range(3):
+            way = 1e-6 * torch.randn(x.shape, generator=g, dtype=torch.float64) * (rendering.opacity > 0)
+            change = (value(**{name: x + way}) - value(**{name: x - way})) / 2
+            torch.testing.assert_close(change, (gradient * way).sum(), rtol=1e-4, atol=1e-9)
+        assert gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", ["depth", "normal"])
+@pytest.mark.parametrize("opacity", [0.0, 1e-3, 1.0], ids=["empty", "faint", "full"])
+def test_pictures_of_any_view_have_finite_gradients(kind, opacity):
+    shape = (1, 1, 8, 8)
+    parts = [torch.full(shape, opacity), torch.full(shape, 2.0 * (opacity > 0)), torch.zeros(shape),
+             torch.zeros(1, 3, 8, 8)]  # fmt: skip
+    parts = [p.requires_grad_() for p in parts]
+    picture = geometry_picture(Rendering(torch.zeros(1, 3, 8, 8), *parts), torch.eye(4)[None], kind)
+    assert picture.isfinite().all() and picture.min() >= 0 and picture.max() <= 1
+    gradients = torch.autograd.grad(picture.square().sum(), parts, allow_unused=True)
+    assert all(g.isfinite().all() for g in gradients if g is not None)
+
+
 def test_mistakes_are_named():
     rendering, pose = sphere([0.0])
+    with pytest.raises(ValueError, match="by depth or normal, got 'canny'"):
+        geometry_picture(rendering, pose, "canny")
     with pytest.raises(ValueError, match="depth or normal, got 'canny'"):
         control_picture(rendering, pose, "canny")
     bare = Rendering(rendering.rgb, rendering.opacity, rendering.depth, rendering.depth_variance)

@@ -101,14 +101,14 @@ def run_generate(command: Generate) -> int:
     from distill3d.generate import check_prompt, generate
 
     name = command.prior or PRIORS[command.recipe]
-    prior, prompts = None, read_prompts(command.prompt)
+    prior, second, prompts = None, None, read_prompts(command.prompt)
     for prompt in prompts:  # a bad line is found before hours went into the lines above it
         check_prompt(prompt, name, command.force)
     for prompt in prompts:
         config = _config(replace(command, prompt=prompt), name)
-        prior = config.load_prior(prior)
+        prior, second = config.load_prior(prior), config.load_second(second)
         with progress_bar(command.settings.steps, status=_filled) as on_step:
-            result = generate(config, command.out, command.force, on_step, prior)
+            result = generate(config, command.out, command.force, on_step, prior, second)
         if status := _report(result):
             return status
     return 0
