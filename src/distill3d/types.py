@@ -69,7 +69,7 @@ class Rendering:
     opacity: Tensor  # [B, 1, H, W] in [0, 1]
     depth: Tensor  # [B, 1, H, W] expected ray length, world units (0 where nothing is hit)
     depth_variance: Tensor  # [B, 1, H, W] variance of the ray length under the weights
-    normal: Tensor | None = None  # [B, 3, H, W] world space, unnormalised where rays miss
+    normal: Tensor | None = None  # [B, 3, H, W] world space, times the opacity as colours are
     orientation: Tensor | None = None  # [B, 1, H, W] sum of sg(w) max(0, n.d)^2 along the ray
 
 
