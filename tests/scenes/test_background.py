@@ -1,10 +1,13 @@
 """Backgrounds: shapes, ranges, seeds."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
 from distill3d.cameras import turntable
-from distill3d.scenes.background import ConstantBackground, RandomGrey
+from distill3d.scenes.background import ConstantBackground, LearnedBackground, RandomGrey, harmonics
 
 
 def views(n):
@@ -26,8 +29,50 @@ def test_random_greys_are_neutral_in_range_and_repeat_with_their_seed():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: ConstantBackground(1.5), lambda: ConstantBackground((0, 1)), lambda: RandomGrey(0.8, 0.2)]
+    "make",
+    [
+        lambda: ConstantBackground(1.5),
+        lambda: ConstantBackground((0, 1)),
+        lambda: RandomGrey(0.8, 0.2),
+        lambda: LearnedBackground(layers=0),
+    ],
 )
 def test_mistakes_are_value_errors(make):
     with pytest.raises(ValueError, match="got"):
         make()
+
+
+def test_harmonics_are_orthonormal():
+    """By quadrature that is exact for polynomials of degree 6: even in azimuth, Gauss-Legendre in z."""
+    z, weight = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(8))
+    azimuth = torch.arange(16, dtype=torch.float64) * (2 * math.pi / 16)
+    side = (1 - z**2).sqrt()[:, None]
+    directions = torch.stack((side * azimuth.cos(), side * azimuth.sin(), z[:, None].expand(-1, 16)), -1)
+    values = harmonics(directions)
+    product = torch.einsum("z,zai,zaj->ij", weight * (2 * math.pi / 16), values, values)
+    torch.testing.assert_close(product, torch.eye(16, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def test_a_learned_background_is_a_function_of_direction():
+    background = LearnedBackground().build()
+    pictures = background(views(3), 8)
+    assert pictures.shape == (3, 3, 8, 8) and pictures.min() > 0 and pictures.max() < 1
+    torch.testing.assert_close(background(views(3)[1:2], 8), pictures[1:2])
+    # The same direction seen in two pictures: the middle of one of 1 pixel and of 3 pixels.
+    torch.testing.assert_close(background(views(2), 1)[..., 0, 0], background(views(2), 3)[..., 1, 1])
+    assert [tuple(w.shape) for w in background.weights] == [(16, 16), (16, 16), (3, 16)]
+    assert background.parameter_groups()[0]["scale"] == 0.1
+    assert torch.equal(LearnedBackground().build()(views(3), 8), pictures)
+
+
+def test_a_learned_background_learns():
+    background, target = LearnedBackground(seed=3).build(), torch.rand(4, 3, 1, 1, generator=torch.Generator())
+    optimiser = torch.optim.Adam(background.parameters(), lr=0.02)
+    losses = []
+    for _ in range(60):
+        loss = (background(views(4), 6) - target).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]

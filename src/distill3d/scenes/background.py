@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from distill3d.cameras import rays
 from distill3d.types import Cameras
 
 
@@ -57,3 +60,74 @@ class RandomGrey:
         if generator is not None:
             share = torch.rand(share.shape, generator=generator, device=generator.device)
         return (self.low + (self.high - self.low) * share).expand(-1, 3).to(cameras.fov_y.device).clone()
+
+
+@dataclass(frozen=True)
+class LearnedBackground:
+    """A small network that says what is seen in each direction; see `BackgroundNetwork`."""
+
+    hidden: int = 16  # width of each layer
+    layers: int = 2  # hidden ones
+    scale: float = 0.1  # of the recipe's learning rate
+    seed: int = 0  # of the initial weights
+
+    def __post_init__(self) -> None:
+        if min(self.hidden, self.layers) < 1 or self.scale < 0:
+            raise ValueError(
+                "hidden and layers must be at least 1 and scale at least 0, "
+                f"got {self.hidden}, {self.layers} and {self.scale}"
+            )
+
+    def build(self, device: torch.device | str | None = None) -> BackgroundNetwork:
+        """A network with these options."""
+        return BackgroundNetwork(self, device)
+
+
+class BackgroundNetwork(nn.Module):
+    """Colour = sigmoid(MLP(spherical harmonics of the direction)); ReLU between layers, no biases.
+
+    The first 16 harmonics are smooth enough that no object can hide in the background.
+    """
+
+    def __init__(self, options: LearnedBackground = LearnedBackground(), device: torch.device | str | None = None):
+        super().__init__()
+        self.options = options
+        generator = torch.Generator().manual_seed(options.seed)
+        widths = [16, *[options.hidden] * options.layers, 3]
+        self.weights = nn.ParameterList(
+            ((2 * torch.rand(b, a, generator=generator) - 1) * a**-0.5).to(device)
+            for a, b in itertools.pairwise(widths)
+        )
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """See `Scene`."""
+        return [{"params": list(self.parameters()), "scale": self.options.scale}]
+
+    def colour(self, directions: Tensor) -> Tensor:
+        """Colours [..., 3] in [0, 1] in unit directions [..., 3]."""
+        x = harmonics(directions)
+        for weight in self.weights[:-1]:
+            x = torch.relu(x @ weight.T)
+        return torch.sigmoid(x @ self.weights[-1].T)
+
+    def forward(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Tensor:
+        """Pictures [B, 3, size, size]; the generator is not used."""
+        return self.colour(rays(cameras, size, size).directions).permute(0, 3, 1, 2)
+
+
+def harmonics(directions: Tensor) -> Tensor:
+    """The 16 real spherical harmonics of degree 0 to 3 [..., 16] at unit directions [..., 3]; orthonormal.
+
+    As polynomials (Sloan 2008, "Stupid Spherical Harmonics Tricks", appendix A2), without the phase (-1)^m.
+    """
+    x, y, z = directions.unbind(-1)
+    xx, yy, zz = x * x, y * y, z * z
+    terms = [
+        0.28209479 * torch.ones_like(x),
+        0.48860251 * y, 0.48860251 * z, 0.48860251 * x,
+        1.09254843 * x * y, 1.09254843 * y * z, 0.31539157 * (3 * zz - 1), 1.09254843 * x * z, 0.54627422 * (xx - yy),
+        0.59004359 * y * (3 * xx - yy), 2.89061144 * x * y * z, 0.45704580 * y * (5 * zz - 1),
+        0.37317633 * z * (5 * zz - 3), 0.45704580 * x * (5 * zz - 1), 1.44530572 * z * (xx - yy),
+        0.59004359 * x * (xx - 3 * yy),
+    ]  # fmt: skip
+    return torch.stack(terms, -1)
