@@ -31,7 +31,7 @@ PICTURE_PENALTIES: dict[str, Callable[[Rendering], Tensor]] = {
     "z_variance": regularizers.z_variance,
     "orientation": regularizers.orientation,
 }
-NEED_NORMALS = ("orientation",)
+NEED_NORMALS = ("orientation", "convexity")
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,11 @@ class ObjectRun:
             getattr(self.recipe.penalties, n)(step) > 0 for n in NEED_NORMALS
         )
         normals |= self.shape is not None and self.shape.needs_normals(step)
-        rendering = self.scene.render(sample, size, behind, generator=self.generator, normals=normals)
+        shading = self.recipe.shading
+        lighting = None if shading is None else shading.draw(step, sample, self.generator)
+        rendering = self.scene.render(
+            sample, size, behind, generator=self.generator, normals=normals, lighting=lighting
+        )
         self.cameras = sample
         return rendering, told(self.prompts, self.prior, rendering, sample)
 
@@ -168,6 +172,7 @@ class ObjectRun:
     def penalties(self, step: int, rendering: Rendering) -> dict[str, Tensor]:
         """The regularisers whose weight is not zero at this step, weighted."""
         terms = {name: partial(penalty, rendering) for name, penalty in PICTURE_PENALTIES.items()}
+        terms["convexity"] = partial(regularizers.convexity, rendering, self.cameras.camera_to_world)
         terms |= self.scene.penalties()
         weights = {name: getattr(self.recipe.penalties, name)(step) for name in terms}
         return {name: weights[name] * term() for name, term in terms.items() if weights[name] > 0}
@@ -186,7 +191,7 @@ class ObjectRun:
         self.adam = torch.optim.Adam(groups, lr=self.recipe.learning_rate, betas=(0.9, 0.99), eps=self.recipe.adam_eps)
 
     def _check_penalties(self) -> None:
-        known = {*PICTURE_PENALTIES, *self.scene.penalties()}
+        known = {*PICTURE_PENALTIES, "convexity", *self.scene.penalties()}
         for field in fields(self.recipe.penalties):
             weight = getattr(self.recipe.penalties, field.name)
             if field.name not in known and (weight.start or weight.end):

@@ -14,12 +14,14 @@ from distill3d.objectives import Objective, sdi, sds
 from distill3d.priors.setup import PriorOptions
 from distill3d.priors.student import Student
 from distill3d.regularizers import WeightSchedule
+from distill3d.render.shading import ShadingOptions
 from distill3d.render.volume import Sampling
-from distill3d.scenes.background import ConstantBackground, RandomGrey
+from distill3d.scenes.background import ConstantBackground, LearnedBackground, RandomGrey
 from distill3d.scenes.field import VoxelOptions
+from distill3d.scenes.hash_field import HashOptions
 
-SceneOptions = VoxelOptions
-BackgroundOptions = RandomGrey | ConstantBackground
+SceneOptions = VoxelOptions | HashOptions
+BackgroundOptions = RandomGrey | ConstantBackground | LearnedBackground
 TRAINING_GREYS = RandomGrey(0.5, 1.0)  # as behind the pictures that the bundled prior was trained on
 
 
@@ -63,6 +65,7 @@ class Penalties:
     opaque: WeightSchedule = WeightSchedule(0.0, 0.0)
     z_variance: WeightSchedule = WeightSchedule(0.0, 0.0)
     orientation: WeightSchedule = WeightSchedule(0.0, 0.0)
+    convexity: WeightSchedule = WeightSchedule(0.0, 0.0)
     smooth_density: WeightSchedule = WeightSchedule(0.0, 0.0)
     smooth_colour: WeightSchedule = WeightSchedule(0.0, 0.0)
 
@@ -118,6 +121,7 @@ class Recipe:
     cameras: CameraSampler = CameraSampler()
     scene: SceneOptions = VoxelOptions()
     background: BackgroundOptions = TRAINING_GREYS
+    shading: ShadingOptions | None = None  # None is the bare colour at every step
     penalties: Penalties = Penalties()
     picture_weight: float = 0.0  # of the pull towards the decoded target, beside that on x
     sdi: SDI = SDI()
@@ -176,5 +180,32 @@ LAPTOP = Recipe(
     sds=SDS(scale=30.0),
 )
 
-RECIPES: dict[str, Recipe] = {"laptop": LAPTOP}
-PRIORS: dict[str, str] = {"laptop": "toybox"}  # what each recipe was made for
+# The 3D recipe of the SDI release (Lukoianov et al. 2024). The scene's and the shading's constants are the defaults of
+# their options. What the release gets wrong is done right: see `regularizers` and `scenes.occupancy`.
+PAPER = Recipe(
+    steps=10000,
+    views=1,
+    learning_rate=0.01,
+    decay=0.0,
+    adam_eps=1e-15,
+    perp_neg=True,
+    frames=120,
+    cameras=CameraSampler(
+        elevation=(-10.0, 45.0), distance=(1.5, 2.0), fov=(40.0, 70.0),
+        position_jitter=0.1, target_jitter=0.2, up_jitter=0.02,
+    ),
+    scene=HashOptions(),
+    background=LearnedBackground(scale=0.1),  # so at a rate of 0.001
+    shading=ShadingOptions(),
+    penalties=Penalties(
+        orientation=WeightSchedule(0.1, 0.1),
+        sparsity=WeightSchedule(0.15, 0.0, 0, 3000),
+        opaque=WeightSchedule(0.1, 0.1),
+        z_variance=WeightSchedule(1.0, 1.0),
+        convexity=WeightSchedule(1.0, 0.1, 0, 4000),
+    ),
+    sdi=SDI(scale=7.5, inversion_scale=-7.5, inversion_steps=10, eta=0.3, start=0.98, stop=0.25),
+)  # fmt: skip
+
+RECIPES: dict[str, Recipe] = {"laptop": LAPTOP, "paper": PAPER}
+PRIORS: dict[str, str] = {"laptop": "toybox", "paper": "sd21"}  # what each recipe was made for
