@@ -1,0 +1,215 @@
+"""A mesh as a scene: its colour is distilled, and its shape too where that is asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill3d.cameras import project
+from distill3d.meshes import Mesh, Placement, Up, place, read_mesh, usable_uv, weld, with_texture
+from distill3d.render.edges import Edges, antialias, mesh_edges
+from distill3d.render.mesh import Seen, see, shrink, vertex_normals
+from distill3d.render.shading import needs_normals, shade
+from distill3d.scenes.shell import Shell
+from distill3d.textured import TexturedMesh, check_texture_size, pad, uv_texels
+from distill3d.types import Cameras, Lighting, Rendering
+
+START = 0.02  # colours of a file are taken to lie in [START, 1 - START]: a logit of 0 or 1 could not move any more
+
+
+@dataclass(frozen=True)
+class MeshOptions:
+    """Which mesh, and how it is painted and moved. Lengths in world units."""
+
+    mesh: str = ""  # a .glb, .gltf, .obj or .ply file
+    up: Up = "auto"  # the file's upward axis: y for glTF, z for the others
+    turn: float = 0.0  # degrees by which the mesh is turned (from above, counter-clockwise) to face the front
+    refit: bool = True  # centred and scaled to the size of an object; else the file's unit is the world's
+    colours: bool = False  # begin with the colours of the file
+    levels: tuple[int, ...] = (16, 32, 64)  # lattice points a side of the colour, coarse to fine
+    supersample: int = 2  # squared, the samples a pixel
+    texture: int = 1024  # texels a side of the picture that the colour is written to
+    move: float = 0.0  # learning rate of the shape relative to that of the colour; 0 leaves the shape alone
+    shape_levels: tuple[int, ...] = (8, 16, 32)
+
+    def __post_init__(self) -> None:
+        check_texture_size(self.texture)
+        if self.supersample < 1 or self.move < 0:
+            raise ValueError(
+                f"supersample must be at least 1 and move at least 0, got {self.supersample} and {self.move}"
+            )
+
+    def build(self, device: torch.device | str | None = None) -> MeshScene:
+        """Reads the mesh; ValueError where it cannot be read."""
+        if not self.mesh:
+            raise ValueError("no mesh is named: give the file of one, --scene.mesh FILE")
+        return MeshScene(read_mesh(self.mesh, self.up), self, device)
+
+
+class MeshScene(nn.Module):
+    """A mesh painted by values near its surface (see `Shell`); the picture of a place on it is its albedo.
+
+    colour = sigmoid(paint(rest place)), position = rest place + offset(rest place). Both are functions of the place,
+    so what a file splits at a seam stays together. Geometry is fixed unless `options.move` is above 0.
+    """
+
+    rest: Tensor
+    faces: Tensor
+
+    def __init__(self, source: Mesh, options: MeshOptions = MeshOptions(), device: torch.device | str | None = None):
+        super().__init__()
+        self.source, self.options = source, options
+        self.placement = place(source) if options.refit else Placement(np.zeros(3), 1.0)
+        vertices, faces = weld(self._to_scene(source.vertices), source.faces)
+        self.register_buffer("rest", torch.tensor(vertices, dtype=torch.float32, device=device), persistent=False)
+        self.register_buffer("faces", torch.tensor(faces, device=device), persistent=False)
+        self.edges = mesh_edges(self.faces)
+        self.half_size = 1.01 * float(self.rest[self.faces].abs().max())
+        face, weights = self._samples(max((*options.levels, *options.shape_levels)))
+        points = self._places(face, weights).to(self.rest.device)
+        self.paint = Shell(points, options.levels, 3, self.half_size)
+        if options.colours:
+            known = torch.tensor(source.colours(face, weights), dtype=torch.float32).clamp(START, 1 - START)
+            self.paint.fit(points, torch.logit(known).to(points))
+        self.offset = Shell(points, options.shape_levels, 3, self.half_size) if options.move else None
+        self.shape_rows = [] if self.offset is None else self.offset.rows(self.rest)
+
+    @property
+    def vertices(self) -> Tensor:
+        """Where the vertices are now [V, 3], world."""
+        return self.rest if self.offset is None else self.rest + self.offset.mix(self.shape_rows)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """See `Scene`."""
+        groups = [{"params": list(self.paint.parameters()), "scale": 1.0}]
+        if self.offset is not None:
+            groups.append({"params": list(self.offset.parameters()), "scale": self.options.move})
+        return groups
+
+    def adapt(self, step: int, total: int, optimiser: torch.optim.Optimizer) -> None:
+        """Nothing: a mesh keeps its faces."""
+
+    def penalties(self) -> dict[str, Callable[[], Tensor]]:
+        """Differences of the paint in the neighbourhood and, where vertices move, how unevenly they do."""
+        terms: dict[str, Callable[[], Tensor]] = {"smooth_colour": self.paint.roughness}
+        if self.offset is not None:
+            terms["smooth_shape"] = lambda: laplacian(self.vertices - self.rest, self.edges)
+        return terms
+
+    def render(
+        self,
+        cameras: Cameras,
+        size: int,
+        background: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        normals: bool = False,
+        lighting: Lighting | None = None,
+    ) -> Rendering:
+        """See `Scene`. Normals are those of the vertices, interpolated, on the side that is seen."""
+        fine, vertices = size * self.options.supersample, self.vertices
+        seen = see(cameras, vertices, self.faces, fine, fine)
+        view = seen.hit.nonzero()[:, 0]
+        places = seen.interpolate(vertices, self.faces)
+        offset = places - cameras.camera_to_world[view, :3, 3]
+        length = offset.norm(dim=1, keepdim=True)
+        normal = None
+        if normals or needs_normals(lighting):
+            normal = F.normalize(seen.interpolate(vertex_normals(vertices, self.faces), self.faces), dim=1)
+            normal = torch.where((normal * offset).sum(1, keepdim=True) > 0, -normal, normal)
+        colour = self.colour(seen.interpolate(self.rest, self.faces))
+        if lighting is not None:
+            colour = shade(colour, normal, places, lighting.position[view], lighting)
+        channels = [colour, torch.ones_like(length), length] + ([normal] if normals and normal is not None else [])
+        image = self._softened(cameras, vertices, seen, torch.cat(channels, dim=1))
+        return _assemble(shrink(image, self.options.supersample), background)
+
+    def colour(self, places: Tensor) -> Tensor:
+        """Albedo [N, 3] in [0, 1] at places [N, 3] of the surface at rest."""
+        return torch.sigmoid(self.paint(places.detach()))
+
+    @torch.no_grad()
+    def textured(self, size: int | None = None) -> TexturedMesh:
+        """The mesh in the file's own coordinates (world axes), the paint baked into a texture of `size` texels.
+
+        Its UV map is the file's where that can hold a texture, else a new one (see `uv_problem`).
+        """
+        size = size or self.options.texture
+        uv, uv_faces, _ = usable_uv(self.source, size)
+        face, weights = uv_texels(uv, uv_faces, size)
+        covered = face >= 0
+        places = self._places(face[covered], weights[covered]).to(self.rest.device)
+        colours = torch.cat([self.colour(part) for part in places.split(1 << 18)])
+        texture = np.zeros((size, size, 3), np.uint8)
+        texture[covered] = (colours * 255).round().byte().cpu().numpy()
+        return with_texture(self._moved(), pad(texture, covered), uv, uv_faces)
+
+    def _moved(self) -> Mesh:
+        """The source with its vertices where they are now."""
+        if self.offset is None:
+            return self.source
+        own = torch.tensor(self._to_scene(self.source.vertices), dtype=torch.float32, device=self.rest.device)
+        moved = self._to_file((own + self.offset(own)).double().cpu().numpy())
+        return replace(self.source, vertices=moved, normals=None)
+
+    def _softened(self, cameras: Cameras, vertices: Tensor, seen: Seen, values: Tensor) -> Tensor:
+        """Pictures [B, H, W, C] of values [P, C] with smooth silhouettes."""
+        size = seen.face.shape[-1]
+        pixels, along = project(cameras, vertices.expand(len(cameras), -1, -1), size, size)
+        depth = torch.where(seen.hit, seen.image(seen.depth.detach()[:, None])[..., 0], math.inf)
+        return antialias(seen.image(values), depth, pixels, along, self.edges)
+
+    def _samples(self, level: int) -> tuple[np.ndarray, np.ndarray]:
+        """Places on the surface, about 8 for each face of a cell that it passes: faces [N] and weights [N, 3]."""
+        a, b, c = self.rest[self.faces].unbind(1)
+        area = float(torch.linalg.cross(b - a, c - a).norm(dim=1).sum()) / 2
+        count = int(8 * area / (2 * self.half_size / (level - 1)) ** 2)
+        return self.source.sample(min(max(count, 10_000), 5_000_000))
+
+    def _places(self, face: np.ndarray, weights: np.ndarray) -> Tensor:
+        """Places [N, 3] at rest, on the CPU."""
+        corners = self.rest.cpu()[self.faces.cpu()[torch.from_numpy(face)]]
+        return (corners * torch.from_numpy(weights).to(corners)[..., None]).sum(1)
+
+    def _to_scene(self, points: np.ndarray) -> np.ndarray:
+        return self.placement.to_scene(points) @ _turn(self.options.turn).T
+
+    def _to_file(self, points: np.ndarray) -> np.ndarray:
+        return self.placement.to_file(points @ _turn(self.options.turn))
+
+
+def laplacian(values: Tensor, edges: Edges) -> Tensor:
+    """Mean squared distance of each vertex's value [V, C] from the mean of its neighbours': a scalar."""
+    a, b = edges.ends.unbind(1)
+    total = torch.zeros_like(values).index_add(0, a, values[b]).index_add(0, b, values[a])
+    ones = values.new_ones(len(a))
+    count = values.new_zeros(len(values)).index_add(0, a, ones).index_add(0, b, ones)
+    mean = total / count.clamp_min(1)[:, None]
+    return (torch.where(count[:, None] > 0, mean - values, 0.0)).square().sum(1).mean()
+
+
+def _turn(degrees: float) -> np.ndarray:
+    """Rotation [3, 3] about the upward axis."""
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
+
+
+def _assemble(image: Tensor, background: Tensor) -> Rendering:
+    """A Rendering from [B, H, W, C]: colour, opacity, ray length, each times the opacity, and perhaps the normal."""
+    image = image.permute(0, 3, 1, 2)
+    opacity = image[:, 3:4].clamp(0, 1)
+    behind = background.to(image)
+    behind = behind[:, :, None, None] if behind.ndim == 2 else behind
+    depth = torch.where(opacity > 0, image[:, 4:5] / opacity.clamp_min(1e-6), 0.0)
+    normal = orientation = None
+    if image.shape[1] > 5:
+        normal, orientation = image[:, 5:8], torch.zeros_like(opacity)  # no surface is seen from behind
+    rgb = image[:, :3] + (1 - opacity) * behind
+    return Rendering(rgb, opacity, depth, torch.zeros_like(depth), normal, orientation)

@@ -1,0 +1,179 @@
+"""A mesh as a scene: paint without seams, geometry that stays or follows its silhouettes."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from distill3d.cameras import turntable
+from distill3d.meshes import Mesh
+from distill3d.render.edges import mesh_edges
+from distill3d.scenes.mesh import MeshOptions, MeshScene, laplacian
+from distill3d.scenes.shell import Shell
+from distill3d.types import Lighting
+
+VIEWS = turntable(3, 20, 2.8, 40)
+GREY = torch.full((3, 3), 0.8)
+
+
+def ball(colour=None, radius=1.0, levels=(8, 16, 32), **options):
+    """A ball scene; colour maps places [N, 3] to sRGB."""
+    solid = trimesh.creation.icosphere(3, radius=radius)
+    corners = np.asarray(solid.vertices)[solid.faces] / radius
+    colours = np.full_like(corners, 0.5) if colour is None else colour(corners)
+    source = Mesh(np.array(solid.vertices), np.array(solid.faces), colours, coloured=True)
+    return MeshScene(source, MeshOptions(colours=colour is not None, levels=levels, **options))
+
+
+def striped(places):
+    return 0.5 + 0.4 * np.sin(3 * places)
+
+
+def psnr(a, b):
+    return -10 * math.log10(float((a - b).detach().square().mean()))
+
+
+def adam(scene, rate):
+    """Adam with each group's own rate."""
+    optimiser = torch.optim.Adam(scene.parameter_groups())
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["scale"]
+    return optimiser
+
+
+def test_a_new_mesh_is_grey_and_covers_the_disc_of_its_ball():
+    out = ball().render(VIEWS, 48, GREY)
+    torch.testing.assert_close(out.rgb, 0.8 - 0.3 * out.opacity.expand(-1, 3, -1, -1), atol=1e-5, rtol=0)
+    # A ball of radius r at distance d is a disc of tan^2 = r^2 / (d^2 - r^2).
+    disc = math.pi * 0.9**2 / (2.8**2 - 0.9**2) * (24 / math.tan(math.radians(20))) ** 2
+    assert out.opacity[0].sum().item() == pytest.approx(disc, rel=0.01)
+    assert out.depth[0, 0, 24, 24].item() == pytest.approx(1.9, abs=0.02)
+
+
+def test_normals_point_outwards_and_light_falls_by_lamberts_law():
+    scene = ball()
+    lighting = Lighting("lambertian", VIEWS.camera_to_world[:, :3, 3], 0.2, 0.7)
+    out = scene.render(VIEWS, 32, GREY, normals=True, lighting=lighting)
+    outward = torch.nn.functional.normalize(VIEWS.camera_to_world[:, :3, 3], dim=1)
+    torch.testing.assert_close(out.normal[:, :, 16, 16], outward, atol=0.05, rtol=0)
+    assert out.rgb[0, 0, 16, 16].item() == pytest.approx(0.5 * 0.9, abs=0.01)
+    assert not out.orientation.any()
+
+
+def test_it_begins_with_the_files_colours_and_a_batch_is_its_views():
+    scene = ball(striped)
+    out = scene.render(VIEWS, 32, GREY)
+    for i in range(3):
+        single = scene.render(VIEWS[i : i + 1], 32, GREY[:1])
+        torch.testing.assert_close(single.rgb[0], out.rgb[i], atol=1e-6, rtol=1e-5)
+    places = torch.nn.functional.normalize(torch.randn(500, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    wanted = torch.tensor(striped(places.numpy())).float()
+    # The facets of the icosphere lie up to 1 % inside the ball.
+    assert psnr(scene.colour(places * 0.897), wanted) > 35
+
+
+def test_the_baked_texture_is_the_paint_and_the_geometry_the_sources():
+    scene = ball(striped, radius=7.0, turn=30.0)
+    mesh = scene.textured(256)
+    np.testing.assert_array_equal(mesh.vertices, scene.source.vertices)
+    np.testing.assert_array_equal(mesh.faces, scene.source.faces)
+    again = MeshScene(
+        Mesh(
+            mesh.vertices, mesh.faces, np.ones((len(mesh.faces), 3, 3)), True, None, mesh.uv, mesh.uv_faces,
+            (mesh.texture,), np.zeros(len(mesh.faces), int),
+        ),
+        scene.options,
+    )  # fmt: skip
+    face, weights = again.source.sample(4000)
+    baked = torch.tensor(again.source.colours(face, weights)).float()
+    painted = scene.colour(scene._places(face, weights))
+    assert psnr(baked, painted) > 38
+    assert (baked - painted).abs().max() < 0.1  # nowhere does a seam show
+    assert psnr(again.render(VIEWS, 48, GREY).rgb, scene.render(VIEWS, 48, GREY).rgb) > 35
+
+
+def test_turning_turns_the_object_and_not_the_file():
+    def front_is_red(places):
+        return np.where(places[..., :1] > 0, [0.9, 0.1, 0.1], [0.1, 0.1, 0.9])
+
+    plain, turned = ball(front_is_red), ball(front_is_red, turn=180.0)
+    pictures = [s.render(VIEWS[:1], 32, GREY[:1]).rgb[0, :, 16, 16] for s in (plain, turned)]
+    assert pictures[0][0] > 0.8 and pictures[1][2] > 0.8
+
+
+def test_colour_is_learned_from_pictures():
+    target, scene = ball(striped), ball()
+    wanted = target.render(VIEWS, 24, GREY).rgb.detach()
+    optimiser = adam(scene, 0.06)
+    before = psnr(scene.render(VIEWS, 24, GREY).rgb.detach(), wanted)
+    for _ in range(30):
+        optimiser.zero_grad()
+        (scene.render(VIEWS, 24, GREY).rgb - wanted).square().mean().backward()
+        optimiser.step()
+    assert before < 15 and psnr(scene.render(VIEWS, 24, GREY).rgb.detach(), wanted) > 26
+
+
+def test_shape_is_learned_from_silhouettes():
+    """A ball becomes an egg; three views leave parts of it unseen."""
+    egg, half_axes = ball(), torch.tensor([0.8, 0.8, 1.0])
+    egg.rest = egg.rest * half_axes
+    wanted = egg.render(VIEWS, 24, GREY).opacity.detach()
+    scene = ball(move=0.03)
+    optimiser = adam(scene, 0.2)
+    losses = []
+    for _ in range(25):
+        optimiser.zero_grad()
+        loss = (scene.render(VIEWS, 24, GREY).opacity - wanted).square().mean()
+        (loss + 3 * scene.penalties()["smooth_shape"]()).backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.02 * losses[0]
+    away = [((v / half_axes).norm(dim=1) - 0.9).abs().mean() for v in (scene.rest, scene.vertices.detach())]
+    assert away[1] < 0.6 * away[0]
+
+
+def test_the_laplacian_is_zero_for_a_shift_and_positive_for_a_dent():
+    scene = ball(move=0.1)
+    edges = mesh_edges(scene.faces)
+    shift = torch.ones_like(scene.rest)
+    assert float(laplacian(shift, edges)) < 1e-10
+    shift[5] += 1
+    assert float(laplacian(shift, edges)) > 0
+
+
+def test_the_state_is_the_paint_alone_and_comes_back():
+    scene = ball(striped, move=0.1)
+    other = ball(move=0.1)
+    other.load_state_dict(scene.state_dict())
+    assert torch.equal(other.render(VIEWS, 16, GREY).rgb, scene.render(VIEWS, 16, GREY).rgb)
+    assert all("tables" in name for name in scene.state_dict())
+
+
+def test_a_shell_is_the_sum_of_its_lattices():
+    """On a shell that holds the whole box, a linear function is met exactly; the gradient is the interpolation's."""
+    axis = torch.linspace(-1, 1, 9)
+    points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).view(-1, 3)
+    shell = Shell(points, (3, 5), 1)
+    assert [len(t) for t in shell.tables] == [27, 125]
+    z, y, x = torch.meshgrid(*[torch.linspace(-1, 1, 3)] * 3, indexing="ij")
+    with torch.no_grad():
+        shell.tables[0].copy_((x + 2 * y - z).reshape(-1, 1))
+    at = torch.rand(50, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    torch.testing.assert_close(shell(at)[:, 0], at @ torch.tensor([1.0, 2.0, -1.0]), atol=1e-5, rtol=0)
+    shell(at).sum().backward()
+    assert float(shell.tables[1].grad.sum()) == pytest.approx(50, rel=1e-4)
+    # Differences of neighbours: 18 pairs an axis, slopes 1, 2 and -1 on a lattice of spacing 1.
+    assert float(shell.roughness().detach()) == pytest.approx((1 + 4 + 1) * 18 / 27, rel=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [{"levels": ()}, {"levels": (1,)}, {"supersample": 0}, {"move": -1.0}])
+def test_mistakes_are_value_errors(wrong):
+    with pytest.raises(ValueError, match=r"levels|supersample"):
+        ball(**wrong)
+
+
+def test_no_mesh_is_a_value_error():
+    with pytest.raises(ValueError, match="no mesh is named"):
+        MeshOptions().build()
