@@ -25,11 +25,11 @@ types files
 prompts cameras diffusion
 priors render
 textured
-meshes
-scenes objectives
+meshes mesh_files surface
+scenes objectives bake
 regularizers evaluation export video family splat_file reconstruct
 checkpoint recipes
-picture_recipes supervision
+picture_recipes mesh_recipes supervision
 optimize
 generate doctor viewer sweep
 pictures

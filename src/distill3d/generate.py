@@ -26,6 +26,7 @@ import distill3d
 from distill3d import export, video
 from distill3d.checkpoint import load_checkpoint, restore_optimiser, save_checkpoint
 from distill3d.files import replacing
+from distill3d.mesh_files import save_mesh
 from distill3d.optimize import ObjectRun, Progress, scene_module
 from distill3d.priors.frozen import FrozenPrior
 from distill3d.priors.loading import load_prior
@@ -219,11 +220,11 @@ def write_artefacts(folder: Path, scene: Any, frames: int) -> Path | None:
     video.save_image(folder / "preview.png", video.contact_sheet(preview, columns=4))
     video.save_video(folder / "turntable.mp4", turn, fps=16)
     try:
-        mesh = export.extract_mesh(scene.query, half_size=scene.half_size)
+        mesh = export.export_mesh(scene)
     except ValueError as error:
         warnings.warn(f"no mesh written: {error}", stacklevel=2)
         return None
-    export.save_mesh(folder / "mesh.glb", mesh)
+    save_mesh(folder / "mesh.glb", mesh)
     return folder / "mesh.glb"
 
 

@@ -27,6 +27,7 @@ class TexturedMesh:
     uv: np.ndarray  # [T, 2] float64, (0, 0) the lower left of the picture
     uv_faces: np.ndarray  # [F, 3] int64, rows of uv
     texture: np.ndarray  # [H, W, 3] uint8 sRGB, row 0 is the top
+    normals: np.ndarray | None = None  # [V, 3] unit, where the mesh brought its own; else they follow from the faces
 
     def __post_init__(self) -> None:
         check_mesh(self.vertices, self.faces)
@@ -41,6 +42,8 @@ class TexturedMesh:
             raise ValueError(f"the UV map's corners name places beyond the {len(self.uv)} that there are")
         if self.texture.ndim != 3 or self.texture.shape[2] != 3 or not self.texture.size:
             raise ValueError(f"a texture is [H, W, 3], got {list(self.texture.shape)}")
+        if self.normals is not None and self.normals.shape != self.vertices.shape:
+            raise ValueError(f"normals are one a vertex, got {list(self.normals.shape)}")
 
 
 def check_mesh(vertices: np.ndarray, faces: np.ndarray) -> None:
@@ -61,7 +64,10 @@ def check_mesh(vertices: np.ndarray, faces: np.ndarray) -> None:
 def check_texture_size(size: int) -> None:
     """Raises ValueError unless `size` is a sensible number of texels a side."""
     if not 8 <= size <= 8192:
-        raise ValueError(f"a texture has 8 to 8192 texels a side, got {size}; type for instance --texture 1024")
+        raise ValueError(
+            f"a texture has 8 to 8192 texels a side, got {size}; type for instance --texture 1024, "
+            "or --vertex-colours for none"
+        )
 
 
 def unwrap(vertices: np.ndarray, faces: np.ndarray, size: int = 1024) -> tuple[np.ndarray, np.ndarray]:

@@ -67,15 +67,21 @@ class Resume:
 
 @dataclass
 class Export:
-    """Write the mesh of a run again, in another format or resolution."""
+    """Write the mesh of a run again: textured, in another format or resolution."""
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
     format: Literal["glb", "obj", "ply"] = "glb"
-    """File format."""
+    """File format; obj brings a material and a PNG, ply has vertex colours only."""
+    texture: int = 1024
+    """Texels a side."""
+    vertex_colours: bool = False
+    """Colours at the vertices instead of a texture."""
+    faces: int = 20000
+    """About how many triangles; the surface is simplified to that."""
     resolution: int = 128
     """Lattice points a side for marching cubes."""
-    level: float = 10.0
+    level: float = 4.0
     """Density at the surface."""
     out: Path | None = None
     """File to write; default: mesh.FORMAT in the run's folder."""
@@ -134,14 +140,18 @@ def run_resume(command: Resume) -> int:
 
 
 def run_export(command: Export) -> int:
-    from distill3d.export import extract_mesh, save_mesh
+    from distill3d.export import ExportOptions, export_mesh, openness
     from distill3d.generate import load_scene
+    from distill3d.mesh_files import save_mesh
 
-    scene: Any = load_scene(command.run)
-    mesh = extract_mesh(scene.query, command.level, command.resolution, scene.half_size)
-    path = command.out or command.run / f"mesh.{command.format}"
-    save_mesh(path, mesh)
-    print(f"{path}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces")
+    texture = None if command.vertex_colours else command.texture
+    options = ExportOptions(texture, command.faces, command.resolution, command.level)
+    mesh = export_mesh(load_scene(command.run), options)
+    files = save_mesh(command.out or command.run / f"mesh.{command.format}", mesh)
+    picture = f", texture {texture} x {texture}" if texture and command.format != "ply" else ", vertex colours"
+    print(f"{files[0]}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces{picture}, {openness(mesh)}")
+    for path in files[1:]:
+        print(path)
     return 0
 
 

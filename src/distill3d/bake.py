@@ -1,0 +1,125 @@
+"""A field's colours on a mesh: as a texture, or at its vertices.
+
+A picture of a field is no picture of one surface: along each ray colours blend over the depth in which the field
+turns opaque. What a mesh is painted with is therefore what a ray would see that comes straight down on it, an
+emission-absorption sum (see `render/volume`) over a short way from just outside the surface inwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import trimesh
+from torch import Tensor
+from trimesh.visual import ColorVisuals
+
+from distill3d.mesh_files import vertex_normals
+from distill3d.render.raster import rasterize
+from distill3d.render.volume import alpha_weights
+from distill3d.surface import Query
+from distill3d.textured import TexturedMesh, pad, texture_colours, unwrap, uv_texels
+from distill3d.types import Cameras
+
+CHUNK = 1 << 15  # texels at once: bounds the memory
+
+
+@dataclass(frozen=True)
+class Look:
+    """The way of a ray that looks at a texel. Lengths in world units."""
+
+    above: float = 0.02  # from here outside the surface
+    below: float = 0.2  # to here inside
+    samples: int = 12
+
+
+def bake(
+    query: Query, mesh: trimesh.Trimesh, size: int = 1024, half_size: float = 1.0, look: Look = Look()
+) -> TexturedMesh:
+    """Unwraps a mesh and paints it with a field's colours; texels between the islands repeat the nearest one.
+
+    Args:
+        query: maps points [N, 3] to density [N], colour [N, 3] in [0, 1] and something ignored.
+        mesh: the field's surface.
+        size: texels a side.
+        half_size: the field is asked inside [-half_size, half_size]^3 only.
+
+    Raises:
+        ValueError: for a mesh that is none, or no size.
+    """
+    vertices, faces = np.array(mesh.vertices, np.float64), np.array(mesh.faces, np.int64)
+    uv, uv_faces = unwrap(vertices, faces, size)
+    face, weights = uv_texels(uv, uv_faces, size)
+    covered = face >= 0
+    corners, weights = faces[face[covered]], weights[covered]
+    points = np.einsum("nc,ncd->nd", weights, vertices[corners])
+    normals = np.einsum("nc,ncd->nd", weights, vertex_normals(mesh)[corners])
+    texture = np.zeros((size, size, 3), np.uint8)
+    texture[covered] = to_bytes(seen_colours(query, points, normals, half_size, look))
+    return TexturedMesh(vertices, faces, uv, uv_faces, pad(texture, covered))
+
+
+def paint_vertices(query: Query, mesh: trimesh.Trimesh, half_size: float = 1.0, look: Look = Look()) -> trimesh.Trimesh:
+    """The same mesh with the field's colours at its vertices (sRGB, 8 bits)."""
+    colours = to_bytes(seen_colours(query, np.asarray(mesh.vertices), vertex_normals(mesh), half_size, look))
+    painted = mesh.copy()
+    painted.visual = ColorVisuals(painted, vertex_colors=colours)
+    return painted
+
+
+@torch.no_grad()
+def seen_colours(
+    query: Query, points: np.ndarray, normals: np.ndarray, half_size: float = 1.0, look: Look = Look()
+) -> Tensor:
+    """Colours [N, 3] in [0, 1] that rays see which come down against the normals [N, 3] on points [N, 3].
+
+    Sums w_i c_i / sum w_i with the weights of emission and absorption, over evenly spaced samples; where the way is
+    empty, the colour at the point itself.
+    """
+    step = (look.above + look.below) / look.samples
+    t = (torch.arange(look.samples) + 0.5) * step - look.above
+    colours = []
+    parts = (torch.from_numpy(np.ascontiguousarray(a, np.float32)).split(CHUNK) for a in (points, normals))
+    for origin, normal in zip(*parts, strict=True):
+        normal = torch.nn.functional.normalize(normal, dim=1)
+        way = (origin[:, None] - t[:, None] * normal[:, None]).clamp(-half_size, half_size)
+        density, colour, _ = query(way.view(-1, 3))
+        weights, _ = alpha_weights(density.view(-1, look.samples) * step)
+        total = weights.sum(1, keepdim=True)
+        blend = (weights[:, :, None] * colour.view(-1, look.samples, 3)).sum(1)
+        nearest = colour.view(-1, look.samples, 3)[:, int(t.abs().argmin())]
+        colours.append(torch.where(total > 1e-4, blend / total.clamp_min(1e-4), nearest))
+    return torch.cat(colours).clamp(0, 1)
+
+
+def to_bytes(colour: Tensor) -> np.ndarray:
+    """Colours in [0, 1] as 8 bits."""
+    return (colour * 255).round().to(torch.uint8).numpy()
+
+
+@torch.no_grad()
+def unlit_views(mesh: TexturedMesh, cameras: Cameras, size: int, background: float = 0.9, samples: int = 4) -> Tensor:
+    """Pictures [B, 3, size, size] and opacity of a textured mesh without light, as our own rasteriser draws it.
+
+    Args:
+        background: grey in [0, 1].
+        samples: squared, the samples a pixel, which soften the edges.
+
+    Returns:
+        [B, 4, size, size] in [0, 1]: colour over the background, and the share of the pixel that is covered.
+    """
+    fine = size * samples
+    views = []
+    for view in range(len(cameras)):
+        world = cameras.camera_to_world[view].double()
+        points = (torch.from_numpy(mesh.vertices) - world[:3, 3]) @ world[:3, :3]
+        fov = float(cameras.fov_y[view])
+        face, weights = (a.numpy() for a in rasterize(points, torch.from_numpy(mesh.faces), fov, fine, fine))
+        hit = face >= 0
+        uv = np.einsum("nc,ncd->nd", weights[hit], mesh.uv[mesh.uv_faces[face[hit]]])
+        picture = np.full((fine, fine, 4), background)
+        picture[hit, :3] = texture_colours(mesh.texture, uv) / 255
+        picture[:, :, 3] = hit
+        views.append(torch.from_numpy(picture).permute(2, 0, 1).float())
+    return torch.nn.functional.avg_pool2d(torch.stack(views), samples)
