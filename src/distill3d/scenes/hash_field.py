@@ -169,10 +169,9 @@ class HashField(nn.Module):
         return F.softplus(raw), colour, F.normalize(-slope, dim=1, eps=1e-6)
 
     def _encode(self, points: Tensor, slopes: bool = False) -> Tensor:
-        """Encoding and, if asked for, its derivatives by world coordinates: [1 or 4, N, channels]."""
-        size = 2 * self.options.half_size
-        out = encode(self.table, points / size + 0.5, self.options.layout, int(self.levels), slopes)
-        return torch.cat((out[:1], out[1:] / size)) if slopes else out
+        """Encoding [1, N, channels]; with slopes [4, N, channels], its derivatives in units of the box's edge."""
+        at = points / (2 * self.options.half_size) + 0.5
+        return encode(self.table, at, self.options.layout, int(self.levels), slopes)
 
     def _raw(self, encoded: Tensor, points: Tensor) -> Tensor:
         """Raw density [N]: that of the network and the blob."""
@@ -182,7 +181,8 @@ class HashField(nn.Module):
         """Gradient [N, 3] of the raw density by the points, from the encoding with its slopes [4, N, channels]."""
         on = (encoded[0] @ self.density_in.T > 0).to(encoded)
         by_encoding = (on * self.density_out) @ self.density_in
-        return (encoded[1:] * by_encoding).sum(2).T + self._blob_slope(points)
+        slope = torch.einsum("knc,nc->nk", encoded[1:], by_encoding) / (2 * self.options.half_size)
+        return slope + self._blob_slope(points)
 
     def _difference(self, points: Tensor) -> Tensor:
         """The same by central differences."""
