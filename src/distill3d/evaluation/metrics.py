@@ -19,6 +19,14 @@ from torch import Tensor
 from distill3d.cameras import orbit
 from distill3d.evaluation.distances import diversity, frechet_distance, kernel_distance
 from distill3d.evaluation.evaluator import Evaluator
+from distill3d.evaluation.language import (
+    IQA_PAIRS,
+    clip_iqa,
+    clip_r_precision,
+    clip_score,
+    has_image_reward,
+    image_reward,
+)
 from distill3d.evaluation.pictures import (
     edge_concentration,
     psnr,
@@ -27,11 +35,14 @@ from distill3d.evaluation.pictures import (
     sharpness,
     spectrum_gap,
 )
+from distill3d.evaluation.truth import chamfer_to_truth, silhouette_iou, true_kind
+from distill3d.evaluation.views import janus_rate, lost_back, neighbour_similarity, view_accuracy, warp_error
 from distill3d.types import Cameras
 
 __all__ = [
     "METRICS", "Cell", "Metric", "divergence", "diversity", "edge_concentration", "frechet_distance",
-    "kernel_distance", "measure", "psnr", "radial_power", "saturation", "sharpness", "spectrum_gap",
+    "kernel_distance", "measure", "pooled_features", "psnr", "radial_power", "saturation", "seed_diversity",
+    "sharpness", "spectrum_gap",
 ]  # fmt: skip
 
 EMPTY, FULL = 0.005, 0.9  # mean opacity over the views
@@ -80,7 +91,7 @@ def divergence(cell: Cell) -> str:
     if cell.failure:
         return cell.failure
     seen = [t for t in (cell.pictures, cell.opacity) if t is not None]
-    if any(not bool(torch.isfinite(t).all()) for t in seen):
+    if not all(map(_finite, seen)):
         return "nan"
     if cell.opacity is None:
         return ""
@@ -99,24 +110,76 @@ class Metric:
     function: Callable[[Any], float]  # of a Cell that has what is needed
 
 
+def _finite(values: Tensor | None) -> bool:
+    return values is not None and bool(torch.isfinite(values).all())
+
+
+def _reads_english(cell: Cell) -> bool:
+    return cell.evaluator is not None and cell.evaluator.reads([text for pair in IQA_PAIRS.values() for text in pair])
+
+
 # What a metric may need, and whether a cell has it.
-NEEDS: dict[str, Callable[[Cell], bool]] = {
-    "pictures": lambda cell: cell.pictures is not None,
-    "opacity": lambda cell: cell.opacity is not None,
+NEEDS: dict[str, Callable[[Any], bool]] = {
+    "pictures": lambda cell: _finite(cell.pictures),
+    "azimuths": lambda cell: cell.azimuths is not None,
+    "opacity": lambda cell: _finite(cell.opacity) and cell.opacity.ndim == 4,
+    "depth": lambda cell: _finite(cell.depth),
+    "mesh": lambda cell: cell.vertices is not None and cell.faces is not None and len(cell.faces) > 0,
     "evaluator": lambda cell: cell.evaluator is not None,
+    "evaluator that reads English": _reads_english,
+    "prompts": lambda cell: len(set(cell.prompts)) > 1,
     "reference": lambda cell: cell.reference is not None,
+    "toybox": lambda cell: true_kind(cell.prompt) is not None,
+    "imagereward": lambda cell: has_image_reward(),
     "seconds": lambda cell: cell.seconds is not None,
     "evaluations": lambda cell: cell.evaluations is not None,
     "peak_memory": lambda cell: cell.peak_memory is not None,
 }
 
+
+def _iqa(name: str) -> Callable[[Any], float]:
+    return lambda c: float(clip_iqa(c.pictures, IQA_PAIRS[name], c.evaluator).mean())
+
+
+def _kernel(cell: Any) -> float:
+    """Of unit embeddings, times 1000: the kernel is (cosine + 1)^3."""
+    see = cell.evaluator.pictures
+    return 1000 * kernel_distance(see(cell.pictures), see(cell.reference), gamma=1.0)
+
+
+def _silhouettes(cell: Any) -> float:
+    return silhouette_iou(cell.opacity[:, 0] > 0.5, cell.cameras, true_kind(cell.prompt) or "")
+
+
+SEEN, TOLD, COMPARED = ("pictures",), ("pictures", "evaluator"), ("pictures", "reference")
+ENGLISH, TURNED = (*SEEN, "evaluator that reads English"), (*TOLD, "azimuths")
 _ALL = [
-    Metric("sharpness", "of the reference", "higher", ("pictures", "reference"),
-           lambda c: sharpness(c.pictures, c.reference)),
-    Metric("spectrum_gap", "", "lower", ("pictures", "reference"), lambda c: spectrum_gap(c.pictures, c.reference)),
-    Metric("edge_concentration", "of the reference", "higher", ("pictures", "reference"),
+    Metric("clip_score", "", "higher", TOLD, lambda c: clip_score(c.pictures, c.prompt, c.evaluator)),
+    Metric("clip_r_precision", "", "higher", (*TOLD, "prompts"),
+           lambda c: clip_r_precision(c.pictures, c.prompt, c.prompts, c.evaluator)),
+    Metric("clip_iqa_quality", "", "higher", ENGLISH, _iqa("quality")),
+    Metric("clip_iqa_sharpness", "", "higher", ENGLISH, _iqa("sharpness")),
+    Metric("clip_iqa_real", "", "higher", ENGLISH, _iqa("real")),
+    Metric("image_reward", "", "higher", (*SEEN, "imagereward"), lambda c: image_reward(c.pictures, c.prompt)),
+    Metric("sharpness", "of the reference", "higher", COMPARED, lambda c: sharpness(c.pictures, c.reference)),
+    Metric("spectrum_gap", "", "lower", COMPARED, lambda c: spectrum_gap(c.pictures, c.reference)),
+    Metric("edge_concentration", "of the reference", "higher", COMPARED,
            lambda c: edge_concentration(c.pictures, c.reference)),
-    Metric("saturation", "", "higher", ("pictures",), lambda c: saturation(c.pictures)),
+    Metric("saturation", "", "higher", SEEN, lambda c: saturation(c.pictures)),
+    Metric("frechet", "", "lower", (*TOLD, "reference"),
+           lambda c: frechet_distance(c.evaluator.pictures(c.pictures), c.evaluator.pictures(c.reference))),
+    Metric("kernel", "x 1000", "lower", (*TOLD, "reference"), _kernel),
+    Metric("janus_rate", "", "lower", TURNED,
+           lambda c: janus_rate(c.pictures, c.azimuths, c.prompt, c.evaluator)),
+    Metric("lost_back", "", "lower", TURNED, lambda c: lost_back(c.pictures, c.azimuths, c.prompt, c.evaluator)),
+    Metric("view_accuracy", "", "higher", TURNED,
+           lambda c: view_accuracy(c.pictures, c.azimuths, c.prompt, c.evaluator)),
+    Metric("neighbour_similarity", "", "higher", TOLD, lambda c: neighbour_similarity(c.pictures, c.evaluator)),
+    Metric("warp_error", "", "lower", (*SEEN, "azimuths", "opacity", "depth"),
+           lambda c: warp_error(c.pictures, c.depth, c.opacity, c.cameras)),
+    Metric("silhouette_iou", "", "higher", ("azimuths", "opacity", "toybox"), _silhouettes),
+    Metric("chamfer", "world units", "lower", ("mesh", "toybox"),
+           lambda c: chamfer_to_truth(c.vertices, c.faces, true_kind(c.prompt) or "")),
     Metric("diverged", "", "lower", (), lambda c: float(bool(divergence(c)))),
     Metric("seconds", "s", "lower", ("seconds",), lambda c: float(c.seconds)),
     Metric("evaluations", "rows", "lower", ("evaluations",), lambda c: float(c.evaluations)),
@@ -150,3 +213,29 @@ def measure(cell: Cell, names: Sequence[str] = tuple(METRICS)) -> dict[str, floa
         told = ", ".join(f"{name} (needs {need})" for name, need in missing.items())
         warnings.warn(f"not measured: {told}", stacklevel=2)
     return values
+
+
+def seed_diversity(cells: Sequence[Cell]) -> float:
+    """`diversity` of runs of one prompt with different seeds, seen by their evaluator from the same views.
+
+    Raises:
+        ValueError: for fewer than two runs with pictures, for several prompts, or different numbers of views.
+    """
+    kept: list[Any] = [cell for cell in cells if _finite(cell.pictures) and cell.evaluator is not None]
+    if len({(cell.prompt, len(cell.pictures)) for cell in kept}) > 1:
+        raise ValueError("diversity compares seeds of one prompt from the same views, got several")
+    if len(kept) < 2:
+        raise ValueError(f"diversity needs at least two seeds with pictures and an evaluator, got {len(kept)}")
+    return diversity(torch.stack([cell.evaluator.pictures(cell.pictures) for cell in kept]))
+
+
+def pooled_features(cells: Sequence[Cell]) -> tuple[Tensor, Tensor]:
+    """Evaluator embeddings [N, D] and [M, D] of all pictures and of all references of many runs.
+
+    For `frechet_distance` and `kernel_distance` of a whole method, which mean more than those of single cells.
+    """
+    whole: list[Any] = [c for c in cells if _finite(c.pictures) and _finite(c.reference) and c.evaluator is not None]
+    if not whole:
+        raise ValueError("none of the runs has pictures, a reference and an evaluator")
+    made, wanted = ([c.evaluator.pictures(getattr(c, n)) for c in whole] for n in ("pictures", "reference"))
+    return torch.cat(made), torch.cat(wanted)
