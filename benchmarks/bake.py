@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--texture", type=int, default=1024)
     parser.add_argument("--faces", type=int, default=20_000)
     parser.add_argument("--resolution", type=int, default=ExportOptions.resolution)
-    parser.add_argument("--level", type=float, default=ExportOptions.level)
+    parser.add_argument("--level", type=float, default=ExportOptions.level, help="default: fitted to the outlines")
     parser.add_argument("--soften", type=float, default=ExportOptions.soften)
     parser.add_argument("--size", type=int, default=256, help="pixels a side")
     parser.add_argument("--picture", type=Path, help="write fields (upper rows) and meshes (lower) here")

@@ -88,10 +88,24 @@ def test_a_ray_through_layers_sees_their_closed_form():
         return 8 * inside, red * torch.tensor([1.0, 0, 0]) + (1 - red) * torch.tensor([0, 0, 1.0]), None
 
     point, up = np.zeros((1, 3)), np.array([[0.0, 0.0, 1.0]])
-    seen = seen_colours(layers, point, up, look=Look(above=0.1, below=0.9, samples=1000))
+    seen = seen_colours(layers, point, up, look=Look(above=0.1, below=0.9, samples=1000, slanted=0))
     total = 1 - math.exp(-8 * 0.9)
     red = (1 - math.exp(-0.8)) / total
     torch.testing.assert_close(seen, torch.tensor([[red, 0, 1 - red]]), atol=1e-3, rtol=0)
+
+
+def test_slanted_rays_pass_a_layer_on_a_longer_way():
+    """A layer of depth a is passed on a / cos(slant)."""
+
+    def layers(points):
+        red = (points[:, 2] > -0.1).float()[:, None]
+        return 8 * (points[:, 2] < 0).float(), red.expand(-1, 3), None
+
+    look = Look(above=0.1, below=0.9, samples=1000, slanted=3, slant=60.0)
+    seen = seen_colours(layers, np.zeros((1, 3)), np.array([[0.0, 0.0, 5.0]]), look=look)
+    total = 1 - math.exp(-8 * 0.9)
+    straight, slanted = ((1 - math.exp(-8 * way)) / total for way in (0.1, 0.2))
+    torch.testing.assert_close(seen, torch.full((1, 3), (straight + 3 * slanted) / 4), atol=2e-3, rtol=0)
 
 
 def test_where_nothing_is_seen_the_colour_at_the_point_is_taken():

@@ -5,7 +5,7 @@ import pytest
 import torch
 import trimesh
 
-from distill3d.surface import extract_surface, repair, simplify
+from distill3d.surface import extract_surface, outline_level, repair, simplify
 
 
 def egg(points, floater=False):
@@ -86,6 +86,18 @@ def test_a_noisy_surface_stays_closed_with_fewer_faces():
     small = simplify(rough, 8000)
     assert rough.is_watertight and small.is_watertight
     assert small.volume == pytest.approx(rough.volume, rel=0.05)
+
+
+@pytest.mark.parametrize("density", [3.0, 400.0])
+def test_the_level_is_where_the_outlines_are(density):
+    """A soft ball: a grazing ray at x beyond the edge passes density e^(-x / w) over sqrt(2 pi r w)."""
+    r, w, n = 0.6, 0.02, 81
+    axis = torch.linspace(-1, 1, n)
+    radius = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).norm(dim=0)
+    field = density * torch.exp(-(radius - r).clamp_min(0) / w)
+    level = outline_level(field.numpy(), 2 / (n - 1))
+    expected = np.log(2) / np.sqrt(2 * np.pi * r * w)  # the density where such a ray is half opaque
+    assert level == pytest.approx(expected, rel=0.5) if density > 100 else level < density
 
 
 def test_sheets_that_touch_along_an_edge_are_parted():

@@ -1,12 +1,13 @@
 """A field's colours on a mesh: as a texture, or at its vertices.
 
 A picture of a field is no picture of one surface: along each ray colours blend over the depth in which the field
-turns opaque. What a mesh is painted with is therefore what a ray would see that comes straight down on it, an
-emission-absorption sum (see `render/volume`) over a short way from just outside the surface inwards.
+turns opaque. What a mesh is painted with is therefore what rays see that come down on it, emission-absorption
+sums (see `render/volume`) over a short way from just outside the surface inwards, in the mean over a few directions.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,11 +28,13 @@ CHUNK = 1 << 15  # texels at once: bounds the memory
 
 @dataclass(frozen=True)
 class Look:
-    """The way of a ray that looks at a texel. Lengths in world units."""
+    """The rays that look at a texel: one straight down, and some around it. Lengths in world units."""
 
     above: float = 0.02  # from here outside the surface
     below: float = 0.2  # to here inside
-    samples: int = 12
+    samples: int = 10
+    slanted: int = 4  # rays beside the straight one
+    slant: float = 45.0  # degrees from the straight one
 
 
 def bake(
@@ -72,25 +75,45 @@ def paint_vertices(query: Query, mesh: trimesh.Trimesh, half_size: float = 1.0, 
 def seen_colours(
     query: Query, points: np.ndarray, normals: np.ndarray, half_size: float = 1.0, look: Look = Look()
 ) -> Tensor:
-    """Colours [N, 3] in [0, 1] that rays see which come down against the normals [N, 3] on points [N, 3].
+    """Colours [N, 3] in [0, 1] of points [N, 3] as they are seen from the side of their normals [N, 3].
 
-    Sums w_i c_i / sum w_i with the weights of emission and absorption, over evenly spaced samples; where the way is
-    empty, the colour at the point itself.
+    Each ray gives sum w_i c_i / sum w_i with the weights of emission and absorption over evenly spaced samples, or,
+    where its way is empty, the colour at the point itself; the rays are averaged.
     """
-    step = (look.above + look.below) / look.samples
-    t = (torch.arange(look.samples) + 0.5) * step - look.above
     colours = []
     parts = (torch.from_numpy(np.ascontiguousarray(a, np.float32)).split(CHUNK) for a in (points, normals))
     for origin, normal in zip(*parts, strict=True):
-        normal = torch.nn.functional.normalize(normal, dim=1)
-        way = (origin[:, None] - t[:, None] * normal[:, None]).clamp(-half_size, half_size)
-        density, colour, _ = query(way.view(-1, 3))
-        weights, _ = alpha_weights(density.view(-1, look.samples) * step)
-        total = weights.sum(1, keepdim=True)
-        blend = (weights[:, :, None] * colour.view(-1, look.samples, 3)).sum(1)
-        nearest = colour.view(-1, look.samples, 3)[:, int(t.abs().argmin())]
-        colours.append(torch.where(total > 1e-4, blend / total.clamp_min(1e-4), nearest))
+        seen = [_along(query, origin, direction, half_size, look) for direction in _directions(normal, look)]
+        colours.append(torch.stack(seen).mean(0))
     return torch.cat(colours).clamp(0, 1)
+
+
+def _directions(normal: Tensor, look: Look) -> list[Tensor]:
+    """Unit vectors [N, 3] out of the surface: the normal, and those on a cone around it."""
+    normal = torch.nn.functional.normalize(normal, dim=1)
+    least = torch.nn.functional.one_hot(normal.abs().argmin(1), 3).to(normal)
+    first = torch.nn.functional.normalize(torch.linalg.cross(normal, least), dim=1)
+    second = torch.linalg.cross(normal, first)
+    slant = math.radians(look.slant)
+    around = [normal]
+    for i in range(look.slanted):
+        turn = 2 * math.pi * i / look.slanted
+        sideways = math.cos(turn) * first + math.sin(turn) * second
+        around.append(math.cos(slant) * normal + math.sin(slant) * sideways)
+    return around
+
+
+def _along(query: Query, origin: Tensor, direction: Tensor, half_size: float, look: Look) -> Tensor:
+    """What rays against the directions [N, 3] see at the points [N, 3]."""
+    step = (look.above + look.below) / look.samples
+    t = (torch.arange(look.samples) + 0.5) * step - look.above
+    way = (origin[:, None] - t[:, None] * direction[:, None]).clamp(-half_size, half_size)
+    density, colour, _ = query(way.view(-1, 3))
+    colour = colour.view(-1, look.samples, 3)
+    weights, _ = alpha_weights(density.view(-1, look.samples) * step)
+    total = weights.sum(1, keepdim=True)
+    blend = (weights[:, :, None] * colour).sum(1) / total.clamp_min(1e-4)
+    return torch.where(total > 1e-4, blend, colour[:, int(t.abs().argmin())])
 
 
 def to_bytes(colour: Tensor) -> np.ndarray:

@@ -20,7 +20,7 @@ class ExportOptions:
     texture: int | None = 1024  # texels a side; None paints the vertices instead
     faces: int = 20_000  # a surface with more is simplified to about so many
     resolution: int = 128  # lattice points a side for marching cubes
-    level: float = 4.0  # density at the surface, per world unit: distilled fields are soft, and more cuts parts away
+    level: float | None = None  # density at the surface, per world unit; None fits the field's outlines
     soften: float = 0.7  # lattice steps, see `extract_surface`
 
     def __post_init__(self) -> None:
