@@ -34,6 +34,7 @@ optimize
 generate doctor viewer sweep
 pictures
 compare
+bench
 commands
 cli
 __main__
@@ -47,9 +48,9 @@ FORBIDDEN = {(a, b) for a in FLAT for b in SOLID} | {(b, a) for a in FLAT for b 
 
 # The world behind the bundled prior stands beside the layers.
 TOYBOX_IMPORTS = {"types", "files", "cameras", "render"}
-TOYBOX_USERS = {"evaluation", "optimize", "generate", "cli"}
+TOYBOX_USERS = {"evaluation", "optimize", "generate", "bench", "cli"}
 # The package itself re-exports what is below; only those on top may take from it (its version, say).
-PACKAGE_USERS = {"generate", "doctor", "viewer", "sweep", "cli", "__main__"}
+PACKAGE_USERS = {"generate", "bench", "doctor", "viewer", "sweep", "cli", "__main__"}
 
 
 def unit_of(module: str) -> str:

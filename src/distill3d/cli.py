@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import tyro
 
+from distill3d.commands.bench import Bench, run_bench_command
 from distill3d.commands.doctor import Doctor, run_doctor
 from distill3d.commands.objects import (
     Export,
@@ -31,7 +32,7 @@ from distill3d.commands.paper import Paper, run_paper
 from distill3d.commands.pictures import Compare, Image, run_compare, run_image
 from distill3d.recipes import METHODS, RECIPES
 
-Command = Generate | Resume | Export | Render | Image | Compare | Paper | Doctor
+Command = Generate | Resume | Export | Render | Image | Compare | Bench | Paper | Doctor
 HANDLERS: dict[type, Callable[[Any], int]] = {
     Generate: run_generate,
     Resume: run_resume,
@@ -39,6 +40,7 @@ HANDLERS: dict[type, Callable[[Any], int]] = {
     Render: run_render,
     Image: run_image,
     Compare: run_compare,
+    Bench: run_bench_command,
     Paper: run_paper,
     Doctor: run_doctor,
 }
@@ -87,8 +89,10 @@ def parse(argv: list[str]) -> Command:
     if recipe not in RECIPES:
         _fail(f"unknown recipe {recipe!r}; allowed: {', '.join(RECIPES)}")
     default = Generate(prompt=tyro.MISSING, settings=RECIPES[recipe], recipe=recipe)
+    bench = Bench(settings=RECIPES[recipe], recipe=recipe)
+    defaults: dict[type, Any] = {Generate: default, Bench: bench}
     commands = {
-        name: tyro.conf.subcommand(name, default=default) if kind is Generate else tyro.conf.subcommand(name)
+        name: tyro.conf.subcommand(name, default=defaults[kind]) if kind in defaults else tyro.conf.subcommand(name)
         for name, kind in COMMANDS.items()
     }
     union: Any = None

@@ -1,0 +1,228 @@
+"""One cell: an object made under the protocol, its pictures, its mesh, and what it took.
+
+A cell is a folder that appears whole: `config.json` and `metrics.jsonl` as in any run, `views.png` (the pictures that
+are judged), `maps.npz` (their opacity and depth), `turn.webp` and `still.webp` (for the report), `mesh.glb` and
+`cell.json`. Work in progress lies in another folder, with a checkpoint once a minute, and is continued after a kill.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from distill3d import cameras
+from distill3d.bench.protocol import Protocol, Task
+from distill3d.checkpoint import load_checkpoint, restore_optimiser, save_checkpoint
+from distill3d.evaluation.cost import Meter
+from distill3d.export import ExportOptions, export_mesh
+from distill3d.files import replacing
+from distill3d.generate import Config, write_config
+from distill3d.mesh_files import save_mesh
+from distill3d.optimize import ObjectRun, Progress
+from distill3d.priors.parts import is_out_of_memory
+from distill3d.types import Prior, Rendering
+from distill3d.video import contact_sheet, save_image
+
+CHECKPOINT_SECONDS = 60.0
+COLUMNS = 10  # of views.png
+SMALL = ExportOptions(texture=None, faces=2_500, resolution=64)  # meshes that many fit into one page
+TURN_SIZE, STILL_SIZE, TURN_SECONDS = 128, 96, 5.0
+Report = Callable[[Progress], None]
+
+
+class Diverged(Exception):
+    """The run cannot go on: its message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a finished cell says of itself; `failure` is empty, or why there is no object."""
+
+    variant: str
+    prompt: str
+    seed: int
+    steps: int
+    seconds: float  # of the loop
+    evaluations: int  # network rows
+    peak_memory: int  # bytes, see `evaluation.cost.Meter`; of the part after it, where the cell was continued
+    failure: str = ""
+
+
+def make_cell(out: Path, protocol: Protocol, task: Task, prior: Prior, on_step: Report) -> Outcome:
+    """Makes the object of a task and its folder in `out`/cells; a failure is an outcome too.
+
+    Raises:
+        ValueError: for settings that do not fit the prior or the scene.
+        KeyboardInterrupt: as it came; the state is saved, and the same call goes on from there.
+    """
+    work = out / "work" / task.folder
+    config = protocol.config(task)
+    failure = ""
+    with Meter(prior.device) as meter:
+        try:
+            scene = _distilled(work, config, prior, on_step).scene
+            failure = make_artefacts(work, scene, protocol)
+        except Diverged as diverged:
+            failure = str(diverged)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = "out of memory"
+    shutil.rmtree(work / "checkpoint", ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    write_config(work, config)
+    last = (history(work) or [{"step": -1, "seconds": 0.0, "evaluations": 0}])[-1]
+    outcome = Outcome(
+        task.variant.name, task.prompt, task.seed, last["step"] + 1, last["seconds"], last["evaluations"],
+        meter.peak_memory, failure,
+    )  # fmt: skip
+    with replacing(work / "cell.json") as draft:
+        draft.write_text(json.dumps(dataclasses.asdict(outcome), indent=1))
+    (out / "cells").mkdir(exist_ok=True)
+    work.rename(out / "cells" / task.folder)
+    return outcome
+
+
+def read_outcome(folder: Path) -> Outcome | None:
+    """What a cell's folder says; None where the cell is not finished.
+
+    Raises:
+        ValueError: for a damaged cell.json.
+    """
+    path = folder / "cell.json"
+    if not path.is_file():
+        return None
+    try:
+        return Outcome(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}; delete its folder to make the cell again") from None
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """The steps of a cell: `Progress` and the seconds since its start; empty where none was finished."""
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def read_views(folder: Path, protocol: Protocol) -> Tensor:
+    """The pictures [views, 3, size, size] of a cell, in [0, 1]; ValueError where they are missing or damaged."""
+    try:
+        with Image.open(folder / "views.png") as picture:
+            sheet = torch.from_numpy(np.asarray(picture.convert("RGB")).copy())
+    except OSError as error:
+        raise ValueError(
+            f"{folder / 'views.png'} cannot be read: {error}; delete its folder to make it again"
+        ) from None
+    rows, n = -(-protocol.views // COLUMNS), protocol.size
+    columns = min(COLUMNS, protocol.views)
+    if sheet.shape[:2] != (rows * n, columns * n):
+        raise ValueError(f"{folder / 'views.png'} has another size: delete its folder to make the cell again")
+    tiles = sheet.view(rows, n, columns, n, 3).permute(0, 2, 4, 1, 3).reshape(-1, 3, n, n)
+    return tiles[: protocol.views].float() / 255
+
+
+def read_maps(folder: Path) -> tuple[Tensor, Tensor]:
+    """Opacity and depth [views, 1, size, size] of a cell; ValueError where they are missing or damaged."""
+    try:
+        with np.load(folder / "maps.npz") as maps:
+            opacity, depth = (torch.from_numpy(maps[name]).float() for name in ("opacity", "depth"))
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{folder / 'maps.npz'} cannot be read: {error}; delete its folder to make it again") from None
+    return opacity / 255, depth
+
+
+def make_artefacts(work: Path, scene: Any, protocol: Protocol) -> str:
+    """Writes pictures, maps and mesh of a scene; returns why there is nothing to write, or an empty text."""
+    seen = photographed(scene, protocol)
+    if not bool(torch.isfinite(seen.rgb).all()):
+        return "nan"
+    views = seen.rgb.clamp(0, 1)
+    with replacing(work / "maps.npz") as draft:
+        opacity = (seen.opacity.clamp(0, 1) * 255).round().byte().numpy()
+        np.savez_compressed(draft, opacity=opacity, depth=seen.depth.half().numpy())
+    save_image(work / "views.png", contact_sheet(views, COLUMNS, gap=0))
+    pictures = [Image.fromarray(p) for p in (views * 255).round().byte().permute(0, 2, 3, 1).numpy()]
+    with _webp(work / "turn.webp", pictures, TURN_SIZE) as (draft, frames):
+        step = round(1000 * TURN_SECONDS / len(frames))
+        frames[0].save(draft, save_all=True, append_images=frames[1:], duration=step, loop=0, quality=70, method=4)
+    with _webp(work / "still.webp", pictures[:1], STILL_SIZE) as (draft, frames):
+        frames[0].save(draft, quality=80)
+    try:
+        save_mesh(work / "mesh.glb", export_mesh(scene, SMALL))
+    except ValueError:  # nothing solid, or a scene without a surface: the report has no model of it then
+        (work / "mesh.glb").unlink(missing_ok=True)
+    return ""
+
+
+@torch.no_grad()
+def photographed(scene: Any, protocol: Protocol) -> Rendering:
+    """Evenly spaced views around a scene, the first from the front."""
+    scene.cpu().eval()
+    around = cameras.turntable(protocol.views, protocol.elevation, protocol.distance, protocol.fov)
+    behind = torch.full((1, 3), protocol.background)
+    seen = [scene.render(around[i : i + 1], protocol.size, behind) for i in range(protocol.views)]
+    names = ("rgb", "opacity", "depth", "depth_variance")
+    return Rendering(**{name: torch.cat([getattr(one, name) for one in seen]) for name in names})
+
+
+def _distilled(work: Path, config: Config, prior: Prior, on_step: Report) -> ObjectRun:
+    """The finished run of a configuration, begun anew or continued from the checkpoint in `work`."""
+    run = ObjectRun(config.recipe, config.method, config.prompts, prior, config.seed)
+    checkpoint = work / "checkpoint"
+    start, before = 0, []
+    if (checkpoint / "state.json").is_file():
+        start, moments = load_checkpoint(checkpoint, run.module, run.generator, run.student)
+        run.restart_optimiser()
+        restore_optimiser(run.adam, moments)
+        before = history(work)[:start]
+    work.mkdir(parents=True, exist_ok=True)
+    done, rows = start, before[-1]["evaluations"] if before else 0
+    saved = time.monotonic()
+    began = saved - (before[-1]["seconds"] if before else 0.0)
+
+    def save() -> None:
+        save_checkpoint(checkpoint, run.module, run.adam, done, run.generator, run.student)
+
+    with (work / "metrics.jsonl").open("w") as log:
+        log.writelines(json.dumps(line) + "\n" for line in before)
+
+        def after(progress: Progress) -> None:
+            nonlocal done, saved
+            if not all(map(math.isfinite, (progress.loss, progress.penalty, progress.opacity))):
+                raise Diverged("nan")
+            done = progress.step + 1
+            now = time.monotonic()
+            log.write(json.dumps({**dataclasses.asdict(progress), "seconds": round(now - began, 3)}) + "\n")
+            log.flush()
+            if now - saved > CHECKPOINT_SECONDS:
+                save()
+                saved = time.monotonic()
+            on_step(progress)
+
+        try:
+            run.distill(range(start, config.recipe.steps), after, rows)
+        except KeyboardInterrupt:
+            save()
+            raise
+    return run
+
+
+@contextmanager
+def _webp(path: Path, pictures: list[Image.Image], largest: int) -> Iterator[tuple[Path, list[Image.Image]]]:
+    """A draft to save to, and the pictures, not larger than that."""
+    side = min(largest, pictures[0].width)
+    with replacing(path) as draft:
+        yield draft, [p.resize((side, side), Image.Resampling.LANCZOS) for p in pictures]

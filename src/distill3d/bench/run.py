@@ -1,0 +1,102 @@
+"""The loop over all cells, and the files at its end."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from distill3d.bench import tables
+from distill3d.bench.cells import Outcome, make_cell, read_outcome
+from distill3d.bench.judging import Judges, Scored, diversities, score
+from distill3d.bench.protocol import Protocol, Task, locked, open_folder
+from distill3d.bench.report import write_report
+from distill3d.files import replacing
+from distill3d.optimize import ObjectRun, Progress
+from distill3d.priors.frozen import FrozenPrior
+
+OnStep = Callable[[Task, Progress], None]
+OnCell = Callable[[Task, Outcome, bool], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What a bench found, and where it lies."""
+
+    folder: Path
+    table: tables.Table
+    cells: tuple[Scored, ...]
+
+    @property
+    def report(self) -> Path:
+        """The page with everything in it."""
+        return self.folder / "report.html"
+
+
+@dataclasses.dataclass(frozen=True)
+class Listeners:
+    """Who is told how far it is."""
+
+    on_step: OnStep = lambda task, progress: None
+    on_cell: OnCell = lambda task, outcome, made: None  # made: now, not in an earlier call
+
+
+def run_bench(
+    out: Path, protocol: Protocol, prior: FrozenPrior, judges: Judges, metrics: Sequence[str],
+    command: str = "", listeners: Listeners = Listeners(),
+) -> Findings:  # fmt: skip
+    """Makes the cells that are not there yet, judges all, and writes tables and report.
+
+    After an interrupt tables and report are written of what is there, and the interrupt goes on.
+
+    Raises:
+        ValueError: for settings that do not fit the prior, before anything is made, and for a folder that holds
+            something else.
+    """
+    open_folder(out, protocol)
+    with locked(out):
+        prior.prepare(sorted({text for task in protocol.tasks() for text in protocol.config(task).prompts.texts}))
+        _check_variants(protocol, prior)
+        (out / "cells").mkdir(exist_ok=True)
+        try:
+            for task in protocol.tasks():
+                outcome = read_outcome(out / "cells" / task.folder)
+                made = outcome is None
+                if outcome is None:
+                    outcome = make_cell(out, protocol, task, prior, lambda p, task=task: listeners.on_step(task, p))
+                listeners.on_cell(task, outcome, made)
+        except KeyboardInterrupt:
+            if any((out / "cells").iterdir()):
+                conclude(out, protocol, judges, metrics, command)
+            raise
+        shutil.rmtree(out / "work", ignore_errors=True)
+        return conclude(out, protocol, judges, metrics, command)
+
+
+def conclude(out: Path, protocol: Protocol, judges: Judges, metrics: Sequence[str], command: str = "") -> Findings:
+    """Judges the finished cells of a folder and writes tables and report."""
+    cells = score(out, protocol, judges, metrics)
+    across = diversities(out, protocol, judges, cells) if "diversity" in metrics else {}
+    table = tables.make_table(protocol.names, metrics, cells, across)
+    texts = {
+        "table.md": tables.markdown(table),
+        "table.tex": tables.latex(table),
+        "table.csv": tables.summary_csv(table),
+        "cells.csv": tables.cells_csv(table.metrics, cells),
+    }
+    for name, text in texts.items():
+        with replacing(out / name) as draft:
+            draft.write_text(text, encoding="utf-8")
+    write_report(out / "report.html", out, protocol, table, cells, command)
+    return Findings(out, table, tuple(cells))
+
+
+def _check_variants(protocol: Protocol, prior: FrozenPrior) -> None:
+    """Raises ValueError for a variant that cannot run, before an hour went into those before it."""
+    for variant in protocol.variants:
+        config = protocol.config(Task(variant, protocol.prompts[0], protocol.seeds[0]))
+        try:
+            ObjectRun(config.recipe, config.method, config.prompts, prior, config.seed)
+        except ValueError as error:
+            raise ValueError(f"{variant.name}: {error}") from error

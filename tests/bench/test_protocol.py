@@ -1,0 +1,152 @@
+"""Lists of prompts, budgets, and the folder that belongs to one protocol."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from distill3d.bench.budget import rows_of_a_step, with_budget, with_steps
+from distill3d.bench.prompts import prompt_list, toybox_prompts
+from distill3d.bench.protocol import Protocol, Variant, locked, open_folder
+from distill3d.generate import Config
+from distill3d.optimize import ObjectRun
+from distill3d.priors.loading import load_prior
+from distill3d.recipes import LAPTOP, SDI
+from distill3d.regularizers import WeightSchedule
+from distill3d.toybox.captions import KIND_NAMES, held_out_pairs, read_prompt
+
+SMALL = dataclasses.replace(
+    LAPTOP, steps=4, views=1, scene=dataclasses.replace(LAPTOP.scene, resolution=12), sdi=SDI(inversion_steps=3)
+)
+
+
+def protocol(**changes):
+    variants = (Variant("sdi", "sdi", SMALL), Variant("sds", "sds", SMALL))
+    return dataclasses.replace(Protocol(variants, ("a cat", "a dog"), (0, 1)), **changes)
+
+
+def test_the_shipped_lists():
+    assert len(prompt_list("43")) == 43 and "a DSLR photo of a corgi sneezing" in prompt_list("43")
+    assert len(prompt_list("toybox")) == len(KIND_NAMES) == 24
+    for prompt, unseen in toybox_prompts():
+        reading = read_prompt(prompt)
+        assert ((reading.kind, reading.colour) in held_out_pairs()) == unseen and not reading.unknown
+
+
+def test_a_file_of_prompts(tmp_path):
+    file = tmp_path / "p.txt"
+    file.write_text("\n  a cat  \n\n# a comment\na dog\na cat\n")
+    assert prompt_list(str(file)) == ("a cat", "a dog")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [(None, "no prompt file"), ("", "no prompt"), ("\n \n", "no prompt"), ("x" * 9999, "too long")]
+)
+def test_a_wrong_file_is_one_line(content, told, tmp_path):
+    file = tmp_path / "p.txt"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ValueError, match=told) as error:
+        prompt_list(str(file))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def test_each_cell_has_a_folder_of_its_own():
+    many = protocol(prompts=("a cat", "a  cat", "A CAT!", "猫", "犬", "x" * 250, "x" * 249), seeds=(0, 1, -1))
+    names = [task.folder for task in many.tasks()]
+    assert len(set(names)) == len(names) == 7 * 3 * 2
+    assert all(name.strip("-") == name and name.replace("-", "").isalnum() and len(name) < 120 for name in names)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"prompts": ()}, "at least one prompt"),
+        ({"seeds": (1, 1)}, "seed 1 is given twice"),
+        ({"views": 0}, "at least 2 views"),
+        ({"variants": ()}, "at least one method"),
+    ],
+)
+def test_an_impossible_protocol_is_refused(changes, told):
+    with pytest.raises(ValueError, match=told):
+        protocol(**changes)
+
+
+def test_a_folder_takes_more_work_but_no_other_conditions(tmp_path):
+    open_folder(tmp_path, protocol())
+    open_folder(tmp_path, protocol())
+    open_folder(tmp_path, protocol(prompts=("a cow",), seeds=(5,), variants=(Variant("ism", "ism", SMALL),)))
+    assert set(json.loads((tmp_path / "bench.json").read_text())["variants"]) == {"sdi", "sds", "ism"}
+    before = (tmp_path / "bench.json").read_bytes()
+    for changes, told in (
+        ({"views": 20}, "views was 50, is 20"),
+        ({"variants": (Variant("sdi", "sdi", LAPTOP),)}, "sdi.recipe.steps was 4, is 200"),
+        ({"prior": "sd15"}, 'prior was "toybox", is "sd15"'),
+    ):
+        with pytest.raises(ValueError, match=told):
+            open_folder(tmp_path, protocol(**changes))
+    assert (tmp_path / "bench.json").read_bytes() == before
+
+
+def test_another_version_and_other_files_are_left_alone(tmp_path):
+    out = tmp_path / "bench"
+    open_folder(out, protocol())
+    content = json.loads((out / "bench.json").read_text())
+    (out / "bench.json").write_text(json.dumps({**content, "version": "0.0.1"}))
+    with pytest.raises(ValueError, match=r"begun by distill3d 0\.0\.1"):
+        open_folder(out, protocol())
+    (out / "bench.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):
+        open_folder(out, protocol())
+    with pytest.raises(ValueError, match="holds no bench"):
+        open_folder(tmp_path, protocol())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot write"):
+        open_folder(tmp_path / "file", protocol())
+
+
+def test_two_benches_do_not_share_a_folder(tmp_path):
+    pytest.importorskip("fcntl")
+    code = "import pathlib; from distill3d.bench.protocol import locked\n"
+    code += f"with locked(pathlib.Path({str(tmp_path)!r})): 0"
+    command = [sys.executable, "-c", code]
+    with locked(tmp_path):
+        inside = subprocess.run(command, capture_output=True, text=True)
+    assert inside.returncode == 1 and "another bench is at work" in inside.stderr
+    with locked(tmp_path):  # given back
+        pass
+
+
+@pytest.mark.parametrize("method", ["sds", "sdi", "ism", "nfsd", "vsd", "esd"])
+def test_the_price_of_a_step_is_that_of_a_real_run(method, kl_folder):
+    """For methods that invert to one row a step: their random times may or may not need another hop."""
+    if method in ("vsd", "esd"):
+        pytest.importorskip("peft")
+    prior = load_prior(str(kl_folder))
+    config = Config("a cat", dataclasses.replace(SMALL, steps=12), method, str(kl_folder))
+    progress = []
+    ObjectRun(config.recipe, method, config.prompts, config.load_prior(prior)).distill(range(12), progress.append)
+    price = rows_of_a_step(Variant(method, method, config.recipe), prior)
+    assert price == pytest.approx(progress[-1].evaluations / 12, abs=1.0 if method in ("sdi", "ism") else 1e-9)
+
+
+def test_a_budget_of_evaluations_gives_each_its_steps(kl_folder):
+    prior = load_prior(str(kl_folder))
+    variants = protocol().variants
+    assert with_budget(variants, "steps", prior) == variants
+    sdi, sds = with_budget(variants, "evaluations", prior)
+    price = rows_of_a_step(variants[0], prior)
+    assert sdi.recipe.steps == 4 and sds.recipe.steps == int(4 * price / 2)  # SDS: two rows a step and view
+    assert [v.recipe.steps for v in with_budget(variants, "40", prior)] == [int(40 / price), 20]
+    for wrong, told in (("many", "a budget is"), ("0", "a budget is"), ("1", "too few")):
+        with pytest.raises(ValueError, match=told):
+            with_budget(variants, wrong, prior)
+
+
+def test_schedules_of_penalties_are_stretched_with_the_steps():
+    penalties = dataclasses.replace(SMALL.penalties, sparsity=WeightSchedule(1.0, 3.0, 2, 4))
+    longer = with_steps(dataclasses.replace(SMALL, penalties=penalties), 12)
+    assert longer.steps == 12 and longer.penalties.sparsity == WeightSchedule(1.0, 3.0, 6, 12)
+    assert dataclasses.replace(longer, steps=4, penalties=penalties).scene == SMALL.scene

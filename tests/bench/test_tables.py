@@ -1,0 +1,144 @@
+"""Means and intervals against hand calculations and scipy; the three formats say the same."""
+
+import csv
+import dataclasses
+import io
+
+import pytest
+import scipy.stats
+
+from distill3d.bench.cells import Outcome
+from distill3d.bench.judging import Scored
+from distill3d.bench.protocol import Task, Variant
+from distill3d.bench.tables import (
+    cells_csv,
+    independent,
+    interval,
+    latex,
+    make_table,
+    markdown,
+    plain,
+    summary_csv,
+    wilson,
+)
+
+SDI, SDS = Variant("sdi", "sdi"), Variant("sds_50%", "sds")
+
+
+def cell(variant, prompt, seed, failure="", **scores):
+    outcome = Outcome(variant.name, prompt, seed, 4, 1.0, 16, 0, failure)
+    return Scored(Task(variant, prompt, seed), outcome, scores)
+
+
+# Two prompts, two seeds; the second prompt is harder for both.
+CELLS = [
+    cell(SDI, "a", 0, clip_score=30.0, diverged=0.0),
+    cell(SDI, "a", 1, clip_score=34.0, diverged=0.0),
+    cell(SDI, "b", 0, clip_score=20.0, diverged=0.0),
+    cell(SDI, "b", 1, clip_score=24.0, diverged=1.0),
+    cell(SDS, "a", 0, clip_score=29.0, diverged=0.0),
+    cell(SDS, "a", 1, clip_score=32.0, diverged=0.0),
+    cell(SDS, "b", 0, clip_score=18.0, diverged=0.0),
+    cell(SDS, "b", 1, failure="out of memory", diverged=1.0),
+]
+METRICS = ("clip_score", "diverged")
+
+
+@pytest.fixture(scope="module")
+def table():
+    return make_table(("sdi", "sds_50%"), METRICS, CELLS)
+
+
+def test_an_interval_by_hand():
+    found = interval([1.0, 2.0, 3.0])  # s = 1, t(0.975, 2) = 4.302653
+    assert (found.mean, found.n) == (2.0, 3)
+    assert found.half == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
+    assert interval([5.0]).low is None
+    with pytest.raises(ValueError, match="at least one"):
+        interval([])
+
+
+def test_an_interval_is_that_of_a_t_test():
+    values = [0.31, 0.27, 0.45, 0.38, 0.29]
+    found, theirs = interval(values), scipy.stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), rel=1e-12)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 8), (3, 8), (8, 8), (1, 1), (40, 43)])
+def test_a_share_has_wilsons_interval(hits, n):
+    theirs = scipy.stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
+    found = wilson(hits, n)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+def test_seeds_of_a_prompt_are_averaged_first():
+    assert independent({("a", 0): 1.0, ("a", 1): 3.0, ("b", 0): 4.0}) == [2.0, 4.0]
+    assert independent({("a", 0): 1.0, ("a", 1): 3.0}) == [1.0, 3.0]  # one prompt: seeds are all there is
+
+
+def test_the_table_by_hand(table):
+    mean = table.values["sdi", "clip_score"]  # prompts 32 and 22: s = sqrt(50), t(0.975, 1) = 12.7062
+    assert mean.mean == 27.0 and mean.n == 2
+    assert mean.half == pytest.approx(12.7062 * 50**0.5 / 2**0.5, rel=1e-5)
+    assert table.values["sds_50%", "clip_score"].mean == pytest.approx((30.5 + 18.0) / 2)
+    # Paired: a: (-1 - 2) / 2 = -1.5, b: -2 (its other seed has no pair); far closer together than the means are.
+    difference = table.differences["sds_50%", "clip_score"]
+    assert difference.mean == pytest.approx(-1.75)
+    assert difference.half == pytest.approx(12.7062 * 0.125**0.5 / 2**0.5, rel=1e-5)
+    assert table.counts == {"sdi": (1, 4), "sds_50%": (1, 4)}
+    assert table.values["sdi", "diverged"].mean == 0.25
+    assert table.best(table.metrics[0]) == "sdi"
+
+
+def test_the_better_one_depends_on_the_metric():
+    cells = [cell(SDI, "a", 0, seconds=3.0), cell(SDS, "a", 0, seconds=2.0)]
+    table = make_table(("sdi", "sds_50%"), ("seconds",), cells)
+    assert table.best(table.metrics[0]) == "sds_50%"
+
+
+def test_what_is_no_number_counts_as_not_measured():
+    cells = [cell(SDI, "a", 0, clip_score=float("nan")), cell(SDI, "b", 0, clip_score=2.0)]
+    assert make_table(("sdi",), ("clip_score",), cells).values["sdi", "clip_score"].mean == 2.0
+
+
+def test_a_method_without_any_object_has_a_row_all_the_same():
+    table = make_table(("sdi", "sds_50%"), METRICS, [*CELLS[:4], CELLS[-1]])
+    assert table.counts["sds_50%"] == (1, 1)
+    assert "| sds_50% | - | 1 of 1 |" in markdown(table)
+    assert "sds\\_50\\% & -- & 1 of 1" in latex(table)
+
+
+def test_diversity_comes_from_outside():
+    across = {("a", "sdi"): 0.2, ("b", "sdi"): 0.4, ("a", "sds_50%"): 0.1}
+    table = make_table(("sdi", "sds_50%"), ("diversity",), CELLS, across)
+    assert table.values["sdi", "diversity"].mean == pytest.approx(0.3)
+    assert table.differences["sds_50%", "diversity"].mean == pytest.approx(-0.1)  # prompt a only
+
+
+def test_markdown_and_latex_show_the_numbers(table):
+    text = markdown(table)
+    assert "| sdi | **27 ± 64** | 1 of 4 |" in text
+    assert "| sds_50% | -1.8 ± 3.2 |" in text and "| minus sdi |" in text
+    assert r"sdi & $\mathbf{27 \pm 64}$ & 1 of 4 \\" in latex(table)
+    assert latex(table).count("\\\\\n") == 3 and r"sds\_50\%" in latex(table)
+
+
+def test_the_csv_holds_everything_in_full(table):
+    rows = list(csv.DictReader(io.StringIO(summary_csv(table))))
+    (row,) = [r for r in rows if (r["variant"], r["metric"]) == ("sds_50%", "clip_score")]
+    found = table.values["sds_50%", "clip_score"]
+    assert float(row["mean"]) == pytest.approx(found.mean, rel=1e-8)
+    assert float(row["low"]) == pytest.approx(found.low, rel=1e-8) and int(row["n"]) == 2
+    assert float(row["difference_mean"]) == pytest.approx(-1.75)
+    cells = list(csv.DictReader(io.StringIO(cells_csv(table.metrics, CELLS))))
+    assert [c["clip_score"] for c in cells] == ["30", "34", "20", "24", "29", "32", "18", ""]
+    assert cells[-1]["failure"] == "out of memory"
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "shown"),
+    [(27.3, 0.4, "27.30 ± 0.40"), (1234.6, 57, "1235 ± 57"), (0.01234, 3e-4, "0.0123 ± 0.0003"), (3, 0, "3.00 ± 0.00")],
+)  # fmt: skip
+def test_digits_follow_the_interval(mean, half, shown):
+    estimate = interval([1.0, 2.0])
+    assert plain(dataclasses.replace(estimate, mean=mean, low=mean - half, high=mean + half), " ± ") == shown
