@@ -161,7 +161,7 @@ def make_artefacts(work: Path, scene: Any, protocol: Protocol) -> str:
     with _webp(work / "still.webp", pictures[:1], STILL_SIZE) as (draft, frames):
         frames[0].save(draft, quality=80)
     try:
-        save_mesh(work / "mesh.glb", export_mesh(scene, SMALL))
+        save_mesh(work / "mesh.glb", export_mesh(scene.cpu(), SMALL))
     except ValueError:  # nothing solid, or a scene without a surface: the report has no model of it then
         (work / "mesh.glb").unlink(missing_ok=True)
     return ""
@@ -169,13 +169,14 @@ def make_artefacts(work: Path, scene: Any, protocol: Protocol) -> str:
 
 @torch.no_grad()
 def photographed(scene: Any, protocol: Protocol) -> Rendering:
-    """Evenly spaced views around a scene, the first from the front."""
-    scene.cpu().eval()
-    around = cameras.turntable(protocol.views, protocol.elevation, protocol.distance, protocol.fov)
-    behind = torch.full((1, 3), protocol.background)
+    """Evenly spaced views around a scene, the first from the front, rendered on its device and brought to the CPU."""
+    scene.eval()
+    place = next(iter(scene.parameters())).device
+    around = cameras.turntable(protocol.views, protocol.elevation, protocol.distance, protocol.fov).to(place)
+    behind = torch.full((1, 3), protocol.background, device=place)
     seen = [scene.render(around[i : i + 1], protocol.size, behind) for i in range(protocol.views)]
     names = ("rgb", "opacity", "depth", "depth_variance")
-    return Rendering(**{name: torch.cat([getattr(one, name) for one in seen]) for name in names})
+    return Rendering(**{name: torch.cat([getattr(one, name) for one in seen]).cpu() for name in names})
 
 
 def _distilled(work: Path, config: Config, prior: Prior, on_step: Report) -> ObjectRun:

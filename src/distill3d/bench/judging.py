@@ -205,7 +205,7 @@ def _scores(
         kept = content["scores"] if content["key"] == key else {}
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    wanted = [name for name in names if name not in ACROSS]
+    wanted = dict.fromkeys([*(name for name in names if name not in ACROSS), "diverged"])  # that is always counted
     missing = [name for name in wanted if name not in kept]
     if missing:
         cell = measured_cell(folder, outcome, protocol, judges)

@@ -80,7 +80,8 @@ def _means(table: Table) -> str:
         rows.append(f'<tr><th scope="row">{_name(i, variant)}</th>{"".join(numbers)}</tr>')
     note = (
         "Mean and half the length of its 95 % interval (Student's t over prompts; seeds are averaged first, as they "
-        "are not independent). The best mean of a column is bold. ↑ more is better, ↓ less is. Click a heading to sort."
+        "are not independent), over all objects that left pictures. The best mean of a column is bold. ↑ more is "
+        "better, ↓ less is. Click a heading to sort."
     )
     return _table_section("Means", "means", ["method", *map(heading, table.columns), "diverged ↓"], rows, note)
 
@@ -178,7 +179,8 @@ def _prompt_plots(protocol: Protocol, own: Sequence[Scored], histories: History)
 def _card(n: int, cell: Scored, table: Table, still: Path, solid: bool) -> str:
     """One object: its turntable, a button for the model, and its numbers."""
     variant = cell.task.variant.name
-    title = f"{_name(table.variants.index(variant), variant)} <small>seed {cell.task.seed}</small>"
+    told = f"seed {cell.task.seed}{', diverged' if cell.diverged else ''}"
+    title = f"{_name(table.variants.index(variant), variant)} <small>{told}</small>"
     if still.is_file():
         words = f"{cell.task.prompt}, by {variant}, seed {cell.task.seed}"
         picture = f'<img src="{_image(still)}" alt="{escape(words)}" data-turn="{n}" width="128" height="128">'

@@ -1,0 +1,60 @@
+"""The loop: Ctrl-C leaves a report of what is there, and a bench can grow."""
+
+import dataclasses
+
+import pytest
+
+from distill3d.bench.judging import Judges
+from distill3d.bench.protocol import Protocol, Variant
+from distill3d.bench.run import Listeners, run_bench
+from distill3d.priors.loading import load_prior
+from distill3d.recipes import LAPTOP, SDI
+
+SMALL = dataclasses.replace(
+    LAPTOP, steps=3, views=1, scene=dataclasses.replace(LAPTOP.scene, resolution=12), sdi=SDI(inversion_steps=2)
+)
+METRICS = ("saturation", "evaluations")
+
+
+@pytest.fixture(scope="module")
+def prior(kl_folder):
+    return load_prior(str(kl_folder))
+
+
+@pytest.fixture
+def protocol(kl_folder):
+    variants = (Variant("SDI", "sdi", SMALL), Variant("SDI, unguided", "sdi", dataclasses.replace(SMALL, sdi=SDI(1.0))))
+    return Protocol(variants, ("a cat",), prior=str(kl_folder), views=2, size=16)
+
+
+def test_an_interrupt_leaves_a_report_and_the_rest_is_made_later(protocol, prior, tmp_path):
+    def stop(task, progress):
+        if task.variant.name != "SDI" and progress.step == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(tmp_path, protocol, prior, Judges(), METRICS, listeners=Listeners(on_step=stop))
+    page = (tmp_path / "report.html").read_text()
+    assert "So far 1 of 2 objects are finished" in page and "| SDI, unguided | - | - | 0 of 0 |" in table(tmp_path)
+
+    made = []
+    listeners = Listeners(on_cell=lambda task, outcome, new: made.append((task.variant.name, task.seed, new)))
+    found = run_bench(tmp_path, protocol, prior, Judges(), METRICS, listeners=listeners)
+    assert made == [("SDI", 0, False), ("SDI, unguided", 0, True)]
+    assert len(found.cells) == 2 and "So far" not in found.report.read_text()
+
+    made.clear()
+    run_bench(tmp_path, dataclasses.replace(protocol, seeds=(0, 1)), prior, Judges(), METRICS, listeners=listeners)
+    assert [seed for _, seed, new in made if new] == [1, 1]
+
+
+def test_an_empty_volume_counts_as_diverged_whatever_is_measured(protocol, prior, tmp_path):
+    empty = dataclasses.replace(SMALL, scene=dataclasses.replace(SMALL.scene, blob_radius=0.01, blob_floor=40.0))
+    nothing = dataclasses.replace(protocol, variants=(Variant("nothing", "sds", empty),))
+    found = run_bench(tmp_path, nothing, prior, Judges(), METRICS)
+    assert found.table.counts == {"nothing": (1, 1)} and "1 of 1" in table(tmp_path)
+    assert not list(tmp_path.glob("cells/*/mesh.glb"))
+
+
+def table(out):
+    return (out / "table.md").read_text()
