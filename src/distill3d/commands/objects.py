@@ -81,8 +81,8 @@ class Export:
     """About how many triangles; the surface is simplified to that."""
     resolution: int = 128
     """Lattice points a side for marching cubes."""
-    level: float = 4.0
-    """Density at the surface."""
+    level: float | None = None
+    """Density at the surface; default: the one with the outlines of the field's pictures."""
     out: Path | None = None
     """File to write; default: mesh.FORMAT in the run's folder."""
 
