@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from distill3d.cameras import turntable
 from distill3d.evaluation.evaluator import Evaluator, ToyboxJudge
-from distill3d.evaluation.metrics import sharpness
+from distill3d.evaluation.pictures import edge_concentration, sharpness
+from distill3d.evaluation.truth import covered, silhouette_iou
 from distill3d.files import replacing
 from distill3d.generate import render_views
 from distill3d.optimize import ObjectRun, Progress
@@ -31,7 +33,7 @@ from distill3d.toybox.world import View, build, draw
 from distill3d.types import Prior
 from distill3d.video import contact_sheet, save_image
 
-VIEWS, SIZE, ELEVATION, GREY = 8, 64, 15.0, 0.9
+VIEWS, SIZE, ELEVATION, DISTANCE, FOV, GREY = 8, 64, 15.0, 2.8, 40.0, 0.9
 
 
 def prompts() -> list[tuple[str, str, bool]]:
@@ -68,7 +70,7 @@ def world_views(kind: str, colour: str) -> torch.Tensor:
 
 def judge_cell(pictures: torch.Tensor, kind: str, colour: str, judge: ToyboxJudge, clip: Evaluator) -> dict[str, float]:
     """What the judge says of 8 views of one object."""
-    verdict = judge.verdict(pictures, kind, colour)
+    verdict, world = judge.verdict(pictures, kind, colour), world_views(kind, colour)
     text = [sentence(Claim(KIND_NAMES.index(kind), COLOUR_NAMES.index(colour)))] * len(pictures)
     return {
         "right": float(verdict.both.float().mean()),
@@ -76,16 +78,18 @@ def judge_cell(pictures: torch.Tensor, kind: str, colour: str, judge: ToyboxJudg
         "colour": float(verdict.colour.float().mean()),
         "score": float(judge.score(pictures, text).mean()),
         "clip_score": float(clip.score(pictures, text).mean()),
-        "sharpness": sharpness(pictures, world_views(kind, colour)),
+        "sharpness": sharpness(pictures, world),
+        "edges": edge_concentration(pictures, world),
+        "iou": silhouette_iou(covered(pictures, GREY), turntable(VIEWS, ELEVATION, DISTANCE, FOV), kind),
     }
 
 
 def table(cells: list[dict], methods: list[str]) -> str:
     """Markdown: a row a method."""
     lines = [
-        "| method | both right | held-out pairs | score (judge) | score (`evaluator_clip`) | sharpness | empty or full "
-        "| seconds | rows |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| method | both right | held-out pairs | score (judge) | score (`evaluator_clip`) | sharpness | edges | "
+        "silhouette IoU | empty or full | seconds | rows |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for method in methods:
         rows = [c for c in cells if c["method"] == method]
@@ -99,7 +103,8 @@ def table(cells: list[dict], methods: list[str]) -> str:
         bad = sum(not 0.02 < r["filled"] < 0.9 for r in rows)
         lines.append(
             f"| {method} | {100 * mean('right'):.1f} % | {100 * np.mean(held or [float('nan')]):.1f} % | "
-            f"{mean('score'):.1f} | {mean('clip_score'):.1f} | {mean('sharpness'):.2f} | {bad} of {len(rows)} | "
+            f"{mean('score'):.1f} | {mean('clip_score'):.1f} | "
+            f"{mean('sharpness'):.2f} | {mean('edges'):.2f} | {mean('iou'):.2f} | {bad} of {len(rows)} | "
             f"{mean('seconds'):.0f} | {mean('rows'):.0f} |"
         )
     return "\n".join(lines)
