@@ -8,19 +8,22 @@ PLY are taken as z-up, which is how `mesh_files` writes them, unless told otherw
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from distill3d.files import replacing
 from distill3d.render.raster import rasterize_plane
 from distill3d.textured import TexturedMesh, check_mesh, texture_colours, unwrap
 
 Up = Literal["auto", "y", "z"]
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
+OWN_SUFFIX = ".npz"  # of what `save_arrays` writes
 RADIUS = 0.9  # an object is fitted into the sphere of this radius about the origin
 OVERLAP = 0.005  # share of a UV map's area that may be covered twice: islands may touch
 
@@ -104,6 +107,8 @@ def read_mesh(path: str | os.PathLike[str], up: Up = "auto") -> Mesh:
     import trimesh
 
     path = Path(path)
+    if path.suffix.lower() == OWN_SUFFIX:
+        return _load_arrays(path)
     _check_file(path)
     try:
         scene: Any = trimesh.load_scene(path, process=False)
@@ -123,6 +128,30 @@ def read_mesh(path: str | os.PathLike[str], up: Up = "auto") -> Mesh:
         if mesh.normals is not None:
             mesh = replace(mesh, normals=mesh.normals[:, [2, 0, 1]])
     return mesh
+
+
+def save_arrays(path: str | os.PathLike[str], mesh: Mesh) -> None:
+    """Writes all of a mesh, exactly, as a .npz file that `read_mesh` reads: a run's own copy of what it was given."""
+    content: dict[str, Any] = {f"texture{i}": picture for i, picture in enumerate(mesh.textures)}
+    for field in fields(mesh):
+        value = getattr(mesh, field.name)
+        if field.name != "textures" and value is not None:
+            content[field.name] = value
+    with replacing(path) as draft:
+        np.savez_compressed(draft, **content)
+
+
+def _load_arrays(path: Path) -> Mesh:
+    try:
+        with np.load(path) as file:
+            content = dict(file)
+        textures = tuple(
+            content.pop(f"texture{i}")
+            for i in range(sum(n.startswith("texture") for n in file.files) - ("texture_of" in file.files))
+        )
+        return Mesh(**content | {"textures": textures, "coloured": bool(content["coloured"])})
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read as a mesh: {str(error).splitlines()[0]}") from error
 
 
 def uv_problem(mesh: Mesh) -> str | None:

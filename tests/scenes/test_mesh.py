@@ -88,7 +88,7 @@ def test_the_baked_texture_is_the_paint_and_the_geometry_the_sources():
     )  # fmt: skip
     face, weights = again.source.sample(4000)
     baked = torch.tensor(again.source.colours(face, weights)).float()
-    painted = scene.colour(scene._places(face, weights))
+    painted = scene.colour(scene.places(face, weights))
     assert psnr(baked, painted) > 38
     assert (baked - painted).abs().max() < 0.1  # nowhere does a seam show
     assert psnr(again.render(VIEWS, 48, GREY).rgb, scene.render(VIEWS, 48, GREY).rgb) > 35

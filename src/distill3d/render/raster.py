@@ -96,6 +96,34 @@ def rasterize_plane(points: Tensor, faces: Tensor, height: int, width: int) -> t
     return face_image.view(height, width), barycentric.view(height, width, 3)
 
 
+def column_crossings(corner: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where lines along the third axis through all pixel centres pass through faces: every face, not the nearest.
+
+    Args:
+        corner: [F, 3 corners, 3], x to the right and y down in pixels (0 is the centre of the first), z free.
+
+    Returns:
+        flat pixel, z, and +1 where the face turns from x to y as seen from large z (its normal has a positive z),
+        else -1; each [K].
+    """
+    a, b, c = corner.unbind(1)
+    area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
+    # The inside test wants faces to turn the other way, for its rows grow downwards.
+    turned = torch.where((area > 0)[:, None, None], corner.flip(1), corner)
+    found = []
+    for index in _parts(turned, area != 0, height, width):
+        local, column, row = _fragments(turned[index, :, :2], area[index] != 0, height, width)
+        face = index[local]
+        flat = torch.cat((turned[face][..., :2], torch.ones_like(turned[face][..., :1])), dim=2)
+        inside, weights, _ = _barycentric(flat, area[face].abs(), column, row)
+        z = (turned[face[inside], :, 2] * weights).sum(1)
+        found.append(((row * width + column)[inside], z, area[face[inside]].sign()))
+    if not found:
+        return corner.new_zeros(0, dtype=torch.long), corner.new_zeros(0), corner.new_zeros(0)
+    pixel, z, sign = zip(*found, strict=True)
+    return torch.cat(pixel), torch.cat(z), torch.cat(sign)
+
+
 def _parts(corner: Tensor, seen: Tensor, height: int, width: int) -> Iterator[Tensor]:
     """Indices of faces that are seen, as many at once as give about a million candidate pixels: bounds the memory."""
     low, high = _boxes(corner[..., :2], height, width)

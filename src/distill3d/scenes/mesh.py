@@ -73,7 +73,7 @@ class MeshScene(nn.Module):
         self.edges = mesh_edges(self.faces)
         self.half_size = 1.01 * float(self.rest[self.faces].abs().max())
         face, weights = self._samples(max((*options.levels, *options.shape_levels)))
-        points = self._places(face, weights).to(self.rest.device)
+        points = self.places(face, weights).to(self.rest.device)
         self.paint = Shell(points, options.levels, 3, self.half_size)
         if options.colours:
             known = torch.tensor(source.colours(face, weights), dtype=torch.float32).clamp(START, 1 - START)
@@ -145,7 +145,7 @@ class MeshScene(nn.Module):
         uv, uv_faces, _ = usable_uv(self.source, size)
         face, weights = uv_texels(uv, uv_faces, size)
         covered = face >= 0
-        places = self._places(face[covered], weights[covered]).to(self.rest.device)
+        places = self.places(face[covered], weights[covered]).to(self.rest.device)
         colours = torch.cat([self.colour(part) for part in places.split(1 << 18)])
         texture = np.zeros((size, size, 3), np.uint8)
         texture[covered] = (colours * 255).round().byte().cpu().numpy()
@@ -173,8 +173,8 @@ class MeshScene(nn.Module):
         count = int(8 * area / (2 * self.half_size / (level - 1)) ** 2)
         return self.source.sample(min(max(count, 10_000), 5_000_000))
 
-    def _places(self, face: np.ndarray, weights: np.ndarray) -> Tensor:
-        """Places [N, 3] at rest, on the CPU."""
+    def places(self, face: np.ndarray, weights: np.ndarray) -> Tensor:
+        """Places [N, 3] of the surface at rest, on the CPU: faces [N] and weights [N, 3] of their corners."""
         corners = self.rest.cpu()[self.faces.cpu()[torch.from_numpy(face)]]
         return (corners * torch.from_numpy(weights).to(corners)[..., None]).sum(1)
 
