@@ -18,6 +18,7 @@ import tyro
 
 from distill3d.commands.bench import Bench, run_bench_command
 from distill3d.commands.doctor import Doctor, run_doctor
+from distill3d.commands.meshes import Refine, Texture, run_refine, run_texture
 from distill3d.commands.objects import (
     Export,
     Generate,
@@ -30,11 +31,14 @@ from distill3d.commands.objects import (
 )
 from distill3d.commands.paper import Paper, run_paper
 from distill3d.commands.pictures import Compare, Image, run_compare, run_image
+from distill3d.mesh_recipes import TEXTURE_RECIPES
 from distill3d.recipes import METHODS, RECIPES
 
-Command = Generate | Resume | Export | Render | Image | Compare | Bench | Paper | Doctor
+Command = Generate | Texture | Refine | Resume | Export | Render | Image | Compare | Bench | Paper | Doctor
 HANDLERS: dict[type, Callable[[Any], int]] = {
     Generate: run_generate,
+    Texture: run_texture,
+    Refine: run_refine,
     Resume: run_resume,
     Export: run_export,
     Render: run_render,
@@ -89,8 +93,10 @@ def parse(argv: list[str]) -> Command:
     if recipe not in RECIPES:
         _fail(f"unknown recipe {recipe!r}; allowed: {', '.join(RECIPES)}")
     default = Generate(prompt=tyro.MISSING, settings=RECIPES[recipe], recipe=recipe)
+    painted = TEXTURE_RECIPES.get(recipe, TEXTURE_RECIPES["laptop"])
+    texture = Texture(mesh=tyro.MISSING, prompt=tyro.MISSING, settings=painted, recipe=recipe)
     bench = Bench(settings=RECIPES[recipe], recipe=recipe)
-    defaults: dict[type, Any] = {Generate: default, Bench: bench}
+    defaults: dict[type, Any] = {Generate: default, Texture: texture, Bench: bench}
     commands = {
         name: tyro.conf.subcommand(name, default=defaults[kind]) if kind in defaults else tyro.conf.subcommand(name)
         for name, kind in COMMANDS.items()
@@ -109,7 +115,9 @@ def parse(argv: list[str]) -> Command:
         raise
     except ValueError as error:  # a value of the right type that a recipe refuses
         _fail(str(error))
-    if isinstance(command, Generate) and command.method not in METHODS:
+    if isinstance(command, Texture) and recipe not in TEXTURE_RECIPES:
+        _fail(f"no mesh is painted by the recipe {recipe!r}; allowed: {', '.join(TEXTURE_RECIPES)}")
+    if isinstance(command, Generate | Texture) and command.method not in METHODS:
         _fail(f"unknown method {command.method!r}; allowed: {', '.join(METHODS)}")
     return command
 

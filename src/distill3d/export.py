@@ -9,6 +9,7 @@ import trimesh
 
 from distill3d.bake import bake, paint_vertices
 from distill3d.mesh_files import Mesh
+from distill3d.scenes.mesh import MeshScene
 from distill3d.surface import extract_surface, simplify
 from distill3d.textured import check_texture_size
 
@@ -34,11 +35,13 @@ def export_mesh(scene: Any, options: ExportOptions = ExportOptions()) -> Mesh:
     """The mesh of a scene: textured, or with vertex colours.
 
     Args:
-        scene: on the CPU. One with `query` and `half_size` (every field).
+        scene: on the CPU. One with `query` and `half_size` (every field), or a mesh, which keeps its faces.
 
     Raises:
         ValueError: for a scene that has no surface, or a field that is empty.
     """
+    if isinstance(scene, MeshScene):
+        return scene.textured(options.texture)
     if not hasattr(scene, "query"):
         raise ValueError(
             f"a {type(scene).__name__} has no density, so there is no surface to export; only fields become meshes"

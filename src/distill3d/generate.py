@@ -27,17 +27,20 @@ from distill3d import export, video
 from distill3d.checkpoint import load_checkpoint, restore_optimiser, save_checkpoint
 from distill3d.files import replacing
 from distill3d.mesh_files import save_mesh
+from distill3d.meshes import placed, read_mesh, save_arrays
 from distill3d.optimize import ObjectRun, Progress, scene_module
 from distill3d.priors.frozen import FrozenPrior
 from distill3d.priors.loading import load_prior
 from distill3d.priors.setup import PriorOptions
 from distill3d.prompts import ViewPrompts
 from distill3d.recipes import LAPTOP, Recipe, check_method
+from distill3d.scenes.mesh import MeshOptions, MeshScene
 from distill3d.supervision import prompts_for, shape_prompts
 
 Report = Callable[[Progress], None]
 CHECKPOINT_SECONDS = 60.0
 TURNTABLE_SIZE = 256
+OWN_MESH = "source.npz"  # a run's copy of the mesh that it paints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Config:
     dtype: str = "float32"
     prior_options: PriorOptions = PriorOptions()
     views: dict[str, str] = dataclasses.field(default_factory=dict)  # texts of single directions
+    init: str | None = None  # a mesh that the scene begins with
 
     @property
     def prompts(self) -> ViewPrompts:
@@ -139,8 +143,10 @@ def generate(
     check_method(config.method)
     prior, second = config.load_prior(prior), config.load_second(second)
     run = ObjectRun(config.recipe, config.method, config.prompts, prior, config.seed, second)
+    if config.init is not None:
+        run.begin_with(placed(read_mesh(config.init)))
     folder = new_run_folder(Path(out), config.prompt)
-    write_config(folder, config)
+    write_config(folder, with_own_mesh(folder, config))
     return _finish(run, folder, start=0, on_step=on_step)
 
 
@@ -220,7 +226,7 @@ def write_artefacts(folder: Path, scene: Any, frames: int) -> Path | None:
     video.save_image(folder / "preview.png", video.contact_sheet(preview, columns=4))
     video.save_video(folder / "turntable.mp4", turn, fps=16)
     try:
-        mesh = export.export_mesh(scene)
+        mesh = scene.textured() if isinstance(scene, MeshScene) else export.export_mesh(scene)
     except ValueError as error:
         warnings.warn(f"no mesh written: {error}", stacklevel=2)
         return None
@@ -249,6 +255,25 @@ def new_run_folder(out: Path, prompt: str) -> Path:
     return folder
 
 
+def with_own_mesh(folder: Path, config: Config) -> Config:
+    """The configuration with the mesh that is painted copied into the run's folder, and named relative to it."""
+    scene = config.recipe.scene
+    if not isinstance(scene, MeshOptions):
+        return config
+    save_arrays(folder / OWN_MESH, read_mesh(scene.mesh, scene.up))
+    scene = dataclasses.replace(scene, mesh=OWN_MESH)
+    return dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, scene=scene))
+
+
+def _located(config: Config, folder: Path) -> Config:
+    """The configuration of a run with the mesh found where the folder is now."""
+    scene = config.recipe.scene
+    if not isinstance(scene, MeshOptions):
+        return config
+    scene = dataclasses.replace(scene, mesh=str(folder / scene.mesh))
+    return dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, scene=scene))
+
+
 def write_config(folder: Path, config: Config) -> None:
     """Writes config.json: the configuration and the versions it ran with."""
     content = dataclasses.asdict(config)
@@ -274,7 +299,7 @@ def read_config(folder: Path) -> Config:
     try:
         content = json.loads(path.read_text())
         content.pop("versions", None)
-        return _from_plain(Config, content)
+        return _located(_from_plain(Config, content), folder)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 

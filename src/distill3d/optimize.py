@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from distill3d import regularizers
 from distill3d.family import companion
+from distill3d.meshes import Mesh
 from distill3d.objectives import Objective, attach
 from distill3d.prompts import ViewPrompts
 from distill3d.recipes import Recipe, check_method
+from distill3d.scenes.start import begin_with
 from distill3d.supervision import ShapeObjective, control_kind, prompts_for, suited, told
 from distill3d.types import Conditioning, Prior, Rendering
 
@@ -184,6 +186,11 @@ class ObjectRun:
         for group in self.adam.param_groups:
             group["lr"] = rate * group["scale"]
         return self.adam
+
+    def begin_with(self, mesh: Mesh) -> None:
+        """Gives the scene the shape and the colours of a mesh in the scene's unit; ValueError where it cannot."""
+        self.module["scene"] = self.scene = begin_with(self.scene, mesh)
+        self.restart_optimiser()
 
     def restart_optimiser(self) -> None:
         """Makes a new optimiser for the present parameters."""

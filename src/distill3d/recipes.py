@@ -20,8 +20,9 @@ from distill3d.scenes.background import ConstantBackground, LearnedBackground, R
 from distill3d.scenes.field import VoxelOptions
 from distill3d.scenes.gaussians import Densification, GaussianOptions
 from distill3d.scenes.hash_field import HashOptions
+from distill3d.scenes.mesh import MeshOptions
 
-SceneOptions = VoxelOptions | HashOptions | GaussianOptions
+SceneOptions = VoxelOptions | HashOptions | GaussianOptions | MeshOptions
 BackgroundOptions = RandomGrey | ConstantBackground | LearnedBackground
 TRAINING_GREYS = RandomGrey(0.5, 1.0)  # as behind the pictures that the bundled prior was trained on
 
@@ -69,6 +70,7 @@ class Penalties:
     convexity: WeightSchedule = WeightSchedule(0.0, 0.0)
     smooth_density: WeightSchedule = WeightSchedule(0.0, 0.0)
     smooth_colour: WeightSchedule = WeightSchedule(0.0, 0.0)
+    smooth_shape: WeightSchedule = WeightSchedule(0.0, 0.0)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from distill3d.commands.shared import Device, Dtype, precision, progress_bar
+from distill3d.mesh_recipes import from_mesh
 from distill3d.priors.setup import PriorOptions
 from distill3d.prompts import DIRECTIONS, read_prompts
 from distill3d.recipes import PRIORS, RECIPES, Recipe
@@ -49,6 +50,9 @@ class Generate:
     """A text of its own for views from behind."""
     overhead: str | None = None
     """A text of its own for views from above."""
+    init: Path | None = None
+    """A mesh (.glb, .gltf, .obj, .ply) to begin with: its shape and colours. The first step is then a later one
+    (--sdi.start 0.6 unless you give another): the lower, the more of the mesh stays."""
     prior_options: Annotated[PriorOptions, tyro.conf.arg(name="")] = field(default_factory=PriorOptions)
     recipe: str = "laptop"
     """Named settings to start from."""
@@ -124,10 +128,14 @@ def _config(command: Generate, prior: str) -> Any:
     from distill3d.generate import Config
 
     views = {name: text for name in DIRECTIONS if (text := getattr(command, name))}
+    recipe = command.settings
+    if command.init is not None and recipe.sdi.start == RECIPES[command.recipe].sdi.start:
+        recipe = from_mesh(recipe)
     return Config(
-        prompt=command.prompt, recipe=command.settings, method=command.method, prior=prior,
+        prompt=command.prompt, recipe=recipe, method=command.method, prior=prior,
         negative=command.negative, seed=command.seed, device=command.device,
         dtype=precision(command.dtype, command.device), prior_options=command.prior_options, views=views,
+        init=None if command.init is None else str(command.init),
     )  # fmt: skip
 
 

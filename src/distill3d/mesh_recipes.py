@@ -1,0 +1,52 @@
+"""What changes in a recipe where a mesh is given: it is painted, refined, or what a field begins with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from distill3d.recipes import LAPTOP, PAPER, Penalties, Recipe
+from distill3d.regularizers import WeightSchedule
+from distill3d.scenes.background import ConstantBackground
+from distill3d.scenes.mesh import MeshOptions
+
+INIT_START = 0.6  # time of the first step from a mesh: later ones keep its shape, earlier ones forget it
+
+LAPTOP_TEXTURE = replace(
+    LAPTOP,
+    steps=80,
+    learning_rate=0.1,
+    decay=0.5,
+    scene=MeshOptions(),
+    penalties=Penalties(smooth_colour=WeightSchedule(0.01, 0.01)),
+)
+PAPER_TEXTURE = replace(
+    PAPER,
+    steps=2000,
+    learning_rate=0.02,
+    decay=0.5,
+    scene=MeshOptions(levels=(16, 64, 256, 512)),
+    background=ConstantBackground(0.8),
+    shading=None,
+    penalties=Penalties(smooth_colour=WeightSchedule(0.01, 0.01)),
+)
+TEXTURE_RECIPES: dict[str, Recipe] = {"laptop": LAPTOP_TEXTURE, "paper": PAPER_TEXTURE}
+
+
+def refinement(recipe: Recipe, steps: int, start: float, move: float) -> Recipe:
+    """A texture recipe that begins with a mesh's own colours and moves its surface too.
+
+    Args:
+        start: time of the first step, in [0, 1]; the lower, the less changes.
+        move: learning rate of the shape relative to that of the colour.
+    """
+    scene = recipe.scene
+    assert isinstance(scene, MeshOptions)
+    scene = replace(scene, colours=True, move=move)
+    penalties = replace(recipe.penalties, smooth_shape=WeightSchedule(30.0, 30.0))
+    sdi = replace(recipe.sdi, start=start, stop=min(recipe.sdi.stop, start))
+    return replace(recipe, steps=steps, scene=scene, penalties=penalties, sdi=sdi)
+
+
+def from_mesh(recipe: Recipe, start: float = INIT_START) -> Recipe:
+    """A recipe whose first step is later, for a scene that begins with a mesh."""
+    return replace(recipe, sdi=replace(recipe.sdi, start=start, stop=min(recipe.sdi.stop, start)))
