@@ -1,10 +1,10 @@
 """The family in 2D: each method on the same 100 prompts and seeds, judged against DDIM samples of other seeds.
 
-    python benchmarks/toybox_2d.py --out bench2d [--methods ddim,sds:7.5,sdi] [--prompts 100] [--picture FILE]
+    python benchmarks/toybox_2d.py --out bench2d [--methods ddim,sds:7.5,sdi] [--steps 150] [--picture FILE]
 
 `sds:7.5` is a method at another guidance scale than its own. Every method is one cell, a file in the output folder;
-finished cells are not made again. The reference is DDIM from two other seeds; DDIM's own distance to it is what
-chance alone gives.
+finished cells are not made again. `--steps` is for the family's methods; DDIM and SDI keep their own. The reference
+is DDIM from two other seeds; DDIM's own distance to it is what chance alone gives.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 
 from distill3d.evaluation.evaluator import ToyboxJudge
 from distill3d.evaluation.metrics import frechet_distance, saturation, sharpness
+from distill3d.family import FAMILY
 from distill3d.files import replacing
 from distill3d.picture_recipes import picture_recipe
 from distill3d.pictures import paint, text_conditioning
@@ -39,12 +40,16 @@ def prompts(count: int) -> list[tuple[str, str, str]]:
     return [(sentence(Claim(k, c)), KIND_NAMES[k], COLOUR_NAMES[c]) for k, c in chosen]
 
 
-def cell(folder: Path, prior: Prior, texts: list[str], name: str, seed: int) -> tuple[torch.Tensor, dict[str, float]]:
+def cell(
+    folder: Path, prior: Prior, texts: list[str], name: str, seed: int, steps: int
+) -> tuple[torch.Tensor, dict[str, float]]:
     """Pictures [N, 3, H, W] of one method from one seed, and what one picture cost; from the folder if there."""
     path = folder / f"{name.replace(':', '-')}-{seed}.npz"
     if not path.exists():
         method, _, scale = name.partition(":")
         recipe = picture_recipe(method)
+        if method in FAMILY:
+            recipe = dataclasses.replace(recipe, steps=steps)
         if scale:
             recipe = dataclasses.replace(recipe, scale=float(scale))
         images, seconds, rows = [], 0.0, 0
@@ -66,6 +71,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the cells")
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=150, help="of sds, sjc and the others of the family")
     parser.add_argument("--weights", type=Path, help="another folder in the bundled prior's layout")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", type=Path, help="write the first 12 pictures of every method here, a row each")
@@ -74,13 +80,13 @@ def main() -> None:
     asked = prompts(arguments.prompts)
     texts = [text for text, _, _ in asked]
     prior, judge = load_prior(arguments.weights or "toybox", dtype=fast_dtype("cpu")), ToyboxJudge()
-    reference = torch.cat([cell(arguments.out, prior, texts, "ddim", seed)[0] for seed in REFERENCE_SEEDS])
+    reference = torch.cat([cell(arguments.out, prior, texts, "ddim", seed, 1)[0] for seed in REFERENCE_SEEDS])
     features = judge.pictures(reference)
     print("| method | kind and colour | score | Frechet distance | sharpness | saturation | seconds | evaluations |")
     print("|---|---|---|---|---|---|---|---|")
     sheet = []
     for name in arguments.methods.split(","):
-        images, cost = cell(arguments.out, prior, texts, name, arguments.seed)
+        images, cost = cell(arguments.out, prior, texts, name, arguments.seed, arguments.steps)
         sheet.append(images[:12])
         pairs = zip(images.split(1), asked, strict=True)
         right = np.mean([bool(judge.verdict(image, kind, colour).both) for image, (_, kind, colour) in pairs])
