@@ -31,10 +31,11 @@ from distill3d.commands.objects import (
 )
 from distill3d.commands.paper import Paper, run_paper
 from distill3d.commands.pictures import Compare, Image, run_compare, run_image
+from distill3d.commands.recipes import Recipes, run_recipes
 from distill3d.mesh_recipes import TEXTURE_RECIPES
 from distill3d.recipes import METHODS, RECIPES
 
-Command = Generate | Texture | Refine | Resume | Export | Render | Image | Compare | Bench | Paper | Doctor
+Command = Generate | Texture | Refine | Resume | Export | Render | Image | Compare | Bench | Paper | Recipes | Doctor
 HANDLERS: dict[type, Callable[[Any], int]] = {
     Generate: run_generate,
     Texture: run_texture,
@@ -46,6 +47,7 @@ HANDLERS: dict[type, Callable[[Any], int]] = {
     Compare: run_compare,
     Bench: run_bench_command,
     Paper: run_paper,
+    Recipes: run_recipes,
     Doctor: run_doctor,
 }
 COMMANDS: dict[str, type] = {kind.__name__.lower(): kind for kind in HANDLERS}

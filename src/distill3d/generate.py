@@ -34,7 +34,9 @@ from distill3d.priors.loading import load_prior
 from distill3d.priors.setup import PriorOptions
 from distill3d.prompts import ViewPrompts
 from distill3d.recipes import LAPTOP, Recipe, check_method
+from distill3d.scenes.gaussians import Gaussians
 from distill3d.scenes.mesh import MeshOptions, MeshScene
+from distill3d.splat_file import save_splats
 from distill3d.supervision import prompts_for, shape_prompts
 
 Report = Callable[[Progress], None]
@@ -92,7 +94,7 @@ class Result:
     steps: int  # finished
     interrupted: bool
     seconds: float  # of the loop
-    mesh: Path | None  # None when there is no surface to export
+    mesh: Path | None  # or splats; None when there is no surface to export
 
 
 def check_prompt(prompt: str, prior: str, force: bool = False) -> None:
@@ -216,7 +218,9 @@ def _finish(run: ObjectRun, folder: Path, start: int, on_step: Report) -> Result
 
 @torch.no_grad()
 def write_artefacts(folder: Path, scene: Any, frames: int) -> Path | None:
-    """Writes preview.png, turntable.mp4 and mesh.glb; returns the mesh's path, or None if there is no surface.
+    """Writes preview.png, turntable.mp4 and mesh.glb, or for splats splats.ply; returns the last one's path.
+
+    None where there is no surface.
 
     The scene is moved to the CPU, where frames are rendered side by side.
     """
@@ -225,6 +229,9 @@ def write_artefacts(folder: Path, scene: Any, frames: int) -> Path | None:
     preview = torch.stack([turn[i * frames // 8] for i in range(8)])
     video.save_image(folder / "preview.png", video.contact_sheet(preview, columns=4))
     video.save_video(folder / "turntable.mp4", turn, fps=16)
+    if isinstance(scene, Gaussians):
+        save_splats(folder / "splats.ply", scene)
+        return folder / "splats.ply"
     try:
         mesh = scene.textured() if isinstance(scene, MeshScene) else export.export_mesh(scene)
     except ValueError as error:

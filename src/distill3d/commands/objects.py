@@ -151,10 +151,20 @@ def run_export(command: Export) -> int:
     from distill3d.export import ExportOptions, export_mesh, openness
     from distill3d.generate import load_scene
     from distill3d.mesh_files import save_mesh
+    from distill3d.scenes.gaussians import Gaussians
+    from distill3d.splat_file import save_splats
 
+    scene = load_scene(command.run)
+    if isinstance(scene, Gaussians):
+        if command.format != "ply":
+            raise ValueError(f"{command.run} holds splats, which are exported as PLY: type --format ply")
+        path = command.out or command.run / "splats.ply"
+        save_splats(path, scene)
+        print(f"{path}: {len(scene.means)} splats")
+        return 0
     texture = None if command.vertex_colours else command.texture
     options = ExportOptions(texture, command.faces, command.resolution, command.level)
-    mesh = export_mesh(load_scene(command.run), options)
+    mesh = export_mesh(scene, options)
     files = save_mesh(command.out or command.run / f"mesh.{command.format}", mesh)
     picture = f", texture {texture} x {texture}" if texture and command.format != "ply" else ", vertex colours"
     print(f"{files[0]}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces{picture}, {openness(mesh)}")
