@@ -1,12 +1,16 @@
 """The loop itself, with a picture as the scene and a random model of toy size."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from distill3d.objectives import sds
-from distill3d.optimize import distill
+from distill3d.optimize import ObjectRun, distill, sized
 from distill3d.pictures import text_conditioning
 from distill3d.priors.loading import load_prior
+from distill3d.prompts import ViewPrompts
+from distill3d.recipes import LAPTOP
 from distill3d.types import Rendering
 
 
@@ -37,3 +41,25 @@ def test_the_pull_on_pictures_is_added_to_the_pull_on_x(kl_folder):
     torch.testing.assert_close(pulled - plain, -3.0 * difference / difference.numel(), atol=1e-7, rtol=1e-4)
     assert after.loss - before.loss == pytest.approx(1.5 * float(difference.square().mean()), rel=1e-4)
     assert before.evaluations == after.evaluations == 100 + guidance.evaluations
+
+
+def test_a_scene_rendered_small_is_enlarged_to_what_the_prior_sees(kl_folder):
+    prior = load_prior(kl_folder)
+    recipe = dataclasses.replace(
+        LAPTOP, steps=2, views=1, render_size=8, scene=dataclasses.replace(LAPTOP.scene, resolution=12)
+    )
+    run = ObjectRun(recipe, "sds", ViewPrompts("a cat"), prior, seed=3)
+    prior.prepare(ViewPrompts("a cat").texts)
+    seen, _ = run.views(0)
+    assert {value.shape[-1] for value in (seen.rgb, seen.opacity, seen.depth)} == {prior.image_size} == {16}
+    # The same chance at the same cameras, seen at 8 pixels.
+    again = ObjectRun(recipe, "sds", ViewPrompts("a cat"), prior, seed=3)
+    cameras = again.recipe.cameras.sample(1, again.generator)
+    small = again.scene.render(cameras, 8, again.background(cameras, 8, again.generator), generator=again.generator)
+    wanted = torch.nn.functional.interpolate(small.rgb, (16, 16), mode="bilinear")
+    torch.testing.assert_close(seen.rgb, wanted)
+    assert sized(small, 8) is small
+    run.distill(range(2), lambda progress: None)  # gradients reach the scene through it
+    assert any(not torch.equal(a, b) for a, b in zip(run.scene.parameters(), again.scene.parameters(), strict=True))
+    with pytest.raises(ValueError, match="8 pixels or more"):
+        dataclasses.replace(LAPTOP, render_size=4)

@@ -9,7 +9,7 @@ from distill3d.generate import Config, read_config, write_config
 from distill3d.optimize import ObjectRun
 from distill3d.priors.loading import load_prior
 from distill3d.prompts import ViewPrompts
-from distill3d.recipes import PAPER, PRIORS, RECIPES
+from distill3d.recipes import PAPER, PRIORS, RECIPES, SDI, SDS
 from distill3d.render.volume import Sampling
 from distill3d.scenes.background import LearnedBackground
 from distill3d.scenes.encoding import HashLayout
@@ -91,3 +91,25 @@ def test_a_run_of_the_papers_recipe_trains_what_it_says(kl_folder):
 def test_a_configuration_is_read_as_it_was_written(name, tmp_path):
     write_config(tmp_path, Config("a cat", RECIPES[name]))
     assert read_config(tmp_path).recipe == RECIPES[name]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows"), [("random", 2), ("inversion", 2 + 3), ("fixed_point", 2 + 4), ("descent", 2 + 4)]
+)
+def test_every_kind_of_noise_costs_what_it_should(kind, rows, mixture, counting, conditions, randn):
+    """Two rows of guided prediction, and at scale 1 one row for each hop (at t = 0.6, tau below 0.25) or step."""
+    settings = SDI(inversion_scale=1.0, inversion_steps=4, eta=0.0, start=0.6, stop=0.6, noise=kind)
+    prior, chance = counting(mixture), torch.Generator().manual_seed(0)
+    told = conditions(mixture, ["left"])
+    x = randn(1, 2, 2, 2)
+    guidance = settings.build().guidance(x, prior, told, 0, chance, 10)
+    assert guidance.evaluations == sum(prior.calls) and rows - 1 <= guidance.evaluations <= rows + 1
+    torch.testing.assert_close(guidance.gradient, x - guidance.x0)  # the weight stays SDI's
+
+
+def test_annealed_sds_goes_through_its_times(mixture, conditions, randn):
+    told, x = conditions(mixture, ["left"]), randn(1, 2, 2, 2)
+    objective = SDS(low=0.25, high=0.98, anneal=True).build()
+    chance = torch.Generator().manual_seed(0)
+    times = [float(objective.guidance(x, mixture, told, step, chance, 5).t) for step in range(5)]
+    assert times == pytest.approx([0.98, 0.7975, 0.615, 0.4325, 0.25])

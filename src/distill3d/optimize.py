@@ -7,11 +7,12 @@ field) and 2D (a picture is a scene with one view) share the loop.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill3d import regularizers
@@ -151,7 +152,7 @@ class ObjectRun:
 
     def views(self, step: int) -> tuple[Rendering, Conditioning]:
         """Random cameras of this step, rendered over the background."""
-        size = self.prior.image_size
+        size = self.recipe.render_size or self.prior.image_size
         sample = self.recipe.cameras.sample(self.recipe.views, self.generator).to(self.prior.device)
         behind = self.background(sample, size, self.generator)
         normals = control_kind(self.prior) == "normal" or any(
@@ -163,7 +164,7 @@ class ObjectRun:
         rendering = self.scene.render(
             sample, size, behind, generator=self.generator, normals=normals, lighting=lighting
         )
-        self.cameras = sample
+        self.cameras, rendering = sample, sized(rendering, self.prior.image_size)
         return rendering, told(self.prompts, self.prior, rendering, sample)
 
     def shape_loss(self, step: int, rendering: Rendering) -> tuple[Tensor, int]:
@@ -206,6 +207,19 @@ class ObjectRun:
                     f"a {type(self.scene).__name__} has no penalty {field.name}: set its weight to 0, "
                     f"--penalties.{field.name.replace('_', '-')}.start 0 and .end 0"
                 )
+
+
+def sized(rendering: Rendering, size: int) -> Rendering:
+    """The rendering with `size` pixels a side: itself where it has as many, else interpolated, all that is in it."""
+    if rendering.rgb.shape[-1] == size:
+        return rendering
+    given = {field.name: getattr(rendering, field.name) for field in fields(rendering)}
+    changed = {
+        name: F.interpolate(value, (size, size), mode="bilinear", antialias=True)
+        for name, value in given.items()
+        if value is not None
+    }
+    return replace(rendering, **changed)
 
 
 def scene_module(recipe: Recipe, device: torch.device | str | None = None) -> nn.ModuleDict:

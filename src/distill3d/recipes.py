@@ -5,12 +5,12 @@ The command line picks a recipe by name and overrides single fields; `config.jso
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from distill3d.cameras import CameraSampler
 from distill3d.family import FAMILY, PLAIN, family_objective
-from distill3d.objectives import Objective, sdi, sds
+from distill3d.objectives import Objective, noise, sdi, sds
 from distill3d.priors.setup import PriorOptions
 from distill3d.priors.student import Student
 from distill3d.regularizers import WeightSchedule
@@ -37,10 +37,17 @@ class SDI:
     eta: float = 0.3
     start: float = 0.98
     stop: float = 0.25
+    noise: Literal["inversion", "random", "fixed_point", "descent"] = "inversion"  # the others: to compare with
 
     def build(self) -> Objective:
-        """The objective with these settings."""
-        return sdi(self.scale, self.inversion_scale, self.inversion_steps, self.eta, self.start, self.stop)
+        """The objective with these settings; solvers of equation 8 take the inversion's steps and scale."""
+        objective = sdi(self.scale, self.inversion_scale, self.inversion_steps, self.eta, self.start, self.stop)
+        if self.noise == "inversion":
+            return objective
+        if self.noise == "random":
+            return replace(objective, noise=noise.gaussian())
+        solver = {"fixed_point": noise.fixed_point, "descent": noise.descent}[self.noise]
+        return replace(objective, noise=solver(self.inversion_steps, self.inversion_scale))
 
 
 @dataclass(frozen=True)
@@ -50,10 +57,11 @@ class SDS:
     scale: float = 100.0
     low: float = 0.02
     high: float = 0.98
+    anneal: bool = False  # t falls evenly from high to low instead of being drawn
 
     def build(self) -> Objective:
         """The objective with these settings."""
-        return sds(self.scale, self.low, self.high)
+        return sds(self.scale, self.low, self.high, self.anneal)
 
 
 @dataclass(frozen=True)
@@ -120,6 +128,7 @@ class Recipe:
     decay: float = 0.3  # share of the steps at the end over which the rate falls to a tenth
     adam_eps: float = 1e-10
     perp_neg: bool = False
+    render_size: int | None = None  # pixels a side, enlarged to those that the prior sees; None is as many
     frames: int = 48  # of the turntable
     cameras: CameraSampler = CameraSampler()
     scene: SceneOptions = VoxelOptions()
@@ -135,6 +144,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.views < 1:
             raise ValueError(f"a recipe needs at least one step and one view, got {self.steps} and {self.views}")
+        if self.render_size is not None and self.render_size < 8:
+            raise ValueError(f"a scene is rendered at 8 pixels or more, got {self.render_size}")
 
     def objective(self, method: str, student: Student | None = None) -> Objective:
         """The objective that `--method` names, with this recipe's settings and, where it trains one, its student.

@@ -22,14 +22,15 @@ WANTED = ", detailed high resolution, high quality, sharp"
 AT_HAND = ", oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, noisy, malformed"
 
 
-def sds(scale: float = 100.0, low: float = 0.02, high: float = 0.98) -> Objective:
+def sds(scale: float = 100.0, low: float = 0.02, high: float = 0.98, anneal: bool = False) -> Objective:
     """g = sigma_t^2 (eps_s - kappa), kappa ~ N(0, I), t ~ U[low, high].
 
-    Score distillation sampling (DreamFusion, Poole et al. 2022, eq. 3).
+    Score distillation sampling (DreamFusion, Poole et al. 2022, eq. 3). anneal: t falls linearly from high to low
+    instead, a step of the ablation on the way to SDI (Lukoianov et al. 2024).
     """
     return Objective(
         noise=noise.gaussian(),
-        timesteps=timesteps.uniform(low, high),
+        timesteps=timesteps.linear(high, low) if anneal else timesteps.uniform(low, high),
         prediction=prediction.guided(scale),
         reference=reference.injected_noise,
         weight=weighting.noise_variance,
