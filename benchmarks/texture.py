@@ -1,4 +1,5 @@
-"""Ten plain meshes get a texture on the bundled prior: five of the toybox's kinds, five that it has never seen.
+"""Ten plain meshes get a texture on the bundled prior: five of the toybox's kinds, five of shapes
+that it has never seen, with the prompt of the kind that is nearest.
 
     python benchmarks/texture.py --out bench-texture [--meshes 10] [--picture docs/images/textures.png]
 
@@ -66,7 +67,7 @@ def _together(parts: list[trimesh.Trimesh]) -> trimesh.Trimesh:
 def person() -> trimesh.Trimesh:
     """A figure of capsules."""
     body = trimesh.creation.capsule(height=0.7, radius=0.28)
-    head = trimesh.creation.icosphere(3, radius=0.24).apply_translation([0, 0, 1.2])
+    head = trimesh.creation.icosphere(3, radius=0.24).apply_translation([0, 0, 0.82])
     parts = [body, head]
     for y in (-0.16, 0.16):
         parts.append(trimesh.creation.capsule(height=0.6, radius=0.11).apply_translation([0, y, -0.85]))
@@ -103,11 +104,11 @@ def meshes() -> list[tuple[str, str, str | None, str, trimesh.Trimesh]]:
         toy = build(kind, "red", seed=3)
         ten.append((kind, f"a {colour} {kind}", kind, colour, trimesh.Trimesh(toy.vertices, toy.faces, process=False)))
     others = [
-        ("knot", "a red ring", "red", torus_knot()),
+        ("knot", "a red donut", "red", torus_knot()),
         ("person", "a blue robot", "blue", person()),
-        ("teapot", "a green teapot", "green", teapot()),
-        ("stand", "an orange lamp", "orange", stand()),
-        ("ball", "a yellow ball", "yellow", trimesh.creation.icosphere(4)),
+        ("teapot", "a green mug", "green", teapot()),
+        ("stand", "an orange table lamp", "orange", stand()),
+        ("ball", "a yellow apple", "yellow", trimesh.creation.icosphere(4)),
     ]
     return ten + [(name, prompt, None, colour, mesh) for name, prompt, colour, mesh in others]
 
