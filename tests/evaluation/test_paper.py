@@ -67,12 +67,3 @@ def test_the_command_draws_the_figure(kl_folder, tmp_path, capsys):
     with Image.open(tmp_path / "inversion.png") as picture:
         assert picture.size[0] > 1000  # 7 inches in print
     assert str(tmp_path / "inversion.png") in capsys.readouterr().out.replace("\n", "")
-
-
-def test_the_caption_names_the_command_that_repeats_it():
-    from distill3d.commands.paper import Paper, _command_line
-
-    assert _command_line(Paper("inversion")) == "distill3d paper inversion"
-    changed = Paper("inversion", prompts=("a red dot", "cat"), scales=(2.0,), force=True)
-    assert _command_line(changed) == "distill3d paper inversion --prompts 'a red dot' cat --scales 2.0 --force"
-    assert cli.parse(["paper", "inversion", "--prompts", "a red dot", "cat", "--scales", "2.0", "--force"]) == changed
