@@ -39,6 +39,10 @@ def ball() -> VoxelField:
     return field.eval()
 
 
+# Without a GPU pixels are read back slowly, a busy machine is late with a frame: both are said, neither is a mistake.
+SLOW = ("GPU stall due to ReadPixels", "rAF timed out")
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """The page about three methods and two prompts; the last method failed on the second."""
@@ -93,8 +97,7 @@ def page(browser, report):
     page.goto(report.as_uri())
     yield page
     page.close()
-    # SwiftShader reads pixels back slowly, and says so.
-    assert not [c for c in complaints if "GPU stall due to ReadPixels" not in c]
+    assert not [c for c in complaints if not any(said in c for said in SLOW)]
 
 
 def test_a_table_sorts(page):
