@@ -59,7 +59,7 @@ def entries() -> dict[str, Entry]:
     )
     splats = GaussianOptions(count=2000, densification=Densification(most=6000))
     return {
-        "voxels": Entry("voxel field", lambda toy: voxels.build(), Fitting(200, 2, 0.1), {"smooth_density": 1e-3}),
+        "voxels": Entry("voxel field", lambda toy: voxels.build(), Fitting(600, 2, 0.1), {"smooth_density": 1e-3}),
         "hash": Entry("hash field", lambda toy: hashed.build(), Fitting(200, 2, 0.01)),
         "splats": Entry("Gaussian splats", lambda toy: splats.build(), Fitting(400, 2, 0.03)),
         "mesh": Entry("texture of the true mesh", textured, Fitting(100, 2, 0.1)),
