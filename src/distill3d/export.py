@@ -1,17 +1,27 @@
-"""From a scene to a mesh that other programs take: surface, fewer faces, a texture."""
+"""From a scene to a mesh that other programs take: surface, fewer faces, a texture, and a fit to the scene's pictures.
+
+A soft field and a hard mesh cannot be equal. The surface and the baked colours are a first guess; then vertices and
+texture are fitted to pictures of the field, by the differentiable renderer of `MeshScene` and no diffusion model.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import trimesh
 
 from distill3d.bake import bake, paint_vertices
+from distill3d.cameras import orbit
 from distill3d.mesh_files import Mesh
-from distill3d.scenes.mesh import MeshScene
+from distill3d.meshes import from_textured
+from distill3d.reconstruct import Fitting, fit
+from distill3d.scenes.mesh import MeshOptions, MeshScene
 from distill3d.surface import extract_surface, simplify
-from distill3d.textured import check_texture_size
+from distill3d.textured import TexturedMesh, check_texture_size
+from distill3d.types import Cameras
 
 
 @dataclass(frozen=True)
@@ -23,12 +33,15 @@ class ExportOptions:
     resolution: int = 128  # lattice points a side for marching cubes
     level: float | None = None  # density at the surface, per world unit; None fits the field's outlines
     soften: float = 0.7  # lattice steps, see `extract_surface`
+    fit: int = 60  # steps in which a textured mesh is fitted to pictures of the field, see `fit_to_field`; 0 is off
 
     def __post_init__(self) -> None:
         if self.texture is not None:
             check_texture_size(self.texture)
         if self.faces < 4:
             raise ValueError(f"a surface needs at least 4 faces, got {self.faces}; type for instance --faces 20000")
+        if self.fit < 0:
+            raise ValueError(f"a mesh is fitted in 0 steps or more, got {self.fit}; type for instance --fit 60")
 
 
 def export_mesh(scene: Any, options: ExportOptions = ExportOptions()) -> Mesh:
@@ -50,7 +63,41 @@ def export_mesh(scene: Any, options: ExportOptions = ExportOptions()) -> Mesh:
     surface = simplify(surface, options.faces)
     if options.texture is None:
         return paint_vertices(scene.query, surface, scene.half_size)
-    return bake(scene.query, surface, options.texture, scene.half_size)
+    baked = bake(scene.query, surface, options.texture, scene.half_size)
+    return fit_to_field(scene, baked, options.fit, options.resolution) if options.fit else baked
+
+
+def fit_to_field(scene: Any, mesh: TexturedMesh, steps: int, resolution: int = 128) -> TexturedMesh:
+    """The same faces with vertices moved and texture repainted so that the mesh looks as the field does.
+
+    Pictures of the field from `FIT_VIEWS` sides are what is fitted, in mean square; vertices stay smooth among their
+    neighbours. It takes away what baking cannot know: where the level set lies inside or outside of the soft outline,
+    and which of the colours along a ray is seen from most sides.
+
+    Args:
+        scene: the field, on the CPU.
+        resolution: pixels a side of the pictures, and lattice points a side of the finest paint.
+    """
+    cameras, grey = _around(FIT_VIEWS, 2.8 * scene.half_size), torch.full((3,), FIT_GREY)
+    with torch.no_grad():
+        pictures = [scene.render(cameras[i : i + 1], resolution, grey[None]).rgb for i in range(FIT_VIEWS)]
+    levels = (resolution // 4, resolution // 2, resolution)
+    painted = MeshScene(from_textured(mesh), MeshOptions(refit=False, colours=True, levels=levels, move=FIT_MOVE))
+    fitting = Fitting(steps, views=2, learning_rate=0.05, l1_weight=0.0)
+    with torch.enable_grad():  # whoever exports may have switched it off
+        fit(painted, cameras, torch.cat(pictures).clamp(0, 1), grey, fitting, {"smooth_shape": 1.0})
+    return painted.textured(len(mesh.texture))
+
+
+FIT_VIEWS, FIT_GREY, FIT_MOVE = 24, 0.9, 0.02
+
+
+def _around(count: int, distance: float) -> Cameras:
+    """Cameras evenly spread over the sphere from a little below the horizon to near the zenith, on a spiral."""
+    share = (torch.arange(count) + 0.5) / count
+    lowest, highest = math.sin(math.radians(-15)), math.sin(math.radians(75))
+    elevation = torch.rad2deg(torch.asin(lowest + (highest - lowest) * share))
+    return orbit(torch.arange(count) * 137.50776, elevation, distance, 40.0)
 
 
 def openness(mesh: Mesh) -> str:

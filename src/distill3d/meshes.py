@@ -184,6 +184,12 @@ def with_texture(mesh: Mesh, texture: np.ndarray, uv: np.ndarray, uv_faces: np.n
     return TexturedMesh(mesh.vertices, mesh.faces, uv, uv_faces, texture, mesh.normals)
 
 
+def from_textured(mesh: TexturedMesh) -> Mesh:
+    """A textured mesh as one that was read from a file."""
+    white, first = np.ones((len(mesh.faces), 3, 3)), np.zeros(len(mesh.faces), np.int64)
+    return Mesh(mesh.vertices, mesh.faces, white, True, mesh.normals, mesh.uv, mesh.uv_faces, (mesh.texture,), first)
+
+
 def usable_uv(mesh: Mesh, size: int) -> tuple[np.ndarray, np.ndarray, str | None]:
     """The mesh's own UV map if a texture can be painted into it, else a new one for a picture of `size` texels.
 

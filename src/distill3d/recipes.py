@@ -178,13 +178,16 @@ def check_method(method: str) -> None:
 LAPTOP = Recipe(
     cameras=CameraSampler(elevation=(-8.0, 45.0), distance=(2.6, 3.1), fov=(40.0, 40.0)),
     # At 64 points a cell is as wide as a pixel, and every edge as soft.
-    scene=VoxelOptions(resolution=64, refine=((0.4, 1.5),), sampling=Sampling(samples=80)),
+    scene=VoxelOptions(
+        resolution=64, refine=((0.4, 1.5),), harden=((0.45, 1.3), (0.7, 1.3)), sampling=Sampling(samples=80)
+    ),
     # Without the pull on pictures blue turns violet: the encoder does not see colours beyond those it was trained on.
     picture_weight=30.0,
     # Fog costs a latent nothing either. First shapes form in it, then pixels are made to be hit or missed.
     penalties=Penalties(
         sparsity=WeightSchedule(1.0, 3.0, 60, 160),
         opaque=WeightSchedule(0.0, 1.0, 60, 160),
+        z_variance=WeightSchedule(0.0, 300.0, 60, 180),  # else pixels are opaque and still see half of the way through
         smooth_density=WeightSchedule(0.05, 0.05),
         smooth_colour=WeightSchedule(3.0, 3.0),
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,7 @@ class VoxelOptions:
     blob_floor: float = 8.0
     occupied: float = 0.03  # cells with less density everywhere are skipped
     refine: tuple[tuple[float, float], ...] = ()  # (from this share of the steps on, times the resolution), in order
+    harden: tuple[tuple[float, float], ...] = ()  # (after this share of the steps, times the raw density), in order
     refresh: int = 16  # training renders between two looks at the occupancy
     sampling: Sampling = field(default_factory=Sampling)
 
@@ -42,6 +44,8 @@ class VoxelOptions:
             raise ValueError(f"a grid needs a resolution of at least 2, got {self.resolution}")
         if min(self.half_size, self.density_scale, self.blob_radius) <= 0:
             raise ValueError("half_size, density_scale and blob_radius must be above 0")
+        if min([1.0, *(times for _, times in self.harden)]) <= 0:
+            raise ValueError(f"harden multiplies the raw density by numbers above 0, got {self.harden}")
 
     def build(self, device: torch.device | str | None = None) -> VoxelField:
         """A field with these options."""
@@ -51,6 +55,10 @@ class VoxelOptions:
         """Lattice points a side after this share of the steps: coarse to fine."""
         reached = [1.0] + [times for begin, times in self.refine if share >= begin]
         return round(reached[-1] * self.resolution)
+
+    def hardness_at(self, share: float) -> float:
+        """By what the raw density has been multiplied after this share of the steps."""
+        return math.prod(times for begin, times in self.harden if share >= begin)
 
 
 class VoxelField(nn.Module):
@@ -108,12 +116,15 @@ class VoxelField(nn.Module):
         return [{"params": [self.raw], "scale": 1.0}]
 
     def adapt(self, step: int, total: int, optimiser: torch.optim.Optimizer) -> None:
-        """Refines the lattice where `options.refine` says so."""
+        """Refines the lattice where `options.refine` says so, and hardens it where `options.harden` does."""
         resolution = self.options.resolution_at(step / total)
         if resolution != self.resolution:
             coarse = self.raw
             self.upsample(resolution)
             replace_parameter(optimiser, coarse, self.raw)
+        times = self.options.hardness_at(step / total) / self.options.hardness_at((step - 1) / total)
+        if times != 1:
+            self.harden(times)
 
     def penalties(self) -> dict[str, Callable[[], Tensor]]:
         """Total variation of raw density and of colour."""
@@ -189,6 +200,15 @@ class VoxelField(nn.Module):
         self._resize(resolution)
         self.raw.copy_(fine)
         self.raw[..., 0] -= self.blob
+        self.refresh_occupancy()
+
+    @torch.no_grad()
+    def harden(self, times: float) -> None:
+        """Multiplies the raw density, blob included: fog clears and what is dense grows denser.
+
+        The surface where the density is density_scale ln 2 stays in its place.
+        """
+        self.raw[..., 0] += (times - 1) * (self.raw[..., 0] + self.blob)
         self.refresh_occupancy()
 
     def _resize(self, resolution: int) -> None:
