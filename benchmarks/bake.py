@@ -53,10 +53,12 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=ExportOptions.resolution)
     parser.add_argument("--level", type=float, default=ExportOptions.level, help="default: fitted to the outlines")
     parser.add_argument("--soften", type=float, default=ExportOptions.soften)
+    parser.add_argument("--fit", type=int, default=ExportOptions.fit, help="steps; 0: as it was baked")
     parser.add_argument("--size", type=int, default=256, help="pixels a side")
     parser.add_argument("--picture", type=Path, help="write fields (upper rows) and meshes (lower) here")
     arguments = parser.parse_args()
-    options = ExportOptions(arguments.texture, arguments.faces, arguments.resolution, arguments.level, arguments.soften)
+    a = arguments
+    options = ExportOptions(a.texture, a.faces, a.resolution, a.level, a.soften, a.fit)
     wholes, insides, sheet = [], [], []
     for folder in arguments.runs:
         scene = load_scene(folder)

@@ -114,7 +114,7 @@ def test_where_nothing_is_seen_the_colour_at_the_point_is_taken():
 
 
 def test_export_gives_what_was_asked_for():
-    mesh = export_mesh(Ball(), ExportOptions(texture=64, faces=500, resolution=40))
+    mesh = export_mesh(Ball(), ExportOptions(texture=64, faces=500, resolution=40, fit=0))
     assert isinstance(mesh, TexturedMesh)
     assert mesh.texture.shape == (64, 64, 3) and 400 < len(mesh.faces) <= 510
     painted = export_mesh(Ball(), ExportOptions(texture=None, faces=500, resolution=40))
@@ -126,5 +126,7 @@ def test_mistakes_are_value_errors():
         ExportOptions(texture=0)
     with pytest.raises(ValueError, match=r"got 2; type for instance --faces 20000"):
         ExportOptions(faces=2)
+    with pytest.raises(ValueError, match=r"got -1; type for instance --fit 60"):
+        ExportOptions(fit=-1)
     with pytest.raises(ValueError, match=r"a Linear has no density"):
         export_mesh(torch.nn.Linear(1, 1))

@@ -1,5 +1,7 @@
 """The voxel field: its start, its shortcuts, its refinement."""
 
+import math
+
 import pytest
 import torch
 
@@ -98,6 +100,29 @@ def test_upsampling_keeps_the_function():
     torch.testing.assert_close(after[1], before[1], atol=1e-5, rtol=0)
 
 
+def test_hardening_keeps_the_surface_and_clears_the_fog():
+    field = scribbled()
+    middle = field.options.density_scale * math.log(2)
+    before = field.density_grid()
+    field.harden(1.5)
+    after = field.density_grid()
+    assert bool(((after > before) == (before > middle)).all())
+    logit = lambda d: torch.expm1(d / field.options.density_scale).log()  # noqa: E731  softplus backwards
+    torch.testing.assert_close(logit(after.double()), 1.5 * logit(before.double()), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("total", [1, 3, 10, 200])
+def test_a_run_of_any_length_hardens_once_at_each_share(total):
+    field = VoxelField(VoxelOptions(resolution=4, harden=((0.3, 1.5), (0.7, 2.0))))
+    begin = field._biased().detach().clone()
+    optimiser = torch.optim.Adam(field.parameter_groups())
+    for step in range(total):
+        field.adapt(step, total, optimiser)
+    reached = [times for share, times in field.options.harden if share <= (total - 1) / total]
+    torch.testing.assert_close(field._biased()[..., 0], math.prod(reached) * begin[..., 0])
+    assert torch.equal(field._biased()[..., 1:], begin[..., 1:])
+
+
 def test_the_state_loads_into_a_field_of_another_resolution():
     field = scribbled()
     field.upsample(20)
@@ -119,9 +144,9 @@ def test_a_few_steps_paint_it():
     assert red[:, 0].min() > 0.85 and red[:, 1:].max() < 0.15
 
 
-@pytest.mark.parametrize("options", [{"resolution": 1}, {"half_size": 0.0}])
+@pytest.mark.parametrize("options", [{"resolution": 1}, {"half_size": 0.0}, {"harden": ((0.5, 0.0),)}])
 def test_mistakes_are_value_errors(options):
-    with pytest.raises(ValueError, match=r"resolution|half_size"):
+    with pytest.raises(ValueError, match=r"resolution|half_size|harden"):
         VoxelOptions(**options)
 
 

@@ -87,6 +87,8 @@ class Export:
     """Lattice points a side for marching cubes."""
     level: float | None = None
     """Density at the surface; default: the one with the outlines of the field's pictures."""
+    fit: int = 60
+    """Steps in which vertices and texture are fitted to pictures of the field; 0: what was baked is kept."""
     out: Path | None = None
     """File to write; default: mesh.FORMAT in the run's folder."""
 
@@ -163,7 +165,7 @@ def run_export(command: Export) -> int:
         print(f"{path}: {len(scene.means)} splats")
         return 0
     texture = None if command.vertex_colours else command.texture
-    options = ExportOptions(texture, command.faces, command.resolution, command.level)
+    options = ExportOptions(texture, command.faces, command.resolution, command.level, fit=command.fit)
     mesh = export_mesh(scene, options)
     files = save_mesh(command.out or command.run / f"mesh.{command.format}", mesh)
     picture = f", texture {texture} x {texture}" if texture and command.format != "ply" else ", vertex colours"
