@@ -24,6 +24,7 @@ from distill3d.scenes.mesh import MeshOptions
 
 SceneOptions = VoxelOptions | HashOptions | GaussianOptions | MeshOptions
 BackgroundOptions = RandomGrey | ConstantBackground | LearnedBackground
+Noise = Literal["inversion", "random", "fixed_point", "descent"]
 TRAINING_GREYS = RandomGrey(0.5, 1.0)  # as behind the pictures that the bundled prior was trained on
 
 
@@ -37,7 +38,7 @@ class SDI:
     eta: float = 0.3
     start: float = 0.98
     stop: float = 0.25
-    noise: Literal["inversion", "random", "fixed_point", "descent"] = "inversion"  # the others: to compare with
+    noise: Noise = "inversion"  # the others: to compare with
 
     def build(self) -> Objective:
         """The objective with these settings; solvers of equation 8 take the inversion's steps and scale."""

@@ -1,6 +1,7 @@
 """The paper's experiments as values: what each compares has the paper's settings, and defaults end in time."""
 
 import dataclasses
+from typing import get_args
 
 import pytest
 
@@ -21,7 +22,7 @@ from distill3d.bench.experiments import (
 )
 from distill3d.bench.prompts import prompt_list
 from distill3d.bench.protocol import Protocol, Variant
-from distill3d.recipes import LAPTOP, PAPER, SDI, SDS
+from distill3d.recipes import LAPTOP, PAPER, SDI, SDS, Noise
 
 
 def changed(before: Variant, after: Variant) -> set[str]:
@@ -66,6 +67,13 @@ def test_each_link_of_the_ablation_changes_what_it_says(recipe, size, low):
     assert changed(chain[3], chain[4]) == {"sdi.noise"} and chain[3].recipe.sdi.noise == "random"
     with pytest.raises(ValueError, match="at least 16"):
         render_size(8)
+
+
+def test_the_ways_to_find_the_noise_differ_in_nothing_else():
+    variants = EXPERIMENTS["noise"].make(LAPTOP, 64)
+    assert {v.method for v in variants} == {"sdi"} and variants[-1].recipe == LAPTOP
+    assert {v.recipe.sdi.noise for v in variants} == set(get_args(Noise))
+    assert all(changed(v, variants[-1]) == {"sdi.noise"} for v in variants[:-1])
 
 
 def test_guidance_scales_go_from_1_to_100():

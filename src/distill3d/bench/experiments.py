@@ -14,7 +14,7 @@ from typing import Literal
 from distill3d.bench.budget import rows_of_a_step
 from distill3d.bench.protocol import Protocol, Variant
 from distill3d.family import TAUGHT
-from distill3d.recipes import Recipe
+from distill3d.recipes import Noise, Recipe
 from distill3d.types import Prior
 
 Make = Callable[[Recipe, int], tuple[Variant, ...]]  # recipe, pixels a side that the prior sees -> variants
@@ -87,6 +87,19 @@ def ablation(recipe: Recipe, image_size: int) -> tuple[Variant, ...]:
     )
 
 
+def noises(recipe: Recipe, image_size: int) -> tuple[Variant, ...]:
+    """SDI with each way of finding the noise; the solvers take the inversion's steps and scale."""
+
+    def found_by(noise: Noise) -> Recipe:
+        return dataclasses.replace(recipe, sdi=dataclasses.replace(recipe.sdi, noise=noise))
+
+    names: dict[Noise, str] = {
+        "random": "random noise", "fixed_point": "fixed-point iteration", "descent": "gradient descent",
+        "inversion": "DDIM inversion (SDI)",
+    }  # fmt: skip
+    return tuple(Variant(name, "sdi", found_by(noise)) for noise, name in names.items())
+
+
 def guidance_scales(recipe: Recipe, scales: Sequence[float] = SCALES) -> tuple[Variant, ...]:
     """SDS and SDI at each scale.
 
@@ -127,6 +140,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         Experiment(
             "ablation", "From SDS to SDI, one change after the other (the paper's ablation).", ablation, prompts=6
         ),
+        Experiment("noise", "SDI with each way of finding the noise.", noises, prompts=3),
         Experiment(
             "cfg", "SDS and SDI at guidance scales from weak to strong.",
             lambda recipe, size: guidance_scales(recipe), prompts=4, layout="scales",

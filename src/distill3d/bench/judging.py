@@ -29,7 +29,8 @@ ACROSS = {"diversity": Metric("diversity", "", "higher", ("evaluator",), lambda 
 KNOWN: dict[str, Metric] = {**METRICS, **ACROSS}
 HEADLINE = (
     "clip_score", "clip_r_precision", "clip_iqa_quality", "clip_iqa_sharpness", "clip_iqa_real", "image_reward",
-    "sharpness", "saturation", "janus_rate", "silhouette_iou", "chamfer", "diversity", "diverged",
+    "sharpness", "edge_concentration", "spectrum_gap", "saturation", "janus_rate", "lost_back",
+    "silhouette_iou", "chamfer", "diversity", "diverged",
     "seconds", "evaluations", "peak_memory",
 )  # fmt: skip
 

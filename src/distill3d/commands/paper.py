@@ -13,6 +13,7 @@ from distill3d.commands.experiments import (
     Cfg,
     Diversity,
     Ism,
+    Noise,
     Objects,
     Table1,
     TwoD,
@@ -57,6 +58,7 @@ Experiments = (
     | Annotated[Ism, tyro.conf.subcommand("ism")]
     | Annotated[Ablation, tyro.conf.subcommand("ablation")]
     | Annotated[Inversion, tyro.conf.subcommand("inversion")]
+    | Annotated[Noise, tyro.conf.subcommand("noise")]
     | Annotated[Cfg, tyro.conf.subcommand("cfg")]
     | Annotated[Diversity, tyro.conf.subcommand("diversity")]
     | Annotated[TwoD, tyro.conf.subcommand("2d")]
