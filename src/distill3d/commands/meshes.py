@@ -10,16 +10,14 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from distill3d.commands.objects import _filled, _report
-from distill3d.commands.shared import Device, Dtype, precision, progress_bar
+from distill3d.commands.shared import Machine, Run, ViewTexts, progress_bar
 from distill3d.mesh_recipes import TEXTURE_RECIPES, refinement
-from distill3d.priors.setup import PriorOptions
-from distill3d.prompts import DIRECTIONS
 from distill3d.recipes import PRIORS, Recipe
 from distill3d.scenes.mesh import MeshOptions
 
 
 @dataclass
-class Texture:
+class Texture(ViewTexts, Run):
     """Paint a mesh from a sentence; its geometry stays as it is.
 
     Writes a run folder with mesh.glb, turntable.mp4, preview.png, config.json and metrics.jsonl. The mesh's own UV map
@@ -42,27 +40,6 @@ class Texture:
     """Objective, as for generate."""
     prior: str | None = None
     """The frozen 2D model, as for generate; default: the recipe's."""
-    seed: int = 0
-    """Seed of all randomness: same seed, same machine, same result."""
-    device: Device = "cpu"
-    """Where to compute."""
-    dtype: Dtype = "auto"
-    """Precision of the prior's network; auto is bfloat16 where the device computes it in hardware, else float32."""
-    out: Path = Path("runs")
-    """Folder in which the run's folder is made."""
-    negative: str = ""
-    """What the object should not be (the unconditional text)."""
-    force: bool = False
-    """Run even if the bundled prior knows nothing named in the prompt."""
-    front: str | None = None
-    """A text of its own for views from the front; default: the prompt and "front view". So for the other three."""
-    side: str | None = None
-    """A text of its own for views from the side."""
-    back: str | None = None
-    """A text of its own for views from behind."""
-    overhead: str | None = None
-    """A text of its own for views from above."""
-    prior_options: Annotated[PriorOptions, tyro.conf.arg(name="")] = field(default_factory=PriorOptions)
     recipe: str = "laptop"
     """Named settings to start from."""
     settings: Annotated[
@@ -71,7 +48,7 @@ class Texture:
 
 
 @dataclass
-class Refine:
+class Refine(Machine):
     """Go on with a run's mesh: its texture and its surface follow the same prompt, and a run folder is made anew."""
 
     run: tyro.conf.Positional[Path]
@@ -86,10 +63,6 @@ class Refine:
     """Texels a side of the texture."""
     seed: int = 0
     """Seed of all randomness."""
-    device: Device = "cpu"
-    """Where to compute."""
-    dtype: Dtype = "auto"
-    """Precision of the prior's network."""
     out: Path | None = None
     """Folder in which the new run's folder is made; default: the one that holds the run."""
 
@@ -109,11 +82,10 @@ def run_texture(command: Texture) -> int:
     )  # fmt: skip
     if problem := uv_problem(read_mesh(command.mesh, command.up)):
         print(f"a UV map is made for {command.mesh.name}: {problem}")
-    views = {name: text for name in DIRECTIONS if (text := getattr(command, name))}
     config = Config(
         prompt=command.prompt, recipe=dataclasses.replace(recipe, scene=scene), method=command.method, prior=name,
         negative=command.negative, seed=command.seed, device=command.device,
-        dtype=precision(command.dtype, command.device), prior_options=command.prior_options, views=views,
+        dtype=command.precision, prior_options=command.prior_options, views=command.views,
     )  # fmt: skip
     with progress_bar(recipe.steps, name="painting", status=_filled) as on_step:
         result: Any = generate(config, command.out, command.force, on_step)
@@ -136,7 +108,7 @@ def run_refine(command: Refine) -> int:
     scene = dataclasses.replace(recipe.scene, mesh=str(mesh), up="auto", texture=command.texture_size)
     config = dataclasses.replace(
         config, recipe=dataclasses.replace(recipe, scene=scene), seed=command.seed, device=command.device,
-        dtype=precision(command.dtype, command.device), init=None,
+        dtype=command.precision, init=None,
     )  # fmt: skip
     with progress_bar(recipe.steps, name="refining", status=_filled) as on_step:
         result: Any = generate(config, command.out or command.run.resolve().parent, True, on_step)

@@ -9,15 +9,14 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from distill3d.commands.shared import Device, Dtype, precision, progress_bar
+from distill3d.commands.shared import Run, ViewTexts, progress_bar
 from distill3d.mesh_recipes import from_mesh
-from distill3d.priors.setup import PriorOptions
-from distill3d.prompts import DIRECTIONS, read_prompts
+from distill3d.prompts import read_prompts
 from distill3d.recipes import PRIORS, RECIPES, Recipe
 
 
 @dataclass
-class Generate:
+class Generate(ViewTexts, Run):
     """Make a 3D object from a sentence.
 
     Writes a run folder with mesh.glb, turntable.mp4, preview.png, config.json and metrics.jsonl.
@@ -30,30 +29,9 @@ class Generate:
     prior: str | None = None
     """The frozen 2D model: toybox (bundled), a short name (see doctor), a folder, a .safetensors file, a hub id;
     default: the recipe's."""
-    seed: int = 0
-    """Seed of all randomness: same seed, same machine, same result."""
-    device: Device = "cpu"
-    """Where to compute."""
-    dtype: Dtype = "auto"
-    """Precision of the prior's network; auto is bfloat16 where the device computes it in hardware, else float32."""
-    out: Path = Path("runs")
-    """Folder in which the run's folder is made."""
-    negative: str = ""
-    """What the object should not be (the unconditional text)."""
-    force: bool = False
-    """Run even if the bundled prior knows nothing named in the prompt."""
-    front: str | None = None
-    """A text of its own for views from the front; default: the prompt and "front view". So for the other three."""
-    side: str | None = None
-    """A text of its own for views from the side."""
-    back: str | None = None
-    """A text of its own for views from behind."""
-    overhead: str | None = None
-    """A text of its own for views from above."""
     init: Path | None = None
     """A mesh (.glb, .gltf, .obj, .ply) to begin with: its shape and colours. The first step is then a later one
     (--sdi.start 0.6 unless you give another): the lower, the more of the mesh stays."""
-    prior_options: Annotated[PriorOptions, tyro.conf.arg(name="")] = field(default_factory=PriorOptions)
     recipe: str = "laptop"
     """Named settings to start from."""
     settings: Annotated[
@@ -129,14 +107,13 @@ def run_generate(command: Generate) -> int:
 def _config(command: Generate, prior: str) -> Any:
     from distill3d.generate import Config
 
-    views = {name: text for name in DIRECTIONS if (text := getattr(command, name))}
     recipe = command.settings
     if command.init is not None and recipe.sdi.start == RECIPES[command.recipe].sdi.start:
         recipe = from_mesh(recipe)
     return Config(
         prompt=command.prompt, recipe=recipe, method=command.method, prior=prior,
         negative=command.negative, seed=command.seed, device=command.device,
-        dtype=precision(command.dtype, command.device), prior_options=command.prior_options, views=views,
+        dtype=command.precision, prior_options=command.prior_options, views=command.views,
         init=None if command.init is None else str(command.init),
     )  # fmt: skip
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from distill3d.commands.shared import Device, Dtype, precision, progress_bar
+from distill3d.commands.shared import Run, progress_bar
 from distill3d.picture_recipes import PictureRecipe, Space, picture_recipe
-from distill3d.priors.setup import PriorOptions
 from distill3d.prompts import read_prompts
 
 
@@ -50,7 +48,7 @@ class Settings:
 
 
 @dataclass
-class Image:
+class Image(Run):
     """Make a picture from a sentence, by DDIM or by any objective.
 
     Writes a run folder with image.png, config.json and metrics.jsonl.
@@ -62,26 +60,13 @@ class Image:
     """ddim, or an objective: sdi, sdi_cached, sds, sjc, nfsd, csd, hifa, ism, mvdream, sds_bridge, vsd, esd."""
     prior: str = "toybox"
     """The frozen 2D model: toybox (bundled), a short name (see doctor), a folder, a .safetensors file, a hub id."""
-    seed: int = 0
-    """Seed of all randomness: same seed, same machine, same picture."""
     size: int | None = None
     """Pixels a side of the file; default: what the prior makes."""
-    device: Device = "cpu"
-    """Where to compute."""
-    dtype: Dtype = "auto"
-    """Precision of the prior's network; auto is bfloat16 where the device computes it in hardware, else float32."""
-    out: Path = Path("runs")
-    """Folder in which the run's folder is made."""
-    negative: str = ""
-    """What the picture should not be (the unconditional text)."""
-    force: bool = False
-    """Run even if the bundled prior knows nothing named in the prompt."""
-    prior_options: Annotated[PriorOptions, tyro.conf.arg(name="")] = field(default_factory=PriorOptions)
     settings: Annotated[Settings, tyro.conf.arg(name="", help="single settings")] = field(default_factory=Settings)
 
 
 @dataclass
-class Compare:
+class Compare(Run):
     """Set methods side by side: one prompt, one seed, one labelled picture and one table.
 
     Writes a run folder with compare.png, compare.csv and config.json.
@@ -93,21 +78,8 @@ class Compare:
     """Methods, separated by commas; sharpness is told relative to the first."""
     prior: str = "toybox"
     """The frozen 2D model: toybox (bundled), a short name (see doctor), a folder, a .safetensors file, a hub id."""
-    seed: int = 0
-    """Seed of every method."""
     size: int | None = None
     """Pixels a side of each picture in the sheet; default: what the prior makes, at least 192."""
-    device: Device = "cpu"
-    """Where to compute."""
-    dtype: Dtype = "auto"
-    """Precision of the prior's network; auto is bfloat16 where the device computes it in hardware, else float32."""
-    out: Path = Path("runs")
-    """Folder in which the run's folder is made."""
-    negative: str = ""
-    """What the pictures should not be (the unconditional text)."""
-    force: bool = False
-    """Run even if the bundled prior knows nothing named in the prompt."""
-    prior_options: Annotated[PriorOptions, tyro.conf.arg(name="")] = field(default_factory=PriorOptions)
     settings: Annotated[Settings, tyro.conf.arg(name="", help="settings for all methods")] = field(
         default_factory=Settings
     )
@@ -126,7 +98,7 @@ def run_image(command: Image) -> int:
         config = PictureConfig(
             prompt=prompt, method=command.method, recipe=recipe, prior=command.prior,
             negative=command.negative, seed=command.seed, device=command.device,
-            dtype=precision(command.dtype, command.device), prior_options=command.prior_options,
+            dtype=command.precision, prior_options=command.prior_options,
         )  # fmt: skip
         prior, _ = told_prior(config, prior)
         with progress_bar(recipe.steps, command.method) as on_step:
@@ -147,7 +119,7 @@ def run_compare(command: Compare) -> int:
 
     config = CompareConfig(
         prompt=command.prompt, recipes=recipes, prior=command.prior, negative=command.negative,
-        seed=command.seed, device=command.device, dtype=precision(command.dtype, command.device),
+        seed=command.seed, device=command.device, dtype=command.precision,
         prior_options=command.prior_options,
     )  # fmt: skip
     before = dict(zip(recipes, _sums([r.steps for r in recipes.values()]), strict=True))

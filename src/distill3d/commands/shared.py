@@ -1,13 +1,69 @@
-"""What several commands share: the types of common flags, and the progress bar."""
+"""What several commands share: common flags, and the progress bar."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from distill3d.priors.setup import PriorOptions
+from distill3d.prompts import DIRECTIONS
 
 Device = Literal["cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(kw_only=True)
+class Machine:
+    """Where and how to compute."""
+
+    device: Device = "cpu"
+    """Where to compute."""
+    dtype: Dtype = "auto"
+    """Precision of the prior's network; auto is bfloat16 where the device computes it in hardware, else float32."""
+
+    @property
+    def precision(self) -> str:
+        """The name of the precision that `dtype` means on this device."""
+        return precision(self.dtype, self.device)
+
+
+@dataclass(kw_only=True)
+class Run(Machine):
+    """What every command takes that makes something of a sentence in a run folder."""
+
+    seed: int = 0
+    """Seed of all randomness: same seed, same machine, same result."""
+    out: Path = Path("runs")
+    """Folder in which the run's folder is made."""
+    negative: str = ""
+    """What must not come out (the unconditional text)."""
+    force: bool = False
+    """Run even if the bundled prior knows nothing named in the prompt."""
+    prior_options: Annotated[PriorOptions, tyro.conf.arg(name="")] = field(default_factory=PriorOptions)
+
+
+@dataclass(kw_only=True)
+class ViewTexts:
+    """Texts for the sides of an object, in place of the prompt with its view word."""
+
+    front: str | None = None
+    """A text of its own for views from the front; default: the prompt and "front view". So for the other three."""
+    side: str | None = None
+    """A text of its own for views from the side."""
+    back: str | None = None
+    """A text of its own for views from behind."""
+    overhead: str | None = None
+    """A text of its own for views from above."""
+
+    @property
+    def views(self) -> dict[str, str]:
+        """Those that are given, by direction."""
+        return {name: text for name in DIRECTIONS if (text := getattr(self, name))}
 
 
 def precision(dtype: Dtype, device: Device) -> str:
