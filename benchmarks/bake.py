@@ -19,7 +19,8 @@ from torch import Tensor
 
 from distill3d import cameras
 from distill3d.bake import unlit_views
-from distill3d.export import ExportOptions, export_mesh
+from distill3d.export import export_mesh
+from distill3d.export_options import ExportOptions
 from distill3d.generate import load_scene
 from distill3d.textured import TexturedMesh
 from distill3d.video import contact_sheet, save_image

@@ -25,10 +25,10 @@ types files
 prompts cameras diffusion
 priors render
 textured
-meshes mesh_files surface
+meshes mesh_files surface export_options
 scenes objectives bake
-regularizers evaluation export video family splat_file reconstruct
-checkpoint recipes
+regularizers evaluation video family splat_file reconstruct
+checkpoint recipes export
 picture_recipes mesh_recipes supervision
 optimize
 generate doctor viewer sweep

@@ -8,7 +8,8 @@ import torch
 
 from distill3d.bake import Look, bake, paint_vertices, seen_colours, unlit_views
 from distill3d.cameras import rays, turntable
-from distill3d.export import ExportOptions, export_mesh
+from distill3d.export import export_mesh
+from distill3d.export_options import ExportOptions
 from distill3d.mesh_files import with_vertex_colours
 from distill3d.render.volume import Sampling, render_rays
 from distill3d.surface import extract_surface, simplify

@@ -18,7 +18,8 @@ from distill3d.generate import Config, check_prompt, generate, read_config
 from distill3d.recipes import RECIPES
 
 TOYBOX = Path(str(resources.files("distill3d"))) / "assets" / "toybox"
-SMALL = ["--steps", "8", "--views", "1", "--frames", "8", "--scene.resolution", "24", "--sdi.inversion-steps", "2"]
+SMALL = ["--steps", "8", "--views", "1", "--frames", "8", "--scene.resolution", "24", "--sdi.inversion-steps", "2",
+         "--export.resolution", "48", "--export.fit", "2"]  # fmt: skip
 
 
 def distill3d(*arguments: str, **options) -> subprocess.CompletedProcess:

@@ -9,7 +9,8 @@ import trimesh
 
 from distill3d.bake import unlit_views
 from distill3d.cameras import turntable
-from distill3d.export import ExportOptions, export_mesh
+from distill3d.export import export_mesh
+from distill3d.export_options import ExportOptions
 from distill3d.scenes.field import VoxelField, VoxelOptions
 
 SMALL = ExportOptions(texture=256, faces=3000, resolution=48, fit=0)

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from distill3d.export_options import ExportOptions
 from distill3d.generate import Config, generate, load_scene, resume
 from distill3d.recipes import LAPTOP, METHODS, SDI
 
@@ -16,6 +17,7 @@ SMALL = dataclasses.replace(
     frames=2,
     scene=dataclasses.replace(LAPTOP.scene, resolution=12),
     sdi=SDI(inversion_steps=2),
+    export=ExportOptions(texture=64, resolution=32, fit=1),
 )
 
 

@@ -8,6 +8,7 @@ import torch
 
 from distill3d.cameras import CameraSampler, orbit
 from distill3d.diffusion.schedule import Cosine
+from distill3d.export_options import ExportOptions
 from distill3d.generate import Config, generate, load_scene, read_config, resume
 from distill3d.objectives import attach
 from distill3d.optimize import ObjectRun
@@ -24,7 +25,7 @@ from distill3d.supervision import ShapeObjective
 
 SMALL = dataclasses.replace(
     LAPTOP, steps=3, frames=2, scene=dataclasses.replace(LAPTOP.scene, resolution=12, refine=()),
-    sdi=SDI(inversion_steps=2),
+    sdi=SDI(inversion_steps=2), export=ExportOptions(texture=64, resolution=32, fit=0),
 )  # fmt: skip
 ON = WeightSchedule(1.0, 1.0)
 KINDS = ["normal", "depth"]

@@ -212,12 +212,12 @@ def _finish(run: ObjectRun, folder: Path, start: int, on_step: Report) -> Result
             interrupted = True
     seconds = time.monotonic() - began
     save()
-    mesh = write_artefacts(folder, run.scene, run.recipe.frames)
+    mesh = write_artefacts(folder, run.scene, run.recipe)
     return Result(folder, done, interrupted, seconds, mesh)
 
 
 @torch.no_grad()
-def write_artefacts(folder: Path, scene: Any, frames: int) -> Path | None:
+def write_artefacts(folder: Path, scene: Any, recipe: Recipe) -> Path | None:
     """Writes preview.png, turntable.mp4 and mesh.glb, or for splats splats.ply; returns the last one's path.
 
     None where there is no surface.
@@ -225,6 +225,7 @@ def write_artefacts(folder: Path, scene: Any, frames: int) -> Path | None:
     The scene is moved to the CPU, where frames are rendered side by side.
     """
     scene.cpu().eval()
+    frames = recipe.frames
     turn = list(video.turntable_frames(scene, frames, TURNTABLE_SIZE, background=0.9))
     preview = torch.stack([turn[i * frames // 8] for i in range(8)])
     video.save_image(folder / "preview.png", video.contact_sheet(preview, columns=4))
@@ -233,7 +234,7 @@ def write_artefacts(folder: Path, scene: Any, frames: int) -> Path | None:
         save_splats(folder / "splats.ply", scene)
         return folder / "splats.ply"
     try:
-        mesh = scene.textured() if isinstance(scene, MeshScene) else export.export_mesh(scene)
+        mesh = scene.textured() if isinstance(scene, MeshScene) else export.export_mesh(scene, recipe.export)
     except ValueError as error:
         warnings.warn(f"no mesh written: {error}", stacklevel=2)
         return None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from distill3d.cameras import CameraSampler
+from distill3d.export_options import ExportOptions
 from distill3d.family import FAMILY, PLAIN, family_objective
 from distill3d.objectives import Objective, noise, sdi, sds
 from distill3d.priors.setup import PriorOptions
@@ -131,6 +132,7 @@ class Recipe:
     perp_neg: bool = False
     render_size: int | None = None  # pixels a side, enlarged to those that the prior sees; None is as many
     frames: int = 48  # of the turntable
+    export: ExportOptions = ExportOptions()  # of the mesh that is written at the end
     cameras: CameraSampler = CameraSampler()
     scene: SceneOptions = VoxelOptions()
     background: BackgroundOptions = TRAINING_GREYS
@@ -208,6 +210,7 @@ PAPER = Recipe(
     adam_eps=1e-15,
     perp_neg=True,
     frames=120,
+    export=ExportOptions(texture=2048, faces=100_000, resolution=256),
     cameras=CameraSampler(
         elevation=(-10.0, 45.0), distance=(1.5, 2.0), fov=(40.0, 70.0),
         position_jitter=0.1, target_jitter=0.2, up_jitter=0.02,

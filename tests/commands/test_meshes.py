@@ -9,6 +9,7 @@ import torch
 import trimesh
 
 from distill3d import cli
+from distill3d.export_options import ExportOptions
 from distill3d.generate import Config, generate, load_scene, read_config, render_views, resume
 from distill3d.mesh_files import save_mesh
 from distill3d.mesh_recipes import LAPTOP_TEXTURE, TEXTURE_RECIPES, from_mesh, refinement
@@ -96,6 +97,7 @@ def test_refinement_begins_with_the_colours_that_are_there():
 def test_generate_begins_with_the_mesh(ball, kl_folder, tmp_path):
     scene = dataclasses.replace(LAPTOP.scene, resolution=64, refine=())
     recipe = dataclasses.replace(LAPTOP, steps=1, views=1, frames=2, scene=scene, learning_rate=1e-6)
+    recipe = dataclasses.replace(recipe, export=ExportOptions(texture=64, resolution=32, fit=0))
     run = generate(Config("a cat", recipe, prior=str(kl_folder), init=str(ball)), tmp_path).folder
     wanted = render_views(MeshScene(placed(read_mesh(ball)), MeshOptions(colours=True)), 2, 48)
     found = render_views(load_scene(run), 2, 48)

@@ -9,7 +9,8 @@ import torch
 from distill3d import cli
 from distill3d.generate import read_config
 
-SMALL = ["--steps", "2", "--views", "1", "--frames", "2", "--scene.resolution", "12", "--sdi.inversion-steps", "2"]
+SMALL = ["--steps", "2", "--views", "1", "--frames", "2", "--scene.resolution", "12", "--sdi.inversion-steps", "2",
+         "--export.resolution", "32", "--export.fit", "1"]  # fmt: skip
 
 
 def fails(capsys, arguments, *parts):

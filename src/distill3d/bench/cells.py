@@ -27,7 +27,8 @@ from distill3d import cameras
 from distill3d.bench.protocol import Protocol, Task
 from distill3d.checkpoint import load_checkpoint, restore_optimiser, save_checkpoint
 from distill3d.evaluation.cost import Meter
-from distill3d.export import ExportOptions, export_mesh
+from distill3d.export import export_mesh
+from distill3d.export_options import ExportOptions
 from distill3d.files import replacing
 from distill3d.generate import Config, write_config
 from distill3d.mesh_files import save_mesh

@@ -55,18 +55,18 @@ class Export:
     """The run's folder."""
     format: Literal["glb", "obj", "ply"] = "glb"
     """File format; obj brings a material and a PNG, ply has vertex colours only."""
-    texture: int = 1024
-    """Texels a side."""
-    vertex_colours: bool = False
-    """Colours at the vertices instead of a texture."""
-    faces: int = 20000
+    texture: int | None = None
+    """Texels a side; default: what the run's recipe says. So for the next four."""
+    faces: int | None = None
     """About how many triangles; the surface is simplified to that."""
-    resolution: int = 128
+    resolution: int | None = None
     """Lattice points a side for marching cubes."""
     level: float | None = None
-    """Density at the surface; default: the one with the outlines of the field's pictures."""
-    fit: int = 60
+    """Density at the surface; by default that with the outlines of the field's pictures."""
+    fit: int | None = None
     """Steps in which vertices and texture are fitted to pictures of the field; 0: what was baked is kept."""
+    vertex_colours: bool = False
+    """Colours at the vertices instead of a texture."""
     out: Path | None = None
     """File to write; default: mesh.FORMAT in the run's folder."""
 
@@ -127,8 +127,8 @@ def run_resume(command: Resume) -> int:
 
 
 def run_export(command: Export) -> int:
-    from distill3d.export import ExportOptions, export_mesh, openness
-    from distill3d.generate import load_scene
+    from distill3d.export import export_mesh, openness
+    from distill3d.generate import load_scene, read_config
     from distill3d.mesh_files import save_mesh
     from distill3d.scenes.gaussians import Gaussians
     from distill3d.splat_file import save_splats
@@ -141,10 +141,14 @@ def run_export(command: Export) -> int:
         save_splats(path, scene)
         print(f"{path}: {len(scene.means)} splats")
         return 0
-    texture = None if command.vertex_colours else command.texture
-    options = ExportOptions(texture, command.faces, command.resolution, command.level, fit=command.fit)
+    names = ("texture", "faces", "resolution", "level", "fit")
+    given = {name: value for name in names if (value := getattr(command, name)) is not None}
+    options = replace(read_config(command.run).recipe.export, **given)
+    if command.vertex_colours:
+        options = replace(options, texture=None)
     mesh = export_mesh(scene, options)
     files = save_mesh(command.out or command.run / f"mesh.{command.format}", mesh)
+    texture = options.texture
     picture = f", texture {texture} x {texture}" if texture and command.format != "ply" else ", vertex colours"
     print(f"{files[0]}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces{picture}, {openness(mesh)}")
     for path in files[1:]:
