@@ -96,6 +96,14 @@ def test_the_better_one_depends_on_the_metric():
     assert table.best(table.metrics[0]) == "sds_50%"
 
 
+def test_saturation_has_no_better_side():
+    cells = [cell(SDI, "a", 0, saturation=0.3), cell(SDS, "a", 0, saturation=0.2)]
+    table = make_table(("sdi", "sds_50%"), ("saturation",), cells)
+    assert table.best(table.metrics[0]) is None
+    assert "| method | saturation |" in markdown(table) and r"saturation $" not in latex(table)
+    assert "neither" in summary_csv(table)
+
+
 def test_what_is_no_number_counts_as_not_measured():
     cells = [cell(SDI, "a", 0, clip_score=float("nan")), cell(SDI, "b", 0, clip_score=2.0)]
     assert make_table(("sdi",), ("clip_score",), cells).values["sdi", "clip_score"].mean == 2.0

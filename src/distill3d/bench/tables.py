@@ -53,9 +53,9 @@ class Table:
         return tuple(metric for metric in self.metrics if metric.name not in SHARES)
 
     def best(self, metric: Metric) -> str | None:
-        """The variant with the best mean, None where none stands out."""
+        """The variant with the best mean, None where none stands out or nothing is better."""
         found = {v: self.values[v, metric.name].mean for v in self.variants if (v, metric.name) in self.values}
-        if len(found) < 2 or len(set(found.values())) < 2:
+        if metric.better == "neither" or len(found) < 2 or len(set(found.values())) < 2:
             return None
         return (max if metric.better == "higher" else min)(found, key=lambda v: found[v])
 
@@ -164,8 +164,8 @@ def latex(table: Table) -> str:
         text = plain(found, r" \pm ")
         return rf"$\mathbf{{{text}}}$" if table.best(metric) == variant else f"${text}$"
 
-    arrows = {"higher": r"$\uparrow$", "lower": r"$\downarrow$"}
-    heads = [f"{_tex(m.name.replace('_', ' '))} {arrows[m.better]}" for m in table.columns]
+    arrows = {"higher": r" $\uparrow$", "lower": r" $\downarrow$", "neither": ""}
+    heads = [f"{_tex(m.name.replace('_', ' '))}{arrows[m.better]}" for m in table.columns]
     rows = [
         " & ".join([_tex(v), *(word(v, m) for m in table.columns), "{} of {}".format(*table.counts[v])]) + r" \\"
         for v in table.variants
@@ -222,10 +222,13 @@ def clear(difference: Estimate) -> bool:
     return difference.low is not None and difference.high is not None and not difference.low <= 0 <= difference.high
 
 
+ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
+
+
 def heading(metric: Metric) -> str:
     """The name of a metric for people, its unit, and which way is better."""
     unit = f" ({metric.unit})" if metric.unit else ""
-    return f"{metric.name.replace('_', ' ')}{unit} {'↑' if metric.better == 'higher' else '↓'}"
+    return f"{metric.name.replace('_', ' ')}{unit} {ARROWS[metric.better]}".rstrip()
 
 
 def _digits(size: float) -> int:

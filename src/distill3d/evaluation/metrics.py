@@ -105,7 +105,7 @@ class Metric:
 
     name: str
     unit: str
-    better: Literal["higher", "lower"]
+    better: Literal["higher", "lower", "neither"]
     needs: tuple[str, ...]  # keys of NEEDS
     function: Callable[[Any], float]  # of a Cell that has what is needed
 
@@ -165,7 +165,7 @@ _ALL = [
     Metric("spectrum_gap", "", "lower", COMPARED, lambda c: spectrum_gap(c.pictures, c.reference)),
     Metric("edge_concentration", "of the reference", "higher", COMPARED,
            lambda c: edge_concentration(c.pictures, c.reference)),
-    Metric("saturation", "", "higher", SEEN, lambda c: saturation(c.pictures)),
+    Metric("saturation", "", "neither", SEEN, lambda c: saturation(c.pictures)),
     Metric("frechet", "", "lower", (*TOLD, "reference"),
            lambda c: frechet_distance(c.evaluator.pictures(c.pictures), c.evaluator.pictures(c.reference))),
     Metric("kernel", "x 1000", "lower", (*TOLD, "reference"), _kernel),
