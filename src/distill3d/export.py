@@ -65,11 +65,12 @@ def fit_to_field(scene: Any, mesh: TexturedMesh, steps: int, resolution: int = 1
     painted = MeshScene(from_textured(mesh), MeshOptions(refit=False, colours=True, levels=levels, move=FIT_MOVE))
     fitting = Fitting(steps, views=2, learning_rate=0.05, l1_weight=0.0)
     with torch.enable_grad():  # whoever exports may have switched it off
-        fit(painted, cameras, torch.cat(pictures).clamp(0, 1), grey, fitting, {"smooth_shape": 1.0})
+        fit(painted, cameras, torch.cat(pictures).clamp(0, 1), grey, fitting, {"smooth_shape": FIT_SMOOTH})
     return painted.textured(len(mesh.texture))
 
 
 FIT_VIEWS, FIT_GREY, FIT_MOVE = 24, 0.9, 0.02
+FIT_SMOOTH = 3000.0  # at 1 the surface is bumpy under light: pictures without light cannot see that
 
 
 def _around(count: int, distance: float) -> Cameras:
