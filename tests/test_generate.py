@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -56,3 +58,38 @@ def test_an_interrupted_run_with_a_student_continues_to_the_same_end(kl_folder, 
     assert [line["loss"] for line in lines(part.folder)] == [line["loss"] for line in lines(whole.folder)]
     assert [line["evaluations"] for line in lines(part.folder)] == [line["evaluations"] for line in lines(whole.folder)]
     assert torch.equal(load_scene(part.folder).raw, load_scene(whole.folder).raw)
+
+
+def test_ctrl_c_within_a_step_is_heard_at_its_end(kl_folder, tmp_path, monkeypatch):
+    """Halfway through a step noise is drawn and the field may be hardened: neither may happen twice."""
+    recipe = dataclasses.replace(SMALL, scene=dataclasses.replace(SMALL.scene, harden=((0.5, 1.5),)))
+    config = Config("a cat", recipe, "sdi", str(kl_folder))
+    whole = generate(config, tmp_path)
+    prior, steps = config.load_prior(), []
+    encode = prior.encode
+
+    def pressed(picture):
+        if len(steps) == 2:  # in the third step, which hardens
+            os.kill(os.getpid(), signal.SIGINT)
+        return encode(picture)
+
+    monkeypatch.setattr(prior, "encode", pressed)
+    part = generate(config, tmp_path, on_step=steps.append, prior=prior)
+    assert part.interrupted and part.steps == 3 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    resume(part.folder)
+    assert lines(part.folder) == lines(whole.folder)
+    assert torch.equal(load_scene(part.folder).raw, load_scene(whole.folder).raw)
+
+
+def test_a_second_ctrl_c_does_not_wait(kl_folder, tmp_path, monkeypatch):
+    config = Config("a cat", SMALL, "sds", str(kl_folder))
+    prior = config.load_prior()
+
+    def pressed(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("not reached")
+
+    monkeypatch.setattr(prior, "encode", pressed)
+    part = generate(config, tmp_path, prior=prior)
+    assert part.interrupted and part.steps == 0 and (part.folder / "preview.png").is_file()

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,36 @@ from distill3d.priors.student import Student
 
 PARTS = ("scene.safetensors", "optimiser.safetensors", "state.json")
 STUDENT = "student.safetensors"
+
+
+@contextmanager
+def interrupts_between_steps() -> Iterator[Callable[[], None]]:
+    """Ctrl-C waits for the end of a step: halfway through one, what is drawn and moved already would count twice.
+
+    Yields the function to call after each step; there KeyboardInterrupt is raised where Ctrl-C was pressed. Pressed
+    once more, it is raised at once, and the state is not one to continue from.
+    """
+    asked = False
+
+    def heard(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield check
+        return
+    signal.signal(signal.SIGINT, heard)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def save_checkpoint(

@@ -24,7 +24,7 @@ import torch
 
 import distill3d
 from distill3d import export, video
-from distill3d.checkpoint import load_checkpoint, restore_optimiser, save_checkpoint
+from distill3d.checkpoint import interrupts_between_steps, load_checkpoint, restore_optimiser, save_checkpoint
 from distill3d.files import replacing
 from distill3d.mesh_files import save_mesh
 from distill3d.meshes import placed, read_mesh, save_arrays
@@ -134,8 +134,9 @@ def generate(
 ) -> Result:
     """Makes an object and writes its run folder below `out`.
 
-    An interrupt (Ctrl-C) ends the loop early; the artefacts of what is there are written all the same. `prior` and
-    `second` are what the configuration's names mean, where they were loaded before.
+    An interrupt (Ctrl-C) ends the loop after the step that is under way, a second one at once; the artefacts of what
+    is there are written all the same. `prior` and `second` are what the configuration's names mean, where they were
+    loaded before.
 
     Raises:
         ValueError: for anything wrong with the prompt, the prior, the method or the output folder, before
@@ -184,7 +185,7 @@ def load_scene(folder: str | Path) -> Any:
 def _finish(run: ObjectRun, folder: Path, start: int, on_step: Report) -> Result:
     """Goes through the steps from `start` on, with a checkpoint now and then, and writes the artefacts."""
     began = saved = time.monotonic()
-    done, interrupted = start, False
+    done, interrupted, between = start, False, False
     # A killed run may have written lines after its last checkpoint; those steps come again.
     log = folder / "metrics.jsonl"
     before = log.read_text().splitlines()[:start] if start else []
@@ -193,25 +194,29 @@ def _finish(run: ObjectRun, folder: Path, start: int, on_step: Report) -> Result
     def save() -> None:
         save_checkpoint(folder / "checkpoint", run.module, run.adam, done, run.generator, run.student)
 
-    with log.open("w") as metrics:
-        metrics.writelines(line + "\n" for line in before)
+    with replacing(log) as draft:
+        draft.write_text("".join(line + "\n" for line in before))
+    with log.open("a") as metrics, interrupts_between_steps() as heed:
 
         def after(progress: Progress) -> None:
-            nonlocal saved, done
-            done = progress.step + 1
+            nonlocal saved, done, between
+            done, between = progress.step + 1, True
             metrics.write(json.dumps(dataclasses.asdict(progress)) + "\n")
             metrics.flush()
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 save()
                 saved = time.monotonic()
             on_step(progress)
+            heed()
+            between = done == run.recipe.steps
 
         try:
             run.distill(range(start, run.recipe.steps), after, evaluations)
         except KeyboardInterrupt:
             interrupted = True
     seconds = time.monotonic() - began
-    save()
+    if between or not (folder / "checkpoint" / "state.json").is_file():
+        save()
     mesh = write_artefacts(folder, run.scene, run.recipe)
     return Result(folder, done, interrupted, seconds, mesh)
 

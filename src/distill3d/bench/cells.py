@@ -25,7 +25,7 @@ from torch import Tensor
 
 from distill3d import cameras
 from distill3d.bench.protocol import Protocol, Task
-from distill3d.checkpoint import load_checkpoint, restore_optimiser, save_checkpoint
+from distill3d.checkpoint import interrupts_between_steps, load_checkpoint, restore_optimiser, save_checkpoint
 from distill3d.evaluation.cost import Meter
 from distill3d.export import export_mesh
 from distill3d.export_options import ExportOptions
@@ -113,9 +113,14 @@ def read_outcome(folder: Path) -> Outcome | None:
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
-    """The steps of a cell: `Progress` and the seconds since its start; empty where none was finished."""
-    path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    """The steps of a cell: `Progress` and the seconds since its start, up to the first line that was cut off."""
+    path, steps = folder / "metrics.jsonl", []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            steps.append(json.loads(line))
+        except ValueError:
+            break
+    return steps
 
 
 def read_views(folder: Path, protocol: Protocol) -> Tensor:
@@ -190,6 +195,9 @@ def _distilled(work: Path, config: Config, prior: Prior, on_step: Report) -> Obj
         run.restart_optimiser()
         restore_optimiser(run.adam, moments)
         before = history(work)[:start]
+        if len(before) < start:  # the disk was full, or the machine died: what was measured of these steps is lost
+            shutil.rmtree(work)
+            return _distilled(work, config, prior, on_step)
     work.mkdir(parents=True, exist_ok=True)
     done, rows = start, before[-1]["evaluations"] if before else 0
     saved = time.monotonic()
@@ -198,14 +206,16 @@ def _distilled(work: Path, config: Config, prior: Prior, on_step: Report) -> Obj
     def save() -> None:
         save_checkpoint(checkpoint, run.module, run.adam, done, run.generator, run.student)
 
-    with (work / "metrics.jsonl").open("w") as log:
-        log.writelines(json.dumps(line) + "\n" for line in before)
+    between, path = False, work / "metrics.jsonl"
+    with replacing(path) as draft:
+        draft.write_text("".join(json.dumps(line) + "\n" for line in before))
+    with path.open("a") as log, interrupts_between_steps() as heed:
 
         def after(progress: Progress) -> None:
-            nonlocal done, saved
+            nonlocal done, saved, between
             if not all(map(math.isfinite, (progress.loss, progress.penalty, progress.opacity))):
                 raise Diverged("nan")
-            done = progress.step + 1
+            done, between = progress.step + 1, True
             now = time.monotonic()
             log.write(json.dumps({**dataclasses.asdict(progress), "seconds": round(now - began, 3)}) + "\n")
             log.flush()
@@ -213,11 +223,14 @@ def _distilled(work: Path, config: Config, prior: Prior, on_step: Report) -> Obj
                 save()
                 saved = time.monotonic()
             on_step(progress)
+            heed()
+            between = False
 
         try:
             run.distill(range(start, config.recipe.steps), after, rows)
         except KeyboardInterrupt:
-            save()
+            if between:
+                save()
             raise
     return run
 
