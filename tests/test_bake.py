@@ -123,11 +123,14 @@ def test_export_gives_what_was_asked_for():
 
 
 def test_mistakes_are_value_errors():
-    with pytest.raises(ValueError, match=r"got 0; type for instance --texture 1024, or --vertex-colours"):
+    with pytest.raises(ValueError, match=r"got 0; 1024 are usual"):
         ExportOptions(texture=0)
-    with pytest.raises(ValueError, match=r"got 2; type for instance --faces 20000"):
+    with pytest.raises(ValueError, match=r"got 2; 20000 are usual"):
         ExportOptions(faces=2)
-    with pytest.raises(ValueError, match=r"got -1; type for instance --fit 60"):
+    with pytest.raises(ValueError, match=r"got -1; 60 are usual"):
         ExportOptions(fit=-1)
+    for wrong in ({"resolution": 7}, {"level": 0.0}, {"level": math.nan}, {"soften": -1.0}, {"soften": math.nan}):
+        with pytest.raises(ValueError, match=f"got {next(iter(wrong.values()))}"):
+            ExportOptions(**wrong)  # at once, not after the run whose recipe it is
     with pytest.raises(ValueError, match=r"a Linear has no density"):
         export_mesh(torch.nn.Linear(1, 1))

@@ -62,3 +62,16 @@ def test_fitting_finds_the_outlines_from_a_surface_that_lies_too_deep(field):
 def test_the_same_field_gives_the_same_mesh(field):
     first, second = (export_mesh(field, replace(SMALL, fit=2)) for _ in range(2))
     assert np.array_equal(first.vertices, second.vertices) and np.array_equal(first.texture, second.texture)
+
+
+def test_a_fitted_ball_stays_smooth():
+    ball = VoxelField(VoxelOptions(resolution=48))
+    axis = torch.linspace(-1, 1, 48)
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    with torch.no_grad():
+        ball.raw[..., 0] = 25 * (0.6 - (x.square() + y.square() + z.square()).sqrt()) - ball.blob
+    mesh = export_mesh(ball.eval(), replace(SMALL, fit=60))
+    normals = trimesh.Trimesh(mesh.vertices, mesh.faces).vertex_normals
+    radial = mesh.vertices / np.linalg.norm(mesh.vertices, axis=1, keepdims=True)
+    angle = np.degrees(np.arccos(np.clip((normals * radial).sum(1), -1, 1)))
+    assert angle.mean() < 2

@@ -134,5 +134,5 @@ def test_an_empty_volume_is_a_clear_value_error():
 def test_mistakes_are_value_errors(mesh):
     with pytest.raises(ValueError, match="level"):
         extract_surface(egg, level=0)
-    with pytest.raises(ValueError, match=r"at least 4 faces, got 0; type for instance --faces 20000"):
+    with pytest.raises(ValueError, match=r"at least 4 faces, got 0; 20000 are usual"):
         simplify(mesh, 0)

@@ -110,7 +110,7 @@ def test_mistakes_are_value_errors(ball, mapped):
         unwrap(vertices, faces[:0])
     with pytest.raises(ValueError, match="beyond the 10"):
         unwrap(vertices[:10], faces)
-    with pytest.raises(ValueError, match=r"got 0; type for instance --texture 1024, or --vertex-colours"):
+    with pytest.raises(ValueError, match=r"got 0; 1024 are usual"):
         texel_positions(mapped, 0)
     with pytest.raises(ValueError, match="UV map"):
         TexturedMesh(vertices, faces, mapped.uv, mapped.uv_faces[:-1], mapped.texture)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import trimesh
 
 from distill3d.bake import bake, paint_vertices
 from distill3d.cameras import orbit
 from distill3d.export_options import ExportOptions
-from distill3d.mesh_files import Mesh
-from distill3d.meshes import from_textured
+from distill3d.mesh_files import Mesh, with_vertex_colours
+from distill3d.meshes import from_textured, weld
 from distill3d.reconstruct import Fitting, fit
 from distill3d.scenes.mesh import MeshOptions, MeshScene
 from distill3d.surface import extract_surface, simplify
@@ -34,7 +35,7 @@ def export_mesh(scene: Any, options: ExportOptions = ExportOptions()) -> Mesh:
         ValueError: for a scene that has no surface, or a field that is empty.
     """
     if isinstance(scene, MeshScene):
-        return scene.textured(options.texture)
+        return scene.textured(options.texture) if options.texture else with_vertex_colours(scene.textured())
     if not hasattr(scene, "query"):
         raise ValueError(
             f"a {type(scene).__name__} has no density, so there is no surface to export; only fields become meshes"
@@ -63,14 +64,17 @@ def fit_to_field(scene: Any, mesh: TexturedMesh, steps: int, resolution: int = 1
         pictures = [scene.render(cameras[i : i + 1], resolution, grey[None]).rgb for i in range(FIT_VIEWS)]
     levels = (resolution // 4, resolution // 2, resolution)
     painted = MeshScene(from_textured(mesh), MeshOptions(refit=False, colours=True, levels=levels, move=FIT_MOVE))
+    edge = float(trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).edges_unique_length.mean())
     fitting = Fitting(steps, views=2, learning_rate=0.05, l1_weight=0.0)
     with torch.enable_grad():  # whoever exports may have switched it off
-        fit(painted, cameras, torch.cat(pictures).clamp(0, 1), grey, fitting, {"smooth_shape": FIT_SMOOTH})
+        fit(painted, cameras, torch.cat(pictures).clamp(0, 1), grey, fitting, {"smooth_shape": FIT_SMOOTH / edge**4})
     return painted.textured(len(mesh.texture))
 
 
 FIT_VIEWS, FIT_GREY, FIT_MOVE = 24, 0.9, 0.02
-FIT_SMOOTH = 3000.0  # at 1 the surface is bumpy under light: pictures without light cannot see that
+# Of the mean squared Laplacian of what vertices move: squared differences of neighbours go with the edge's fourth power.
+# At a thousandth of it surfaces are bumpy under light, which pictures without light cannot tell.
+FIT_SMOOTH = 6e-4
 
 
 def _around(count: int, distance: float) -> Cameras:
@@ -83,4 +87,5 @@ def _around(count: int, distance: float) -> Cameras:
 
 def openness(mesh: Mesh) -> str:
     """The word "closed" where each edge lies between two faces, else "not closed"."""
-    return "closed" if trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).is_watertight else "not closed"
+    vertices, faces = weld(np.asarray(mesh.vertices), np.asarray(mesh.faces))  # files split them along seams
+    return "closed" if trimesh.Trimesh(vertices, faces, process=False).is_watertight else "not closed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from distill3d.textured import check_texture_size
@@ -22,6 +23,12 @@ class ExportOptions:
         if self.texture is not None:
             check_texture_size(self.texture)
         if self.faces < 4:
-            raise ValueError(f"a surface needs at least 4 faces, got {self.faces}; type for instance --faces 20000")
+            raise ValueError(f"a surface needs at least 4 faces, got {self.faces}; 20000 are usual")
+        if self.resolution < 8:
+            raise ValueError(f"a surface is sought on 8 points a side or more, got {self.resolution}; 128 are usual")
+        if self.level is not None and not 0 < self.level < math.inf:
+            raise ValueError(f"the density at the surface is a number above 0, got {self.level}")
+        if not 0 <= self.soften < math.inf:
+            raise ValueError(f"a surface is softened over 0 lattice steps or more, got {self.soften}")
         if self.fit < 0:
-            raise ValueError(f"a mesh is fitted in 0 steps or more, got {self.fit}; type for instance --fit 60")
+            raise ValueError(f"a mesh is fitted in 0 steps or more, got {self.fit}; 60 are usual, 0 is off")

@@ -332,10 +332,14 @@ def _from_plain(kind: Any, value: Any) -> Any:
 
 
 def _of_union(kinds: tuple[Any, ...], value: Any) -> Any:
-    """Which of several dataclasses a dict means: the one with these fields."""
+    """Which of several dataclasses a dict means: the one with these fields, or the only one that has them all.
+
+    A folder of an earlier version lacks what was added since, and takes the defaults.
+    """
     if not isinstance(value, dict):
         return value
-    fits = [k for k in kinds if dataclasses.is_dataclass(k) and {f.name for f in dataclasses.fields(k)} == value.keys()]
+    fields = {k: {f.name for f in dataclasses.fields(k)} for k in kinds if dataclasses.is_dataclass(k)}
+    fits = [k for k in fields if fields[k] == value.keys()] or [k for k in fields if fields[k] >= value.keys()]
     if len(fits) != 1:
         raise ValueError(f"nothing known has the fields {', '.join(value)}")
     return _from_plain(fits[0], value)

@@ -147,6 +147,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.views < 1:
             raise ValueError(f"a recipe needs at least one step and one view, got {self.steps} and {self.views}")
+        if self.frames < 1:
+            raise ValueError(f"a turntable has at least one frame, got {self.frames}")
         if self.render_size is not None and self.render_size < 8:
             raise ValueError(f"a scene is rendered at 8 pixels or more, got {self.render_size}")
 

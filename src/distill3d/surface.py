@@ -128,7 +128,7 @@ def simplify(mesh: trimesh.Trimesh, faces: int) -> trimesh.Trimesh:
     import fast_simplification
 
     if faces < 4:
-        raise ValueError(f"a surface needs at least 4 faces, got {faces}; type for instance --faces 20000")
+        raise ValueError(f"a surface needs at least 4 faces, got {faces}; 20000 are usual")
     if len(mesh.faces) <= faces:
         return mesh
     given: Any = (np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces, np.int32))

@@ -64,10 +64,7 @@ def check_mesh(vertices: np.ndarray, faces: np.ndarray) -> None:
 def check_texture_size(size: int) -> None:
     """Raises ValueError unless `size` is a sensible number of texels a side."""
     if not 8 <= size <= 8192:
-        raise ValueError(
-            f"a texture has 8 to 8192 texels a side, got {size}; type for instance --texture 1024, "
-            "or --vertex-colours for none"
-        )
+        raise ValueError(f"a texture has 8 to 8192 texels a side, got {size}; 1024 are usual")
 
 
 def unwrap(vertices: np.ndarray, faces: np.ndarray, size: int = 1024) -> tuple[np.ndarray, np.ndarray]:

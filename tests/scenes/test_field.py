@@ -144,9 +144,10 @@ def test_a_few_steps_paint_it():
     assert red[:, 0].min() > 0.85 and red[:, 1:].max() < 0.15
 
 
-@pytest.mark.parametrize("options", [{"resolution": 1}, {"half_size": 0.0}, {"harden": ((0.5, 0.0),)}])
+@pytest.mark.parametrize("options", [{"resolution": 1}, {"half_size": 0.0}, {"harden": ((0.5, 0.0),)},
+                                     {"refresh": 0}, {"refine": ((0.5, 0.0),)}])  # fmt: skip
 def test_mistakes_are_value_errors(options):
-    with pytest.raises(ValueError, match=r"resolution|half_size|harden"):
+    with pytest.raises(ValueError, match=r"resolution|half_size|harden|refresh|refine"):
         VoxelOptions(**options)
 
 

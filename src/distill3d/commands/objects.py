@@ -131,7 +131,9 @@ def run_export(command: Export) -> int:
     from distill3d.generate import load_scene, read_config
     from distill3d.mesh_files import save_mesh
     from distill3d.scenes.gaussians import Gaussians
+    from distill3d.scenes.mesh import MeshScene
     from distill3d.splat_file import save_splats
+    from distill3d.textured import TexturedMesh
 
     scene = load_scene(command.run)
     if isinstance(scene, Gaussians):
@@ -143,13 +145,18 @@ def run_export(command: Export) -> int:
         return 0
     names = ("texture", "faces", "resolution", "level", "fit")
     given = {name: value for name in names if (value := getattr(command, name)) is not None}
-    options = replace(read_config(command.run).recipe.export, **given)
+    options = read_config(command.run).recipe.export
+    if isinstance(scene, MeshScene):
+        options = replace(options, texture=scene.options.texture)
+        if useless := given.keys() - {"texture"}:
+            raise ValueError(f"{command.run} holds a mesh, which keeps its faces: leave out {', '.join(useless)}")
+    options = replace(options, **given)
     if command.vertex_colours:
         options = replace(options, texture=None)
     mesh = export_mesh(scene, options)
     files = save_mesh(command.out or command.run / f"mesh.{command.format}", mesh)
-    texture = options.texture
-    picture = f", texture {texture} x {texture}" if texture and command.format != "ply" else ", vertex colours"
+    texture = options.texture if isinstance(mesh, TexturedMesh) and files[0].suffix != ".ply" else None
+    picture = f", texture {texture} x {texture}" if texture else ", vertex colours"
     print(f"{files[0]}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces{picture}, {openness(mesh)}")
     for path in files[1:]:
         print(path)

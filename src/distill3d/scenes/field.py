@@ -42,6 +42,10 @@ class VoxelOptions:
     def __post_init__(self) -> None:
         if self.resolution < 2:
             raise ValueError(f"a grid needs a resolution of at least 2, got {self.resolution}")
+        if self.refresh < 1:
+            raise ValueError(f"refresh is a number of renders, at least 1, got {self.refresh}")
+        if any(round(times * self.resolution) < 2 for _, times in self.refine):
+            raise ValueError(f"refine leaves a grid of fewer than 2 points a side: {self.refine}")
         if min(self.half_size, self.density_scale, self.blob_radius) <= 0:
             raise ValueError("half_size, density_scale and blob_radius must be above 0")
         if min([1.0, *(times for _, times in self.harden)]) <= 0:
