@@ -69,11 +69,15 @@ class Config:
     def load_prior(self, prior: FrozenPrior | None = None) -> FrozenPrior:
         """The prior (the one that is given, or a new one), all texts of the run embedded, its text encoders gone."""
         prior = prior or load_prior(self.prior, self.device, getattr(torch, self.dtype), self.prior_options)
+        prior.prepare(self.texts(prior))
+        return prior
+
+    def texts(self, prior: FrozenPrior) -> list[str]:
+        """All that the run asks this prior for in words, for the second objective too where it has no other prior."""
         supervision, texts = self.recipe.supervision, prompts_for(self.prompts, prior).texts
         if supervision.on and not supervision.apart:
             texts += prompts_for(shape_prompts(self.prompts, supervision), prior).texts
-        prior.prepare(texts)
-        return prior
+        return list(texts)
 
     def load_second(self, prior: FrozenPrior | None = None) -> FrozenPrior | None:
         """The same for the prior of the second objective; None where it has none of its own."""

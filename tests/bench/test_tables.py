@@ -72,8 +72,9 @@ def test_a_share_has_wilsons_interval(hits, n):
 
 
 def test_seeds_of_a_prompt_are_averaged_first():
-    assert independent({("a", 0): 1.0, ("a", 1): 3.0, ("b", 0): 4.0}) == [2.0, 4.0]
-    assert independent({("a", 0): 1.0, ("a", 1): 3.0}) == [1.0, 3.0]  # one prompt: seeds are all there is
+    assert independent({("a", 0): 1.0, ("a", 1): 3.0, ("b", 0): 4.0}, seeds_count=False) == [2.0, 4.0]
+    assert independent({("a", 0): 1.0, ("a", 1): 3.0}, seeds_count=False) == [2.0]  # b failed
+    assert independent({("a", 0): 1.0, ("a", 1): 3.0}, seeds_count=True) == [1.0, 3.0]  # a is all there is
 
 
 def test_the_table_by_hand(table):
@@ -102,6 +103,19 @@ def test_saturation_has_no_better_side():
     assert table.best(table.metrics[0]) is None
     assert "| method | saturation |" in markdown(table) and r"saturation $" not in latex(table)
     assert "neither" in summary_csv(table)
+
+
+def test_sharpness_is_best_near_the_references():
+    cells = [cell(SDI, "a", 0, sharpness=0.95), cell(SDS, "a", 0, sharpness=1.6)]
+    table = make_table(("sdi", "sds_50%"), ("sharpness",), cells)
+    assert table.best(table.metrics[0]) == "sdi" and "→ 1" in markdown(table) and r"$\to 1$" in latex(table)
+
+
+def test_what_failed_costs_nothing_in_the_tables():
+    cells = [cell(SDI, "a", 0, seconds=9.0), cell(SDS, "a", 0, failure="out of memory", seconds=0.0, diverged=1.0)]
+    table = make_table(("sdi", "sds_50%"), ("seconds", "diverged"), cells)
+    assert ("sds_50%", "seconds") not in table.values and table.best(table.metrics[0]) is None
+    assert table.counts["sds_50%"] == (1, 1)
 
 
 def test_what_is_no_number_counts_as_not_measured():

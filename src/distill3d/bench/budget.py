@@ -73,6 +73,7 @@ def rows_of_a_step(variant: Variant, prior: Prior) -> float:
     hollow, generator = _Hollow(prior.schedule), torch.Generator().manual_seed(0)
     short = dataclasses.replace(recipe, steps=total)
     objective = short.objective(variant.method, _Idle() if variant.method in TAUGHT else None)  # type: ignore[arg-type]
+    shape = recipe.supervision.objective(total)
     prompts = ViewPrompts("anything", perp_neg=recipe.perp_neg)
     rows = 0
     for step in range(total):
@@ -80,6 +81,8 @@ def rows_of_a_step(variant: Variant, prior: Prior) -> float:
         told = prompts.conditioning(views.azimuth, views.elevation, hollow.embed)
         x = torch.zeros(recipe.views, *hollow.sample_shape)
         rows += objective.guidance(x, hollow, told, step, generator, total).evaluations
+        if recipe.supervision.weight(step * recipe.steps // total) > 0:
+            rows += shape.guidance(x, hollow, told, step, generator, total).evaluations
     return rows / total
 
 

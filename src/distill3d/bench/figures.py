@@ -74,7 +74,7 @@ def draw_figure(
         drawn = parts[1].subplots(1, len(metrics), squeeze=False, sharey=named)[0]
         for axes, metric in zip(drawn, metrics, strict=True):
             panel(axes, metric)
-    parts[-1].text(0.01, 0.98, "\n".join(words), va="top", fontsize=7, linespacing=1.15)
+    parts[-1].text(0.01, 0.98, "\n".join(words), va="top", fontsize=7, linespacing=1.15, parse_math=False)
     with replacing(path) as draft:
         figure.savefig(draft)
 
@@ -174,8 +174,8 @@ def _pictures(part: Any, pictures: Sequence[Sequence[Tensor]], rows: Sequence[st
     middles = ([i * (n + gap) + n / 2 for i in range(count)] for n, count in ((wide, len(columns)), (high, len(rows))))
     across = max(9, int(92 / len(columns)))  # characters above a column
     names = ["\n".join(textwrap.wrap(name, across)) for name in columns]
-    axes.set_xticks(next(middles), names, fontsize=7)
-    axes.set_yticks(next(middles), ["\n".join(textwrap.wrap(name, 16)) for name in rows], fontsize=7)
+    axes.set_xticks(next(middles), names, fontsize=7, parse_math=False)  # a $ in a prompt is a dollar
+    axes.set_yticks(next(middles), ["\n".join(textwrap.wrap(name, 16)) for name in rows], fontsize=7, parse_math=False)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     for spine in axes.spines.values():
@@ -188,7 +188,7 @@ def _dots(panel: Any, table: Table, metric: Metric) -> None:
         found = table.values.get((variant, metric.name))
         if found is not None:
             _point(panel, found.mean, i, i, xerr=_bars(found))
-    panel.set_yticks(range(len(table.variants)), table.variants, fontsize=7)
+    panel.set_yticks(range(len(table.variants)), table.variants, fontsize=7, parse_math=False)
     panel.set_ylim(len(table.variants) - 0.5, -0.5)
     _style(panel, metric)
 
@@ -226,7 +226,11 @@ def _bars(found: Estimate) -> list[list[float]] | None:
 
 def _style(panel: Any, metric: Metric) -> None:
     panel.set_title(
-        textwrap.fill(heading(metric), 24).replace("↑", r"$\uparrow$").replace("↓", r"$\downarrow$"), fontsize=7
+        textwrap.fill(heading(metric), 24)
+        .replace("↑", r"$\uparrow$")
+        .replace("↓", r"$\downarrow$")
+        .replace("→", r"$\to$"),
+        fontsize=7,
     )
     panel.tick_params(labelsize=7)
     panel.grid(alpha=0.3, linewidth=0.5)

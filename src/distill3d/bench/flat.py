@@ -79,13 +79,14 @@ class Study:
             settings = {"scale": self.scale, **changes, "steps": max(steps, 1) if self.steps > 0 else self.steps}
             return Row(name, method, dataclasses.replace(recipe, **settings), shift)
 
+        strong = () if f"{self.scale:g}" == f"{STRONG:g}" else (row(f"SDS, scale {STRONG:g}", "sds", scale=STRONG),)
         return (
             row("DDIM", "ddim"),
             row("DDIM, another seed", "ddim", OTHER),
             row("SDI, cached noise", "sdi_cached"),
             row("SDI, DDIM inversion", "sdi", inversion_scale=-self.scale),
             row(f"SDS, scale {self.scale:g}", "sds"),
-            row(f"SDS, scale {STRONG:g}", "sds", scale=STRONG),
+            *strong,
         )
 
     @property
@@ -148,7 +149,7 @@ def run_study(
                     make_picture(path, study, row, prompt, prior)
                 made[row.name].append(read_picture_file(path))
                 on_picture(row, prompt, new)
-        reference = [torch.stack([one.image, two.image]) for one, two in _pairs(made.pop("reference"))]
+        reference = [_sound(pair) for pair in _pairs(made.pop("reference"))]
         scores = score_rows(study, made, reference, evaluator)
         table = make_table(study, made, scores, reference, evaluator)
         _write(out, study, table, scores)
@@ -186,7 +187,7 @@ def score_rows(
                 continue
             cell = Cell(
                 prompt=prompt, pictures=picture.image.clamp(0, 1)[None], prompts=study.prompts, evaluator=evaluator,
-                reference=reference[i].clamp(0, 1), seconds=picture.seconds, evaluations=picture.evaluations,
+                reference=reference[i].clamp(0, 1) if len(reference[i]) else None, seconds=picture.seconds, evaluations=picture.evaluations,
             )  # fmt: skip
             names = [n for n in NAMES if all(NEEDS[need](cell) for need in METRICS[n].needs)]
             values = measure(cell, names)
@@ -218,10 +219,11 @@ def make_table(
         if row != first and pairs:
             differences[row, metric.name] = tables.interval(pairs)
     if evaluator is not None and len(study.prompts) > 1:
-        wanted = evaluator.pictures(torch.cat(list(reference)).clamp(0, 1))
+        wanted = torch.cat(list(reference)).clamp(0, 1)
+        wanted = evaluator.pictures(wanted) if len(wanted) > 1 else None
         for row, pictures in made.items():
             sound = [picture.image.clamp(0, 1) for picture in pictures if picture.sound]
-            if len(sound) > 1:
+            if len(sound) > 1 and wanted is not None:
                 distance = 1000 * kernel_distance(evaluator.pictures(torch.stack(sound)), wanted, gamma=1.0)
                 values[row, KERNEL.name] = tables.Estimate(distance, None, None, len(sound))
     shown = tuple(m for m in (*metrics, KERNEL) if any((row, m.name) in values for row in made))
@@ -237,6 +239,12 @@ def caption(study: Study, told: str, command: str) -> str:
         f"{study.prior}. {told} Seed: {study.seed}. Steps: {steps}. Sharpness refers to DDIM from two other seeds; "
         f"distance to DDIM is over pixels in [0, 1]; bars are 95 % intervals over prompts. Made by: {command}"
     )
+
+
+def _sound(pictures: Sequence[Picture]) -> Tensor:
+    """Those of the pictures whose numbers are numbers [N, 3, H, W], N from 0."""
+    kept = [picture.image for picture in pictures if picture.sound]
+    return torch.stack(kept) if kept else pictures[0].image.new_zeros(0, *pictures[0].image.shape)
 
 
 def _pairs(pictures: Sequence[Picture]) -> list[tuple[Picture, Picture]]:

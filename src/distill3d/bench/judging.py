@@ -80,10 +80,18 @@ def find_judges(protocol: Protocol, evaluator: Path | None, reference: Path | No
         model = ToyboxJudge()
     if reference is not None:
         pictures = read_reference(reference, protocol.size)
-    label = f"{getattr(model, 'folder', Path()).name} {reference or ''}"
+    label = f"{Path(getattr(model, 'folder', '')).resolve()} {_seen(reference)}"
     if toybox and reference is None:
         return Judges(model, None, lambda prompt: true_views(prompt, protocol), label)
     return Judges(model, pictures, label=label)
+
+
+def _seen(reference: Path | None) -> str:
+    """Which pictures these are: the folder, and the names, sizes and times of its files."""
+    if reference is None:
+        return ""
+    files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in reference.iterdir() if p.is_file())
+    return f"{reference.resolve()} {hashlib.sha256(repr(files).encode()).hexdigest()[:16]}"
 
 
 def read_reference(folder: Path, size: int) -> Tensor:
@@ -93,11 +101,14 @@ def read_reference(folder: Path, size: int) -> Tensor:
         raise ValueError(f"no pictures in {folder}: a reference is a folder of png, jpg or webp files")
     pictures = []
     for file in files:
-        with Image.open(file) as picture:
-            side = min(picture.size)
-            left, top = (picture.width - side) // 2, (picture.height - side) // 2
-            square = picture.convert("RGB").crop((left, top, left + side, top + side))
-            pictures.append(np.asarray(square.resize((size, size), Image.Resampling.LANCZOS)).copy())
+        try:
+            with Image.open(file) as picture:
+                side = min(picture.size)
+                left, top = (picture.width - side) // 2, (picture.height - side) // 2
+                square = picture.convert("RGB").crop((left, top, left + side, top + side))
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read: {error}; take it out of the reference") from None
+        pictures.append(np.asarray(square.resize((size, size), Image.Resampling.LANCZOS)).copy())
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
 
 
@@ -116,16 +127,21 @@ def true_views(prompt: str, protocol: Protocol) -> Tensor | None:
 
 
 def measurable(protocol: Protocol, judges: Judges) -> tuple[str, ...]:
-    """Every metric that can be measured of an object of this bench."""
-    blank = torch.zeros(2, 1, 8, 8)
-    prompt = protocol.prompts[0]
-    cell = Cell(
-        prompt, pictures=blank.expand(2, 3, 8, 8), azimuths=torch.tensor([0.0, 180.0]), opacity=blank, depth=blank,
-        vertices=np.zeros((3, 3)), faces=np.array([[0, 1, 2]]), evaluator=judges.evaluator,
-        reference=judges.reference_for(prompt), prompts=protocol.prompts, seconds=0.0, evaluations=0.0, peak_memory=0.0,
-    )  # fmt: skip
-    known = tuple(name for name, metric in KNOWN.items() if all(NEEDS[need](cell) for need in metric.needs))
-    return known if len(protocol.seeds) > 1 else tuple(name for name in known if name not in ACROSS)
+    """Every metric that can be measured of some object of this bench."""
+    blank = torch.zeros(protocol.views, 1, 8, 8)
+    around = torch.arange(protocol.views) * 360 / protocol.views
+    possible: set[str] = set()
+    for prompt in protocol.prompts:
+        cell = Cell(
+            prompt, pictures=blank.expand(-1, 3, 8, 8), azimuths=around, opacity=blank, depth=blank,
+            vertices=np.zeros((3, 3)), faces=np.array([[0, 1, 2]]), evaluator=judges.evaluator,
+            reference=judges.reference_for(prompt), prompts=protocol.prompts, seconds=0.0, evaluations=0.0,
+            peak_memory=0.0,
+        )  # fmt: skip
+        possible |= {name for name, metric in KNOWN.items() if all(NEEDS[need](cell) for need in metric.needs)}
+    if len(protocol.seeds) == 1:
+        possible -= ACROSS.keys()
+    return tuple(name for name in KNOWN if name in possible)
 
 
 def choose_metrics(text: str | None, protocol: Protocol, judges: Judges) -> tuple[str, ...]:

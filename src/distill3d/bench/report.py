@@ -79,9 +79,9 @@ def _means(table: Table) -> str:
         numbers.append(f'<td data-value="{diverged / max(n, 1):.6g}">{diverged} of {n}</td>')
         rows.append(f'<tr><th scope="row">{_name(i, variant)}</th>{"".join(numbers)}</tr>')
     note = (
-        "Mean and half the length of its 95 % interval (Student's t over prompts; seeds are averaged first, as they "
-        "are not independent), over all objects that left pictures. The best mean of a column is bold. ↑ more is "
-        "better, ↓ less is. Click a heading to sort."
+        "Mean and half the length of its 95 % interval (Student's t over prompts, or seeds where there is one prompt; "
+        "seeds of a prompt are averaged first, as they are not independent), over all objects that left pictures. The "
+        "best mean of a column is bold. ↑ more is better, ↓ less is, → 1 the nearer to 1. Click a heading to sort."
     )
     return _table_section("Means", "means", ["method", *map(heading, table.columns), "diverged ↓"], rows, note)
 
@@ -230,7 +230,7 @@ def _name(index: int, variant: str) -> str:
 
 def _heading(text: str) -> str:
     """Its arrow does not stand alone on a line."""
-    return "&nbsp;".join(escape(text).rsplit(" ", 1)) if text[-1] in "↑↓" else escape(text)
+    return "&nbsp;".join(escape(text).rsplit(" ", 1)) if text[-1] in "↑↓1" else escape(text)
 
 
 def _plain_name(metric: Metric) -> str:

@@ -54,10 +54,10 @@ def run_bench(
         ValueError: for settings that do not fit the prior, before anything is made, and for a folder that holds
             something else.
     """
+    prior.prepare(sorted({text for task in protocol.tasks() for text in protocol.config(task).texts(prior)}))
+    _check_variants(protocol, prior)
     open_folder(out, protocol)
     with locked(out):
-        prior.prepare(sorted({text for task in protocol.tasks() for text in protocol.config(task).prompts.texts}))
-        _check_variants(protocol, prior)
         (out / "cells").mkdir(exist_ok=True)
         try:
             for task in protocol.tasks():
@@ -96,6 +96,8 @@ def _check_variants(protocol: Protocol, prior: FrozenPrior) -> None:
     """Raises ValueError for a variant that cannot run, before an hour went into those before it."""
     for variant in protocol.variants:
         config = protocol.config(Task(variant, protocol.prompts[0], protocol.seeds[0]))
+        if config.recipe.supervision.apart:
+            raise ValueError(f"{variant.name}: a bench has one prior; leave out supervision.prior and its options")
         try:
             ObjectRun(config.recipe, config.method, config.prompts, prior, config.seed)
         except ValueError as error:

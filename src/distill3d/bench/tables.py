@@ -57,6 +57,8 @@ class Table:
         found = {v: self.values[v, metric.name].mean for v in self.variants if (v, metric.name) in self.values}
         if metric.better == "neither" or len(found) < 2 or len(set(found.values())) < 2:
             return None
+        if metric.better == "one":
+            return min(found, key=lambda v: abs(found[v] - 1))
         return (max if metric.better == "higher" else min)(found, key=lambda v: found[v])
 
 
@@ -67,6 +69,7 @@ def make_table(
     across: Mapping[tuple[str, str], float] | None = None,
 ) -> Table:
     """The table of these variants and metrics; `across` has what is known only of (prompt, variant): diversity."""
+    seeds_count = len({cell.task.prompt for cell in cells}) == 1
     values: dict[tuple[str, str], Estimate] = {}
     differences: dict[tuple[str, str], Estimate] = {}
     for name in metrics:
@@ -76,11 +79,11 @@ def make_table(
                 flags = [c.scores[name] for c in cells if c.task.variant.name == variant and name in c.scores]
                 values[variant, name] = wilson(round(sum(flags)), len(flags))
             elif column:
-                values[variant, name] = interval(independent(column))
+                values[variant, name] = interval(independent(column, seeds_count))
             first = columns[variants[0]]
             pairs = {key: column[key] - first[key] for key in column if key in first}
             if variant != variants[0] and pairs:
-                differences[variant, name] = interval(independent(pairs))
+                differences[variant, name] = interval(independent(pairs, seeds_count))
     counts = {
         variant: (sum(c.diverged for c in rows), len(rows))
         for variant in variants
@@ -90,12 +93,12 @@ def make_table(
     return Table(tuple(variants), shown, values, differences, counts)
 
 
-def independent(column: Mapping[tuple[str, int], float]) -> list[float]:
-    """(prompt, seed) -> value as one value a prompt; where there is one prompt, one a seed."""
+def independent(column: Mapping[tuple[str, int], float], seeds_count: bool) -> list[float]:
+    """(prompt, seed) -> value as one value a prompt; in a bench of one prompt, where seeds count, one a seed."""
     prompts: dict[str, list[float]] = {}
     for (prompt, _), value in column.items():
         prompts.setdefault(prompt, []).append(value)
-    if len(prompts) == 1:
+    if seeds_count:
         return list(column.values())
     return [statistics.fmean(values) for values in prompts.values()]
 
@@ -164,7 +167,7 @@ def latex(table: Table) -> str:
         text = plain(found, r" \pm ")
         return rf"$\mathbf{{{text}}}$" if table.best(metric) == variant else f"${text}$"
 
-    arrows = {"higher": r" $\uparrow$", "lower": r" $\downarrow$", "neither": ""}
+    arrows = {"higher": r" $\uparrow$", "lower": r" $\downarrow$", "one": r" $\to 1$", "neither": ""}
     heads = [f"{_tex(m.name.replace('_', ' '))}{arrows[m.better]}" for m in table.columns]
     rows = [
         " & ".join([_tex(v), *(word(v, m) for m in table.columns), "{} of {}".format(*table.counts[v])]) + r" \\"
@@ -222,7 +225,7 @@ def clear(difference: Estimate) -> bool:
     return difference.low is not None and difference.high is not None and not difference.low <= 0 <= difference.high
 
 
-ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
+ARROWS = {"higher": "↑", "lower": "↓", "one": "→ 1", "neither": ""}
 
 
 def heading(metric: Metric) -> str:
@@ -239,10 +242,12 @@ def _digits(size: float) -> int:
 def _column(
     variant: str, metric: str, cells: Sequence[Scored], across: Mapping[tuple[str, str], float]
 ) -> dict[tuple[str, int], float]:
-    """(prompt, seed) -> value; what is no finite number counts as not measured."""
+    """(prompt, seed) -> value; what is no finite number counts as not measured, nor what a failed object cost."""
     if any(name == variant for _, name in across) and metric == "diversity":
         return {(prompt, 0): value for (prompt, name), value in across.items() if name == variant}
     rows = [c for c in cells if c.task.variant.name == variant and metric in c.scores]
+    if metric not in SHARES:
+        rows = [c for c in rows if not c.outcome.failure]
     return {(c.task.prompt, c.task.seed): c.scores[metric] for c in rows if math.isfinite(c.scores[metric])}
 
 

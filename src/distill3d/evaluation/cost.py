@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from pathlib import Path
@@ -49,12 +48,19 @@ def reset_peak_memory(device: torch.device | str = "cpu") -> None:
 
 
 def peak_memory(device: torch.device | str = "cpu") -> int:
-    """The highest memory in bytes since the last reset: of torch on a CUDA device, else of the whole process."""
+    """The highest memory in bytes since the last reset: of torch on a CUDA device, else of the whole process.
+
+    0 where the system does not tell.
+    """
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
         lines = STATUS.read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
+        try:
+            import resource
+        except ImportError:  # Windows
+            return 0
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

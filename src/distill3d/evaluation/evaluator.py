@@ -31,9 +31,12 @@ class Evaluator:
         self.folder, self.device = Path(folder), torch.device(device)
         if not (self.folder / "config.json").is_file():
             raise ValueError(f"{folder} is no CLIP folder: it has no config.json (of transformers' CLIPModel)")
-        self.model: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+        try:
+            self.model: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+            self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        except OSError as error:
+            raise ValueError(f"{folder} is no CLIP folder: {str(error).splitlines()[0]}") from error
         self.model.requires_grad_(False).to(self.device)
-        self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         self.size = self.model.config.vision_config.image_size
         self._mean, self._std, self._mode = _preprocessing(self.folder / "preprocessor_config.json")
         self._texts: dict[str, Tensor] = {}

@@ -36,7 +36,14 @@ from distill3d.evaluation.pictures import (
     spectrum_gap,
 )
 from distill3d.evaluation.truth import chamfer_to_truth, silhouette_iou, true_kind
-from distill3d.evaluation.views import janus_rate, lost_back, neighbour_similarity, view_accuracy, warp_error
+from distill3d.evaluation.views import (
+    janus_rate,
+    lost_back,
+    neighbour_similarity,
+    sees_behind,
+    view_accuracy,
+    warp_error,
+)
 from distill3d.types import Cameras
 
 __all__ = [
@@ -105,13 +112,17 @@ class Metric:
 
     name: str
     unit: str
-    better: Literal["higher", "lower", "neither"]
+    better: Literal["higher", "lower", "one", "neither"]  # one: the nearer to 1
     needs: tuple[str, ...]  # keys of NEEDS
     function: Callable[[Any], float]  # of a Cell that has what is needed
 
 
 def _finite(values: Tensor | None) -> bool:
     return values is not None and bool(torch.isfinite(values).all())
+
+
+def _several(pictures: Tensor | None) -> bool:
+    return pictures is not None and len(pictures) > 1
 
 
 def _reads_english(cell: Cell) -> bool:
@@ -122,6 +133,7 @@ def _reads_english(cell: Cell) -> bool:
 NEEDS: dict[str, Callable[[Any], bool]] = {
     "pictures": lambda cell: _finite(cell.pictures),
     "azimuths": lambda cell: cell.azimuths is not None,
+    "views from behind": lambda cell: cell.azimuths is not None and sees_behind(cell.azimuths),
     "opacity": lambda cell: _finite(cell.opacity) and cell.opacity.ndim == 4,
     "depth": lambda cell: _finite(cell.depth),
     "mesh": lambda cell: cell.vertices is not None and cell.faces is not None and len(cell.faces) > 0,
@@ -129,6 +141,7 @@ NEEDS: dict[str, Callable[[Any], bool]] = {
     "evaluator that reads English": _reads_english,
     "prompts": lambda cell: len(set(cell.prompts)) > 1,
     "reference": lambda cell: cell.reference is not None,
+    "several pictures and references": lambda cell: _several(cell.pictures) and _several(cell.reference),
     "toybox": lambda cell: true_kind(cell.prompt) is not None,
     "imagereward": lambda cell: has_image_reward(),
     "seconds": lambda cell: cell.seconds is not None,
@@ -152,6 +165,7 @@ def _silhouettes(cell: Any) -> float:
 
 
 SEEN, TOLD, COMPARED = ("pictures",), ("pictures", "evaluator"), ("pictures", "reference")
+SETS = (*TOLD, "reference", "several pictures and references")
 ENGLISH, TURNED = (*SEEN, "evaluator that reads English"), (*TOLD, "azimuths")
 _ALL = [
     Metric("clip_score", "", "higher", TOLD, lambda c: clip_score(c.pictures, c.prompt, c.evaluator)),
@@ -161,17 +175,17 @@ _ALL = [
     Metric("clip_iqa_sharpness", "", "higher", ENGLISH, _iqa("sharpness")),
     Metric("clip_iqa_real", "", "higher", ENGLISH, _iqa("real")),
     Metric("image_reward", "", "higher", (*SEEN, "imagereward"), lambda c: image_reward(c.pictures, c.prompt)),
-    Metric("sharpness", "of the reference", "higher", COMPARED, lambda c: sharpness(c.pictures, c.reference)),
+    Metric("sharpness", "of the reference", "one", COMPARED, lambda c: sharpness(c.pictures, c.reference)),
     Metric("spectrum_gap", "", "lower", COMPARED, lambda c: spectrum_gap(c.pictures, c.reference)),
-    Metric("edge_concentration", "of the reference", "higher", COMPARED,
+    Metric("edge_concentration", "of the reference", "one", COMPARED,
            lambda c: edge_concentration(c.pictures, c.reference)),
     Metric("saturation", "", "neither", SEEN, lambda c: saturation(c.pictures)),
-    Metric("frechet", "", "lower", (*TOLD, "reference"),
+    Metric("frechet", "", "lower", SETS,
            lambda c: frechet_distance(c.evaluator.pictures(c.pictures), c.evaluator.pictures(c.reference))),
-    Metric("kernel", "x 1000", "lower", (*TOLD, "reference"), _kernel),
+    Metric("kernel", "x 1000", "lower", SETS, _kernel),
     Metric("janus_rate", "", "lower", TURNED,
            lambda c: janus_rate(c.pictures, c.azimuths, c.prompt, c.evaluator)),
-    Metric("lost_back", "", "lower", TURNED, lambda c: lost_back(c.pictures, c.azimuths, c.prompt, c.evaluator)),
+    Metric("lost_back", "", "lower", (*TURNED, "views from behind"), lambda c: lost_back(c.pictures, c.azimuths, c.prompt, c.evaluator)),
     Metric("view_accuracy", "", "higher", TURNED,
            lambda c: view_accuracy(c.pictures, c.azimuths, c.prompt, c.evaluator)),
     Metric("neighbour_similarity", "", "higher", TOLD, lambda c: neighbour_similarity(c.pictures, c.evaluator)),

@@ -190,7 +190,9 @@ def draw_findings(path: str | Path, findings: Findings, caption: str) -> None:
     rows[1].legend(handles.values(), handles.keys(), ncols=2, loc="center", fontsize=7.5, frameon=False)
     for row, scale in zip(rows[2:-1], scales, strict=True):
         _strip(row, findings, names, scale)
-    rows[-1].text(0.01, 0.95, "\n".join(textwrap.wrap(caption, int(width * 16))), va="top", fontsize=7.5)
+    rows[-1].text(
+        0.01, 0.95, "\n".join(textwrap.wrap(caption, int(width * 16))), va="top", fontsize=7.5, parse_math=False
+    )
     with replacing(path) as draft:
         figure.savefig(draft)
 

@@ -44,6 +44,11 @@ def janus_rate(images: Tensor, azimuths: Tensor, prompt: str, evaluator: Evaluat
     return seen.count("front") / len(seen)
 
 
+def sees_behind(azimuths: Tensor) -> bool:
+    """Whether any view is from behind, as `lost_back` needs it."""
+    return bool((_turned(azimuths) >= BACK_BEGINS + MARGIN).any())
+
+
 def lost_back(images: Tensor, azimuths: Tensor, prompt: str, evaluator: Evaluator) -> float:
     """Share of the views from behind, |azimuth| >= 150, that are not read as back views; 0 is best.
 
@@ -54,7 +59,7 @@ def lost_back(images: Tensor, azimuths: Tensor, prompt: str, evaluator: Evaluato
         ValueError: where no view is from behind.
     """
     behind = _turned(azimuths) >= BACK_BEGINS + MARGIN
-    if not bool(behind.any()):
+    if not sees_behind(azimuths):
         raise ValueError("the lost back needs views beyond 150 degrees from the front, got none")
     seen = words_seen(images[behind], prompt, evaluator)
     return 1 - seen.count("back") / len(seen)
