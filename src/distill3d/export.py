@@ -72,7 +72,7 @@ def fit_to_field(scene: Any, mesh: TexturedMesh, steps: int, resolution: int = 1
 
 
 FIT_VIEWS, FIT_GREY, FIT_MOVE = 24, 0.9, 0.02
-# Of the mean squared Laplacian of what vertices move: squared differences of neighbours go with the edge's fourth power.
+# Of the mean squared Laplacian of what vertices move, which goes with the fourth power of the edges between them.
 # At a thousandth of it surfaces are bumpy under light, which pictures without light cannot tell.
 FIT_SMOOTH = 6e-4
 

@@ -123,6 +123,12 @@ def test_metrics_are_those_that_can_be_measured(finished):
     toybox = dataclasses.replace(whole, prior="toybox", prompts=("a red mushroom", "a blue car"), seeds=(0, 1))
     judges = find_judges(toybox, None, None)
     assert {"clip_score", "sharpness", "diversity"} <= set(choose_metrics(None, toybox, judges))
+    # What one prompt lacks others may have; five views see no back.
+    mixed = dataclasses.replace(toybox, prompts=("a corgi", "a red mushroom"), views=5)
+    assert {"sharpness", "chamfer"} <= set(choose_metrics("all", mixed, judges))
+    assert "lost_back" in choose_metrics(None, toybox, judges) and "lost_back" not in choose_metrics(
+        "all", mixed, judges
+    )
     with pytest.raises(ValueError, match=r"unknown metric 'beauty'; allowed: .*diversity"):
         choose_metrics("saturation,beauty", whole, Judges())
 

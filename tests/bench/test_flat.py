@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -82,3 +83,19 @@ def test_pictures_of_no_numbers_are_counted_and_left_out(randn):
 def test_mistakes_are_value_errors(changes, told):
     with pytest.raises(ValueError, match=told):
         study("toybox", **changes)
+
+
+def test_a_scale_of_100_is_one_row():
+    names = [row.name for row in Study(("a cat",), scale=100.0).rows]
+    assert len(set(names)) == len(names) == 5
+
+
+def test_a_reference_that_is_no_number_is_left_out(kl_folder, tmp_path):
+    one, prior = study(kl_folder, steps=1), load_prior(str(kl_folder))
+    run_study(tmp_path, one, prior, None)
+    path = tmp_path / "pictures" / one.key(one.references[0], "a cat")
+    with np.load(path) as saved:
+        broken = {"image": np.full_like(saved["image"], np.nan), "cost": saved["cost"]}
+    np.savez(path, **broken)
+    table = run_study(tmp_path, one, prior, ToyboxJudge()).table
+    assert all(math.isfinite(estimate.mean) for estimate in table.values.values())

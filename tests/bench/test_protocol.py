@@ -13,7 +13,7 @@ from distill3d.bench.protocol import Protocol, Variant, locked, open_folder
 from distill3d.generate import Config
 from distill3d.optimize import ObjectRun
 from distill3d.priors.loading import load_prior
-from distill3d.recipes import LAPTOP, SDI
+from distill3d.recipes import LAPTOP, SDI, Supervision
 from distill3d.regularizers import WeightSchedule
 from distill3d.toybox.captions import KIND_NAMES, held_out_pairs, read_prompt
 
@@ -130,6 +130,14 @@ def test_the_price_of_a_step_is_that_of_a_real_run(method, kl_folder):
     ObjectRun(config.recipe, method, config.prompts, config.load_prior(prior)).distill(range(12), progress.append)
     price = rows_of_a_step(Variant(method, method, config.recipe), prior)
     assert price == pytest.approx(progress[-1].evaluations / 12, abs=1.0 if method in ("sdi", "ism") else 1e-9)
+
+
+def test_the_price_includes_the_second_objective(kl_folder):
+    supervision = Supervision(weight=WeightSchedule(0.0, 1.0, 2, 2))
+    recipe = dataclasses.replace(SMALL, steps=4, supervision=supervision)
+    config, progress = Config("a cat", recipe, "sds", str(kl_folder)), []
+    ObjectRun(recipe, "sds", config.prompts, config.load_prior()).distill(range(4), progress.append)
+    assert rows_of_a_step(Variant("both", "sds", recipe), load_prior(str(kl_folder))) == progress[-1].evaluations / 4
 
 
 def test_a_budget_of_evaluations_gives_each_its_steps(kl_folder):

@@ -61,6 +61,14 @@ def test_2d_leaves_its_files(prompts, kl_folder, capsys):
     assert picture_width(out / "2d.png") == 2160
 
 
+def test_a_dollar_in_a_prompt_is_a_dollar(prompts, kl_folder):
+    pytest.importorskip("matplotlib")
+    (prompts / "dollars.txt").write_text("a $5 bill\na 100% real $1 coin\na $_$ hat\n")
+    usual = ["--prior", str(kl_folder), "--prompts", str(prompts / "dollars.txt"), "--steps", "1", "--views", "2"]
+    assert cli.run(["paper", "ism", *usual, "--metrics", "saturation", "--out", str(prompts / "ism")]) == 0
+    assert (prompts / "ism" / "ism.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

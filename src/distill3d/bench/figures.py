@@ -225,12 +225,9 @@ def _bars(found: Estimate) -> list[list[float]] | None:
 
 
 def _style(panel: Any, metric: Metric) -> None:
-    panel.set_title(
-        textwrap.fill(heading(metric), 24)
-        .replace("↑", r"$\uparrow$")
-        .replace("↓", r"$\downarrow$")
-        .replace("→", r"$\to$"),
-        fontsize=7,
-    )
+    title = textwrap.fill(heading(metric), 24)
+    for arrow, name in (("↑", "uparrow"), ("↓", "downarrow"), ("→", "to")):  # not in every font
+        title = title.replace(arrow, rf"$\{name}$")
+    panel.set_title(title, fontsize=7)
     panel.tick_params(labelsize=7)
     panel.grid(alpha=0.3, linewidth=0.5)

@@ -187,7 +187,8 @@ def score_rows(
                 continue
             cell = Cell(
                 prompt=prompt, pictures=picture.image.clamp(0, 1)[None], prompts=study.prompts, evaluator=evaluator,
-                reference=reference[i].clamp(0, 1) if len(reference[i]) else None, seconds=picture.seconds, evaluations=picture.evaluations,
+                reference=reference[i].clamp(0, 1) if len(reference[i]) else None, seconds=picture.seconds,
+                evaluations=picture.evaluations,
             )  # fmt: skip
             names = [n for n in NAMES if all(NEEDS[need](cell) for need in METRICS[n].needs)]
             values = measure(cell, names)
