@@ -126,13 +126,14 @@ def correlation(rows: list[dict], score: str, truth: str) -> tuple[float, float,
         return float(spearmanr([r[score] for r in part], [r[truth] for r in part]).statistic)
 
     pairs = [(a, b) for group in groups for i, a in enumerate(group) for b in group[:i]]
+    pairs = [(a, b) for a, b in pairs if a[score] != b[score] and a[truth] != b[truth]]  # fog ties at no overlap
     alike = [(a[score] > b[score]) == (a[truth] > b[truth]) for a, b in pairs]
     within = [rho(group) for group in groups if len(group) >= 5]
     return rho(both), _mean(within), _mean(alike), len(both)
 
 
 def _mean(values: list) -> float:
-    return float(np.mean(values)) if values else float("nan")
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
 def truth_pictures(prompt: str) -> torch.Tensor:
