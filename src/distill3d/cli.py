@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ import tyro
 from distill3d.commands.bench import Bench, run_bench_command
 from distill3d.commands.doctor import Doctor, run_doctor
 from distill3d.commands.meshes import Refine, Texture, run_refine, run_texture
+from distill3d.commands.mistakes import one_line
 from distill3d.commands.objects import (
     Export,
     Generate,
@@ -113,7 +113,7 @@ def parse(argv: list[str]) -> Command:
             command = tyro.cli(union, args=argv, prog="distill3d", description=__doc__)
     except SystemExit as stop:
         if stop.code:
-            _fail(_one_line(errors.getvalue()))
+            _fail(one_line(errors.getvalue(), argv[0] if argv and argv[0] in COMMANDS else ""))
         raise
     except ValueError as error:  # a value of the right type that a recipe refuses
         _fail(str(error))
@@ -131,15 +131,6 @@ def _value_of(argv: list[str], flag: str, default: str) -> str:
         if word.startswith(flag + "="):
             return word.split("=", 1)[1]
     return default
-
-
-def _one_line(panel: str) -> str:
-    """The message inside tyro's framed error, without frame, colours and line breaks."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", panel)
-    lines = [line.strip("│╭╮╰╯─ ┃\t") for line in text.splitlines()]
-    message = " ".join(line for line in lines if line).split(" Argument helptext:")[0]
-    message = re.sub(r"^(Value error|Required options|Unrecognized options|Parsing error) ", "", message)
-    return message or "this command line cannot be read; see distill3d --help"
 
 
 def _fail(message: str) -> NoReturn:

@@ -112,7 +112,7 @@ def test_generate_begins_with_the_mesh(ball, kl_folder, tmp_path):
         (["{ball}", "a red spoon"], "the bundled prior knows no object"),
         (["{ball}", "a red apple", "--texture-size", "0"], "a texture has 8 to 8192 texels"),
         (["{ball}", "a red apple", "--method", "magic"], "unknown method 'magic'"),
-        (["{ball}"], "Missing from distill3d texture"),
+        (["{ball}"], "missing: STR What it is"),
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments, message, ball, tmp_path, capsys):
