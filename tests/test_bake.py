@@ -13,7 +13,7 @@ from distill3d.export_options import ExportOptions
 from distill3d.mesh_files import with_vertex_colours
 from distill3d.render.volume import Sampling, render_rays
 from distill3d.surface import extract_surface, simplify
-from distill3d.textured import TexturedMesh
+from distill3d.textured import TexturedMesh, uv_texels
 
 
 def ball(points):
@@ -67,9 +67,7 @@ def test_seams_do_not_show(baked):
 
 
 def island(mesh):
-    from distill3d.textured import texel_positions
-
-    return texel_positions(mesh, len(mesh.texture))[0] >= 0
+    return uv_texels(mesh.uv, mesh.uv_faces, len(mesh.texture))[0] >= 0
 
 
 def test_the_texture_is_the_fields_colour_at_each_texel(baked, surface):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from distill3d.textured import TexturedMesh, pad, texel_positions, texture_colours, unwrap, uv_texels
+from distill3d.textured import TexturedMesh, pad, paint_texels, texture_colours, unwrap, uv_texels
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_the_same_mesh_gives_the_same_map(ball, mapped):
 
 def test_texels_cover_the_islands_once(mapped):
     size = 256
-    face, weights = texel_positions(mapped, size)
+    face, weights = uv_texels(mapped.uv, mapped.uv_faces, size)
     covered = face >= 0
     # As many texel centres as the islands are large: fewer were holes, and overlapping islands would hide each other.
     island = np.abs(area_of(mapped.uv, mapped.uv_faces)).sum() * size * size
@@ -80,6 +80,25 @@ def test_neighbouring_faces_leave_no_gap():
     assert (face >= 0).all()
 
 
+@pytest.mark.parametrize("band", [1, 96 * 7, 96 * 96])
+def test_painting_band_by_band_is_painting_at_once(mapped, band, monkeypatch):
+    monkeypatch.setattr("distill3d.textured.BAND", band)
+    size, asked = 96, []
+
+    def colours(face, weights):
+        asked.append(len(face))
+        return np.stack((face % 256, weights[:, 0] * 255, weights[:, 1] * 255), 1).round().astype(np.uint8)
+
+    face, weights = uv_texels(mapped.uv, mapped.uv_faces, size)
+    covered = face >= 0
+    whole = np.zeros((size, size, 3), np.uint8)
+    whole[covered] = colours(face[covered], weights[covered])
+    asked.clear()
+    painted = paint_texels(mapped.uv, mapped.uv_faces, size, colours)
+    np.testing.assert_array_equal(painted, pad(whole, covered))
+    assert max(asked) <= max(band, size) and sum(asked) == covered.sum()
+
+
 def test_padding_keeps_what_is_there_and_takes_the_nearest():
     texture = np.zeros((5, 8, 3), np.uint8)
     covered = np.zeros((5, 8), bool)
@@ -111,7 +130,7 @@ def test_mistakes_are_value_errors(ball, mapped):
     with pytest.raises(ValueError, match="beyond the 10"):
         unwrap(vertices[:10], faces)
     with pytest.raises(ValueError, match=r"got 0; 1024 are usual"):
-        texel_positions(mapped, 0)
+        paint_texels(mapped.uv, mapped.uv_faces, 0, lambda face, weights: face)
     with pytest.raises(ValueError, match="UV map"):
         TexturedMesh(vertices, faces, mapped.uv, mapped.uv_faces[:-1], mapped.texture)
     with pytest.raises(ValueError, match=r"a texture is \[H, W, 3\]"):

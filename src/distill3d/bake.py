@@ -20,7 +20,7 @@ from distill3d.mesh_files import vertex_normals
 from distill3d.render.raster import rasterize
 from distill3d.render.volume import alpha_weights
 from distill3d.surface import Query
-from distill3d.textured import TexturedMesh, pad, texture_colours, unwrap, uv_texels
+from distill3d.textured import TexturedMesh, paint_texels, texture_colours, unwrap
 from distill3d.types import Cameras
 
 CHUNK = 1 << 15  # texels at once: bounds the memory
@@ -53,14 +53,13 @@ def bake(
     """
     vertices, faces = np.array(mesh.vertices, np.float64), np.array(mesh.faces, np.int64)
     uv, uv_faces = unwrap(vertices, faces, size)
-    face, weights = uv_texels(uv, uv_faces, size)
-    covered = face >= 0
-    corners, weights = faces[face[covered]], weights[covered]
-    points = np.einsum("nc,ncd->nd", weights, vertices[corners])
-    normals = np.einsum("nc,ncd->nd", weights, vertex_normals(mesh)[corners])
-    texture = np.zeros((size, size, 3), np.uint8)
-    texture[covered] = to_bytes(seen_colours(query, points, normals, half_size, look))
-    return TexturedMesh(vertices, faces, uv, uv_faces, pad(texture, covered))
+    normals = vertex_normals(mesh)
+
+    def colours(face: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        points, outward = (np.einsum("nc,ncd->nd", weights, a[faces[face]]) for a in (vertices, normals))
+        return to_bytes(seen_colours(query, points, outward, half_size, look))
+
+    return TexturedMesh(vertices, faces, uv, uv_faces, paint_texels(uv, uv_faces, size, colours))
 
 
 def paint_vertices(query: Query, mesh: trimesh.Trimesh, half_size: float = 1.0, look: Look = Look()) -> trimesh.Trimesh:

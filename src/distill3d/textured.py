@@ -7,12 +7,15 @@ converted by the writer (`mesh_files`). Row 0 of a texture is its top.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from distill3d.render.raster import rasterize_plane
+
+BAND = 1 << 20  # texels that are worked on at once: bounds the memory
 
 
 @dataclass(frozen=True)
@@ -95,21 +98,48 @@ def unwrap(vertices: np.ndarray, faces: np.ndarray, size: int = 1024) -> tuple[n
     return places.astype(np.float64).clip(0, 1), corners.astype(np.int64)
 
 
-def texel_positions(mesh: TexturedMesh, size: int) -> tuple[np.ndarray, np.ndarray]:
+def paint_texels(
+    uv: np.ndarray, uv_faces: np.ndarray, size: int, colours: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """A texture [size, size, 3] uint8 whose texels between the islands repeat the nearest one.
+
+    Args:
+        uv: [T, 2] and uv_faces: [F, 3], see `TexturedMesh`.
+        colours: maps faces [N], N > 0, and barycentric coordinates [N, 3] in them to colours [N, 3] uint8; asked for
+            a band of rows of about `BAND` texels at once.
+
+    Raises:
+        ValueError: for no size (`check_texture_size`).
+    """
+    check_texture_size(size)
+    texture, covered = np.zeros((size, size, 3), np.uint8), np.zeros((size, size), bool)
+    height = -(-BAND // size)
+    for top in range(0, size, height):
+        rows = slice(top, min(size, top + height))
+        face, weights = uv_texels(uv, uv_faces, size, (rows.start, rows.stop))
+        here = face >= 0
+        if here.any():
+            covered[rows] = here
+            texture[rows][here] = colours(face[here], weights[here])
+    return pad(texture, covered)
+
+
+def uv_texels(
+    uv: np.ndarray, uv_faces: np.ndarray, size: int, rows: tuple[int, int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Which face each texel of a [size, size] picture lies on, and where inside it.
 
+    Args:
+        rows: the first row asked for and the one after the last; else all R = size of them.
+
     Returns:
-        face [size, size] int64, -1 between the islands, and barycentric coordinates [size, size, 3] of the texel's
-        centre in the face's corners, 0 where there is no face. Where islands overlap the later face wins.
+        face [R, size] int64, -1 between the islands, and barycentric coordinates [R, size, 3] of the texel's centre
+        in the face's corners, 0 where there is no face. Where islands overlap the later face wins.
     """
-    return uv_texels(mesh.uv, mesh.uv_faces, size)
-
-
-def uv_texels(uv: np.ndarray, uv_faces: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """`texel_positions` of a UV map alone, before there is a texture."""
     check_texture_size(size)
-    pixels = torch.from_numpy(np.stack((uv[:, 0] * size, (1 - uv[:, 1]) * size), axis=1))
-    face, weights = rasterize_plane(pixels, torch.from_numpy(uv_faces), size, size)
+    top, bottom = rows or (0, size)
+    pixels = torch.from_numpy(np.stack((uv[:, 0] * size, (1 - uv[:, 1]) * size - top), axis=1))
+    face, weights = rasterize_plane(pixels, torch.from_numpy(uv_faces), bottom - top, size)
     return face.numpy(), weights.numpy()
 
 

@@ -18,7 +18,7 @@ from distill3d.render.edges import Edges, antialias, mesh_edges
 from distill3d.render.mesh import Seen, see, shrink, vertex_normals
 from distill3d.render.shading import needs_normals, shade
 from distill3d.scenes.shell import Shell
-from distill3d.textured import TexturedMesh, check_texture_size, pad, uv_texels
+from distill3d.textured import TexturedMesh, check_texture_size, paint_texels
 from distill3d.types import Cameras, Lighting, Rendering
 
 START = 0.02  # colours of a file are taken to lie in [START, 1 - START]: a logit of 0 or 1 could not move any more
@@ -143,13 +143,12 @@ class MeshScene(nn.Module):
         """
         size = size or self.options.texture
         uv, uv_faces, _ = usable_uv(self.source, size)
-        face, weights = uv_texels(uv, uv_faces, size)
-        covered = face >= 0
-        places = self.places(face[covered], weights[covered]).to(self.rest.device)
-        colours = torch.cat([self.colour(part) for part in places.split(1 << 18)])
-        texture = np.zeros((size, size, 3), np.uint8)
-        texture[covered] = (colours * 255).round().byte().cpu().numpy()
-        return with_texture(self._moved(), pad(texture, covered), uv, uv_faces)
+
+        def colours(face: np.ndarray, weights: np.ndarray) -> np.ndarray:
+            places = self.places(face, weights).to(self.rest.device)
+            return torch.cat([(self.colour(part) * 255).round().byte().cpu() for part in places.split(1 << 18)]).numpy()
+
+        return with_texture(self._moved(), paint_texels(uv, uv_faces, size, colours), uv, uv_faces)
 
     def _moved(self) -> Mesh:
         """The source with its vertices where they are now."""
