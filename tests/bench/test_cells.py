@@ -1,7 +1,9 @@
 """One cell: it is whole or not there, goes on after an interrupt, and a failure is an outcome."""
 
 import dataclasses
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -81,6 +83,28 @@ def test_an_interrupted_cell_goes_on_where_it_was(finished, kl_folder, tmp_path)
             out / "cells" / task.folder / name
         ).read_bytes()
     assert [line["step"] for line in history(tmp_path / "cells" / task.folder)] == [0, 1, 2, 3]
+
+
+def test_ctrl_c_within_a_step_of_a_cell_is_heard_at_its_end(finished, kl_folder, tmp_path, monkeypatch):
+    whole, out, _ = finished
+    task, prior, seen = whole.tasks()[0], load_prior(str(kl_folder)), []
+    encode = prior.encode
+
+    def pressed(picture):
+        if len(seen) == 1:  # in the second step
+            os.kill(os.getpid(), signal.SIGINT)
+        return encode(picture)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prior, "encode", pressed)
+        make_cell(tmp_path, whole, task, prior, lambda progress: seen.append(progress.step))
+    assert seen == [0, 1]
+    make_cell(tmp_path, whole, task, prior, lambda progress: seen.append(progress.step))
+    assert seen == [0, 1, 2, 3]
+    for name in ("views.png", "maps.npz"):
+        assert (tmp_path / "cells" / task.folder / name).read_bytes() == (
+            out / "cells" / task.folder / name
+        ).read_bytes()
 
 
 def test_numbers_that_are_none_end_a_cell_as_diverged(kl_folder, tmp_path):
