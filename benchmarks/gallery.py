@@ -1,12 +1,14 @@
-"""Are GLB files what other programs take? The reference validator, trimesh, and three.js in a browser.
+"""Are GLB and splat files what other programs take? The reference validator, trimesh, and two viewers in a browser.
 
-    npm install --prefix /tmp/gallery three gltf-validator      # once, outside the repository
-    pip install playwright                                      # and a Chromium of the system
-    python benchmarks/gallery.py A.glb B.glb ... --modules /tmp/gallery/node_modules --picture gallery.png
+    npm install --prefix /tmp/gallery three gltf-validator @mkkellogg/gaussian-splats-3d   # outside the repository
+    pip install playwright                                                                # and a system's Chromium
+    python benchmarks/gallery.py A.glb B.ply ... --modules /tmp/gallery/node_modules --picture gallery.png
 
-For each file: errors and warnings of gltf-validator, faces and material as trimesh reads them, and a row of
+For each GLB file: errors and warnings of gltf-validator, faces and material as trimesh reads them, and a row of
 pictures as three.js shows it from the front, obliquely and from behind, with its own loader, physically based
-material, textures with mipmaps, three lights and sRGB output. The exit status is 1 if any file has an error.
+material, textures with mipmaps, three lights and sRGB output. For each PLY file of splats: how many GaussianSplats3D
+read, and what it shows, with the axes that files of this kind usually have (y down). The exit status is 1 if any file
+has an error.
 """
 
 from __future__ import annotations
@@ -75,6 +77,35 @@ window.show = async (url, azimuths) => {
 window.ready = true;
 </script></body></html>"""
 
+SPLATS = """<!doctype html><html><body style="margin:0"><div id="c" style="width:SIZEpx;height:SIZEpx"></div>
+<script type="importmap">{"imports": {"three": "/three/build/three.module.js"}}</script>
+<script type="module">
+import { Viewer, SceneFormat } from "/@mkkellogg/gaussian-splats-3d/build/gaussian-splats-3d.module.js";
+let viewer;
+window.show = async url => {
+  document.getElementById("c").replaceChildren();
+  viewer = new Viewer({ rootElement: document.getElementById("c"), cameraUp: [0, -1, 0], useBuiltInControls: false,
+    sharedMemoryForWorkers: false, gpuAcceleratedSort: false });
+  await viewer.addSplatScene(url, { format: SceneFormat.Ply, showLoadingUI: false });
+  viewer.start();
+  return viewer.splatMesh.getSplatCount();
+};
+const sorted = async () => { while (viewer.sortRunning) await new Promise(done => setTimeout(done, 50)); };
+window.turn = async degrees => {  // y is down, and whoever sees the front stands at -z: see docs/conventions.md
+  const a = Math.PI * degrees / 180;
+  viewer.camera.position.set(2.6 * Math.sin(a), -0.8, -2.6 * Math.cos(a));
+  viewer.camera.lookAt(0, 0, 0);
+  viewer.camera.updateMatrixWorld();
+  await sorted();  // for where it stood before
+  await viewer.runSplatSort(true, true);
+  await sorted();
+};
+window.ready = true;
+</script></body></html>"""
+
+PAGES = {"/": PAGE, "/splats": SPLATS}
+SETTLED = 1000  # milliseconds in which the splats viewer has drawn what it sorted
+
 
 def issues(path: Path, modules: Path) -> dict:
     """What gltf-validator says: numErrors, numWarnings, messages."""
@@ -91,11 +122,11 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         kind = "text/javascript"
-        if self.path == "/":
-            content, kind = PAGE.replace("SIZE", str(self.size)).encode(), "text/html"
+        if self.path in PAGES:
+            content, kind = PAGES[self.path].replace("SIZE", str(self.size)).encode(), "text/html"
         elif self.path.startswith("/file/"):
-            content, kind = self.files[int(self.path.rsplit("/", 1)[1])].read_bytes(), "model/gltf-binary"
-        elif self.path.startswith("/three/") and (self.modules / self.path[1:]).is_file():
+            content, kind = self.files[int(self.path.rsplit("/", 1)[1])].read_bytes(), "application/octet-stream"
+        elif self.path.startswith(("/three/", "/@mkkellogg/")) and (self.modules / self.path[1:]).is_file():
             content = (self.modules / self.path[1:]).read_bytes()
         else:
             self.send_error(404)
@@ -123,8 +154,10 @@ def served(modules: Path, files: list[Path], size: int) -> Iterator[str]:
 
 
 def pictures(files: list[Path], modules: Path, size: int, chromium: str) -> list[tuple[torch.Tensor, int]]:
-    """For each file [len(AZIMUTHS), 3, size, size] in [0, 1] from three.js, and the width of its texture (0: none)."""
-    from PIL import Image
+    """For each file [len(AZIMUTHS), 3, size, size] in [0, 1] as a viewer shows it, and a number.
+
+    The number is the width of a mesh's texture (0: none), or how many splats were read.
+    """
     from playwright.sync_api import sync_playwright
 
     switches = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
@@ -132,40 +165,56 @@ def pictures(files: list[Path], modules: Path, size: int, chromium: str) -> list
     found = []
     with served(modules, files, size) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=switches)
-        page = browser.new_page()
+        page = browser.new_page(viewport={"width": size, "height": size})
         page.on("pageerror", lambda error: print(f"page: {error}", file=sys.stderr))
-        page.goto(address)
-        page.wait_for_function("window.ready === true", timeout=120_000)
-        for i in range(len(files)):
-            shown = page.evaluate("([url, turns]) => window.show(url, turns)", [f"/file/{i}", list(AZIMUTHS)])
-            views = []
-            for data in shown["pictures"]:
-                picture = Image.open(io.BytesIO(base64.b64decode(data.split(",", 1)[1]))).convert("RGB")
-                views.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255)
-            found.append((torch.stack(views), shown["texture"]))
+        for i, path in enumerate(files):
+            splats = path.suffix == ".ply"
+            page.goto(address + ("/splats" if splats else "/"))
+            page.wait_for_function("window.ready === true", timeout=120_000)
+            if splats:
+                number, views = page.evaluate("url => window.show(url)", f"/file/{i}"), []
+                for azimuth in AZIMUTHS:
+                    page.evaluate("degrees => window.turn(degrees)", azimuth)
+                    page.wait_for_timeout(SETTLED)
+                    views.append(page.screenshot())
+            else:
+                shown = page.evaluate("([url, turns]) => window.show(url, turns)", [f"/file/{i}", list(AZIMUTHS)])
+                views = [base64.b64decode(data.split(",", 1)[1]) for data in shown["pictures"]]
+                number = shown["texture"]
+            found.append((torch.stack([decoded(view) for view in views]), number))
         browser.close()
     return found
+
+
+def decoded(png: bytes) -> torch.Tensor:
+    """[3, H, W] in [0, 1]."""
+    from PIL import Image
+
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(png)).convert("RGB"))).permute(2, 0, 1) / 255
 
 
 def main() -> int:
     """Command line; see the module docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", type=Path, nargs="+", help="GLB files")
-    parser.add_argument("--modules", type=Path, required=True, help="node_modules with three and gltf-validator")
+    parser.add_argument("files", type=Path, nargs="+", help="GLB files, and PLY files of splats")
+    parser.add_argument("--modules", type=Path, required=True, help="node_modules, see above")
     parser.add_argument("--picture", type=Path, required=True, help="contact sheet to write, three views a file")
     parser.add_argument("--size", type=int, default=256, help="pixels a side of each view")
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     arguments = parser.parse_args()
     errors = 0
     shown = pictures(arguments.files, arguments.modules, arguments.size, arguments.chromium)
-    for path, (_, texture) in zip(arguments.files, shown, strict=True):
+    for path, (_, number) in zip(arguments.files, shown, strict=True):
+        if path.suffix == ".ply":
+            print(f"{path}: GaussianSplats3D: {number} splats; {path.stat().st_size / 1e6:.1f} MB")
+            continue
         report = issues(path, arguments.modules)
         errors += report["numErrors"]
         mesh = trimesh.load(path, force="mesh")
         print(
             f"{path}: {report['numErrors']} errors, {report['numWarnings']} warnings; "
             f"trimesh: {len(mesh.faces)} faces, {type(mesh.visual).__name__}; "
-            f"three.js: texture {texture or 'none'}; {path.stat().st_size / 1e6:.1f} MB"
+            f"three.js: texture {number or 'none'}; {path.stat().st_size / 1e6:.1f} MB"
         )
         for message in report["messages"]:
             if message["severity"] < 2:
