@@ -175,7 +175,7 @@ def _pictures(part: Any, pictures: Sequence[Sequence[Tensor]], rows: Sequence[st
     across = max(9, int(92 / len(columns)))  # characters above a column
     names = ["\n".join(textwrap.wrap(name, across)) for name in columns]
     axes.set_xticks(next(middles), names, fontsize=7, parse_math=False)  # a $ in a prompt is a dollar
-    axes.set_yticks(next(middles), ["\n".join(textwrap.wrap(name, 16)) for name in rows], fontsize=7, parse_math=False)
+    axes.set_yticks(next(middles), ["\n".join(textwrap.wrap(name, 14)) for name in rows], fontsize=7, parse_math=False)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     for spine in axes.spines.values():
