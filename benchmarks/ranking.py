@@ -136,14 +136,14 @@ def _mean(values: list) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
-def truth_pictures(prompt: str) -> torch.Tensor:
-    """What the world's own toy looks like from the same views."""
+def truth_pictures(prompt: str, size: int = SIZE) -> torch.Tensor:
+    """What the world's own toy looks like from the same views [VIEWS, 3, size, size]."""
     from distill3d.toybox.captions import read_prompt
     from distill3d.toybox.world import View, build, draw
 
     reading = read_prompt(prompt)
     toy = build(reading.kind or "", reading.colour or "red", seed=5)
-    pictures = [draw(toy, View(a, ELEVATION), GREY, SIZE) for a in CAMERAS.azimuth.tolist()]
+    pictures = [draw(toy, View(a, ELEVATION), GREY, size) for a in CAMERAS.azimuth.tolist()]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
 
 

@@ -64,17 +64,14 @@ def fit_to_field(scene: Any, mesh: TexturedMesh, steps: int, resolution: int = 1
         pictures = [scene.render(cameras[i : i + 1], resolution, grey[None]).rgb for i in range(FIT_VIEWS)]
     levels = (resolution // 4, resolution // 2, resolution)
     painted = MeshScene(from_textured(mesh), MeshOptions(refit=False, colours=True, levels=levels, move=FIT_MOVE))
-    edge = float(trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).edges_unique_length.mean())
     fitting = Fitting(steps, views=2, learning_rate=0.05, l1_weight=0.0)
     with torch.enable_grad():  # whoever exports may have switched it off
-        fit(painted, cameras, torch.cat(pictures).clamp(0, 1), grey, fitting, {"smooth_shape": FIT_SMOOTH / edge**4})
+        fit(painted, cameras, torch.cat(pictures).clamp(0, 1), grey, fitting, {"smooth_shape": FIT_SMOOTH})
     return painted.textured(len(mesh.texture))
 
 
 FIT_VIEWS, FIT_GREY, FIT_MOVE = 24, 0.9, 0.02
-# Of the mean squared Laplacian of what vertices move, which goes with the fourth power of the edges between them.
-# At a thousandth of it surfaces are bumpy under light, which pictures without light cannot tell.
-FIT_SMOOTH = 6e-4
+FIT_SMOOTH = 6e-4  # at a thousandth of it surfaces are bumpy under light, which pictures without light cannot tell
 
 
 def _around(count: int, distance: float) -> Cameras:

@@ -71,6 +71,8 @@ class MeshScene(nn.Module):
         self.register_buffer("rest", torch.tensor(vertices, dtype=torch.float32, device=device), persistent=False)
         self.register_buffer("faces", torch.tensor(faces, device=device), persistent=False)
         self.edges = mesh_edges(self.faces)
+        ends = self.rest[self.edges.ends]
+        self.edge = float((ends[:, 0] - ends[:, 1]).norm(dim=1).mean())  # mean length, world units
         self.half_size = 1.01 * float(self.rest[self.faces].abs().max())
         face, weights = self._samples(max((*options.levels, *options.shape_levels)))
         points = self.places(face, weights).to(self.rest.device)
@@ -100,7 +102,7 @@ class MeshScene(nn.Module):
         """Differences of the paint in the neighbourhood and, where vertices move, how unevenly they do."""
         terms: dict[str, Callable[[], Tensor]] = {"smooth_colour": self.paint.roughness}
         if self.offset is not None:
-            terms["smooth_shape"] = lambda: laplacian(self.vertices - self.rest, self.edges)
+            terms["smooth_shape"] = lambda: bending(self.vertices - self.rest, self.edges, self.edge)
         return terms
 
     def render(
@@ -184,14 +186,22 @@ class MeshScene(nn.Module):
         return self.placement.to_file(points @ _turn(self.options.turn))
 
 
-def laplacian(values: Tensor, edges: Edges) -> Tensor:
-    """Mean squared distance of each vertex's value [V, C] from the mean of its neighbours': a scalar."""
+def bending(values: Tensor, edges: Edges, edge: float) -> Tensor:
+    """How unevenly neighbours move: the mean over vertices of |mean of the neighbours' values - own value|^2 / edge^4.
+
+    The umbrella Laplacian goes with the square of the edges' length, so that divided by it a weight means the same on
+    a coarse and on a fine mesh: the integral of (Laplace of u)^2, about, of a movement u.
+
+    Args:
+        values: [V, C], one a vertex.
+        edge: mean length of the edges, in the unit of the positions.
+    """
     a, b = edges.ends.unbind(1)
     total = torch.zeros_like(values).index_add(0, a, values[b]).index_add(0, b, values[a])
     ones = values.new_ones(len(a))
     count = values.new_zeros(len(values)).index_add(0, a, ones).index_add(0, b, ones)
     mean = total / count.clamp_min(1)[:, None]
-    return (torch.where(count[:, None] > 0, mean - values, 0.0)).square().sum(1).mean()
+    return (torch.where(count[:, None] > 0, mean - values, 0.0)).square().sum(1).mean() / edge**4
 
 
 def _turn(degrees: float) -> np.ndarray:
