@@ -42,7 +42,7 @@ def refinement(recipe: Recipe, steps: int, start: float, move: float) -> Recipe:
     scene = recipe.scene
     assert isinstance(scene, MeshOptions)
     scene = replace(scene, colours=True, move=move)
-    penalties = replace(recipe.penalties, smooth_shape=WeightSchedule(30.0, 30.0))
+    penalties = replace(recipe.penalties, smooth_shape=WeightSchedule(1e-2, 1e-2))  # a tenth: spots become horns
     sdi = replace(recipe.sdi, start=start, stop=min(recipe.sdi.stop, start))
     return replace(recipe, steps=steps, scene=scene, penalties=penalties, sdi=sdi)
 
