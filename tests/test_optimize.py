@@ -10,7 +10,8 @@ from distill3d.optimize import ObjectRun, distill, sized
 from distill3d.pictures import text_conditioning
 from distill3d.priors.loading import load_prior
 from distill3d.prompts import ViewPrompts
-from distill3d.recipes import LAPTOP
+from distill3d.recipes import LAPTOP, SPLATS
+from distill3d.regularizers import WeightSchedule
 from distill3d.types import Rendering
 
 
@@ -63,3 +64,23 @@ def test_a_scene_rendered_small_is_enlarged_to_what_the_prior_sees(kl_folder):
     assert any(not torch.equal(a, b) for a, b in zip(run.scene.parameters(), again.scene.parameters(), strict=True))
     with pytest.raises(ValueError, match="8 pixels or more"):
         dataclasses.replace(LAPTOP, render_size=4)
+
+
+def test_an_enlarged_depth_is_that_of_what_is_seen():
+    """Pixels beside the object have no depth, which is 0: it must not be mixed into the rim's."""
+    opacity = torch.zeros(1, 1, 8, 8)
+    opacity[..., 2:6, 2:6] = 1
+    small = Rendering(opacity.expand(1, 3, 8, 8), opacity, 2.5 * opacity, 0.1 * opacity)
+    large = sized(small, 64)
+    seen = large.opacity > 1e-3
+    assert seen.any() and not seen.all()
+    torch.testing.assert_close(large.depth[seen], torch.full_like(large.depth[seen], 2.5))
+    torch.testing.assert_close(large.depth_variance[seen], torch.full_like(large.depth[seen], 0.1))
+    assert not large.depth[large.opacity == 0].any()
+
+
+def test_penalties_that_a_scene_cannot_have_are_refused_before_the_first_step(kl_folder):
+    penalties = dataclasses.replace(SPLATS.penalties, orientation=WeightSchedule(0.1, 0.1))
+    recipe = dataclasses.replace(SPLATS, penalties=penalties)
+    with pytest.raises(ValueError, match="has no penalty orientation: set its weight to 0"):
+        ObjectRun(recipe, "sds", ViewPrompts("a cat"), load_prior(str(kl_folder)))

@@ -5,7 +5,7 @@ import pytest
 import torch
 import trimesh
 
-from distill3d.surface import extract_surface, outline_level, repair, simplify, smoothed
+from distill3d.surface import extract_surface, outline_level, repair, simplify, smoothed, tight
 
 
 def egg(points, floater=False):
@@ -63,6 +63,17 @@ def test_smoothing_keeps_quadratics_and_takes_the_finest_detail():
     np.testing.assert_allclose(smoothed(quadratic, 0.7)[inner], quadratic[inner], atol=1e-6)
     checkered = np.indices(x.shape).sum(0) % 2 * 2.0 - 1
     assert np.abs(smoothed(checkered, 0.7)[inner]).max() < 0.02
+
+
+def test_a_box_that_is_much_too_large_is_halved():
+    """So that the lattice's points are spent where something is; an object that fills its box keeps it."""
+
+    def ball(radius):
+        return lambda p: (50.0 * (p.norm(dim=1) < radius), p, None)
+
+    assert [tight(ball(radius), 2.0) for radius in (1.5, 0.9, 0.4, 0.0)] == [2.0, 1.0, 0.5, 2.0]
+    large, small = (extract_surface(ball(0.4), resolution=48, half_size=half) for half in (2.0, 0.5))
+    np.testing.assert_allclose(large.vertices, small.vertices)
 
 
 def test_what_cannot_be_looked_into_is_filled():

@@ -95,6 +95,11 @@ class CameraSampler:
                 raise ValueError(f"{name} range must be (low, high), got {(low, high)}")
         _check(*(torch.tensor(r) for r in (self.elevation, self.distance, self.fov)))
 
+    @property
+    def whole(self) -> float:
+        """Radius of the largest ball about the origin that every view shows whole, jitters aside; world units."""
+        return self.distance[0] * math.sin(math.radians(self.fov[0]) / 2)
+
     def sample(self, batch: int, generator: torch.Generator) -> Cameras:
         """Draws `batch` views, on the CPU; everything random comes from `generator`.
 

@@ -20,7 +20,7 @@ from distill3d.mesh_files import Mesh, with_vertex_colours
 from distill3d.meshes import from_textured, weld
 from distill3d.reconstruct import Fitting, fit
 from distill3d.scenes.mesh import MeshOptions, MeshScene
-from distill3d.surface import extract_surface, simplify
+from distill3d.surface import extract_surface, halved, simplify
 from distill3d.textured import TexturedMesh
 from distill3d.types import Cameras
 
@@ -59,7 +59,8 @@ def fit_to_field(scene: Any, mesh: TexturedMesh, steps: int, resolution: int = 1
         scene: the field, on the CPU.
         resolution: pixels a side of the pictures, and lattice points a side of the finest paint.
     """
-    cameras, grey = _around(FIT_VIEWS, 2.8 * scene.half_size), torch.full((3,), FIT_GREY)
+    box = halved(scene.half_size, float(np.abs(mesh.vertices).max()))
+    cameras, grey = _around(FIT_VIEWS, 2.8 * box), torch.full((3,), FIT_GREY)
     with torch.no_grad():
         pictures = [scene.render(cameras[i : i + 1], resolution, grey[None]).rgb for i in range(FIT_VIEWS)]
     levels = (resolution // 4, resolution // 2, resolution)

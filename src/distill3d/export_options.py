@@ -24,8 +24,8 @@ class ExportOptions:
             check_texture_size(self.texture)
         if self.faces < 4:
             raise ValueError(f"a surface needs at least 4 faces, got {self.faces}; 20000 are usual")
-        if self.resolution < 8:
-            raise ValueError(f"a surface is sought on 8 points a side or more, got {self.resolution}; 128 are usual")
+        if not 8 <= self.resolution <= 512:  # 512 take about 3 GB
+            raise ValueError(f"a surface is sought on 8 to 512 points a side, got {self.resolution}; 128 are usual")
         if self.level is not None and not 0 < self.level < math.inf:
             raise ValueError(f"the density at the surface is a number above 0, got {self.level}")
         if not 0 <= self.soften < math.inf:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from distill3d.objectives import Objective, csd, esd, hifa, ism, mvdream, nfsd, sds, sds_bridge, sjc, vsd
+from distill3d.objectives.timesteps import scaled
 from distill3d.priors.latent import LatentPrior
 from distill3d.priors.student import Student
 from distill3d.types import Prior
@@ -43,10 +45,17 @@ def companion(method: str, prior: Prior, generator: torch.Generator) -> Student 
     return Student(prior, generator)
 
 
-def family_objective(method: str, steps: int, scale: float | None, student: Student | None) -> Objective:
-    """The objective behind a name of FAMILY for a run of `steps`; without a scale the method's own is taken."""
+def family_objective(
+    method: str, steps: int, scale: float | None, student: Student | None, highest: float = 1.0
+) -> Objective:
+    """The objective behind a name of FAMILY for a run of `steps`; without a scale the method's own is taken.
+
+    highest: its times are multiplied by this.
+    """
     given = {} if scale is None else {"scale": scale}
     if method in TAUGHT:
         assert student is not None, "make it with `companion`"
-        return TAUGHT[method](student, **given)
-    return PLAIN[method](steps, **given)
+        objective = TAUGHT[method](student, **given)
+    else:
+        objective = PLAIN[method](steps, **given)
+    return replace(objective, timesteps=scaled(objective.timesteps, highest)) if highest < 1 else objective

@@ -27,7 +27,7 @@ from distill3d import export, video
 from distill3d.checkpoint import interrupts_between_steps, load_checkpoint, restore_optimiser, save_checkpoint
 from distill3d.files import replacing
 from distill3d.mesh_files import save_mesh
-from distill3d.meshes import placed, read_mesh, save_arrays
+from distill3d.meshes import RADIUS, place, placed, read_mesh, save_arrays
 from distill3d.optimize import ObjectRun, Progress, scene_module
 from distill3d.priors.frozen import FrozenPrior
 from distill3d.priors.loading import load_prior
@@ -151,7 +151,8 @@ def generate(
     prior, second = config.load_prior(prior), config.load_second(second)
     run = ObjectRun(config.recipe, config.method, config.prompts, prior, config.seed, second)
     if config.init is not None:
-        run.begin_with(placed(read_mesh(config.init)))
+        mesh = read_mesh(config.init)
+        run.begin_with(placed(mesh, place(mesh, min(RADIUS, config.recipe.cameras.whole))))
     folder = new_run_folder(Path(out), config.prompt)
     write_config(folder, with_own_mesh(folder, config))
     return _finish(run, folder, start=0, on_step=on_step)

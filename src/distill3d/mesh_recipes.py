@@ -19,11 +19,13 @@ LAPTOP_TEXTURE = replace(
     scene=MeshOptions(),
     penalties=Penalties(smooth_colour=WeightSchedule(3.0, 3.0)),  # with a tenth of it surfaces are speckled
 )
+WHOLE = replace(PAPER.cameras, distance=(2.6, 3.1), fov=(40.0, 40.0))
 PAPER_TEXTURE = replace(
     PAPER,
     steps=2000,
     learning_rate=0.02,
     decay=0.5,
+    cameras=WHOLE,  # those of the paper stand where a mesh of this size would be cropped
     scene=MeshOptions(levels=(16, 64, 256, 512)),
     background=ConstantBackground(0.8),
     shading=None,
@@ -43,10 +45,11 @@ def refinement(recipe: Recipe, steps: int, start: float, move: float) -> Recipe:
     assert isinstance(scene, MeshOptions)
     scene = replace(scene, colours=True, move=move)
     penalties = replace(recipe.penalties, smooth_shape=WeightSchedule(1e-2, 1e-2))  # a tenth: spots become horns
-    sdi = replace(recipe.sdi, start=start, stop=min(recipe.sdi.stop, start))
-    return replace(recipe, steps=steps, scene=scene, penalties=penalties, sdi=sdi)
+    return replace(from_mesh(recipe, start), steps=steps, scene=scene, penalties=penalties)
 
 
 def from_mesh(recipe: Recipe, start: float = INIT_START) -> Recipe:
-    """A recipe whose first step is later, for a scene that begins with a mesh."""
-    return replace(recipe, sdi=replace(recipe.sdi, start=start, stop=min(recipe.sdi.stop, start)))
+    """A recipe without times above `start`, whatever the method, for a scene that begins with a mesh."""
+    sdi = replace(recipe.sdi, start=start, stop=min(recipe.sdi.stop, start))
+    sds = replace(recipe.sds, high=min(recipe.sds.high, start), low=min(recipe.sds.low, start))
+    return replace(recipe, sdi=sdi, sds=sds, highest=start)

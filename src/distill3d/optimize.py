@@ -21,6 +21,7 @@ from distill3d.meshes import Mesh
 from distill3d.objectives import Objective, attach
 from distill3d.prompts import ViewPrompts
 from distill3d.recipes import Recipe, check_method
+from distill3d.scenes.gaussians import Gaussians
 from distill3d.scenes.start import begin_with
 from distill3d.supervision import ShapeObjective, control_kind, prompts_for, suited, told
 from distill3d.types import Conditioning, Prior, Rendering
@@ -200,6 +201,8 @@ class ObjectRun:
 
     def _check_penalties(self) -> None:
         known = {*PICTURE_PENALTIES, "convexity", *self.scene.penalties()}
+        if isinstance(self.scene, Gaussians):
+            known.remove("orientation")  # splats have no slope of a density to point one way or the other
         for field in fields(self.recipe.penalties):
             weight = getattr(self.recipe.penalties, field.name)
             if field.name not in known and (weight.start or weight.end):
@@ -213,13 +216,17 @@ def sized(rendering: Rendering, size: int) -> Rendering:
     """The rendering with `size` pixels a side: itself where it has as many, else interpolated, all that is in it."""
     if rendering.rgb.shape[-1] == size:
         return rendering
+
+    def changed(value: Tensor) -> Tensor:
+        return F.interpolate(value, (size, size), mode="bilinear", antialias=True)
+
     given = {field.name: getattr(rendering, field.name) for field in fields(rendering)}
-    changed = {
-        name: F.interpolate(value, (size, size), mode="bilinear", antialias=True)
-        for name, value in given.items()
-        if value is not None
-    }
-    return replace(rendering, **changed)
+    shown = {name: changed(value) for name, value in given.items() if value is not None}
+    opacity = shown["opacity"]
+    for name in ("depth", "depth_variance"):  # 0 where nothing is: what is seen must not be mixed with it
+        weighted = changed(given[name] * rendering.opacity)
+        shown[name] = torch.where(opacity > 0, weighted / opacity.clamp_min(1e-6), 0.0)
+    return replace(rendering, **shown)
 
 
 def scene_module(recipe: Recipe, device: torch.device | str | None = None) -> nn.ModuleDict:

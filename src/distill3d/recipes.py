@@ -142,11 +142,14 @@ class Recipe:
     sdi: SDI = SDI()
     sds: SDS = SDS()
     scale: float | None = None  # guidance of every other method; None is the method's own
+    highest: float = 1.0  # every other method's times are multiplied by this: less where a run begins with a mesh
     supervision: Supervision = Supervision()
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.views < 1:
             raise ValueError(f"a recipe needs at least one step and one view, got {self.steps} and {self.views}")
+        if not 0 < self.highest <= 1:
+            raise ValueError(f"the highest time lies above 0 and not above 1, got {self.highest}")
         if self.frames < 1:
             raise ValueError(f"a turntable has at least one frame, got {self.frames}")
         if self.render_size is not None and self.render_size < 8:
@@ -163,7 +166,7 @@ class Recipe:
             return self.sdi.build()
         if method == "sds":
             return self.sds.build()
-        return family_objective(method, self.steps, self.scale, student)
+        return family_objective(method, self.steps, self.scale, student, self.highest)
 
     def rate(self, step: int) -> float:
         """Learning rate: constant, then a linear fall to a tenth."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -35,8 +35,8 @@ def extract_surface(
         query: see `Query`.
         level: density per world unit at the surface; 1 / level is how deep one sees into the object. None takes the
             one with the outlines of the field's own pictures (`outline_level`).
-        resolution: lattice points a side of [-half_size, half_size]^3. Anything that reaches the box is closed
-            just outside it.
+        resolution: lattice points a side of [-half_size, half_size]^3, or of what `tight` makes of it. Anything that
+            reaches the box is closed just outside it.
         soften: lattice steps over which the log density is smoothed, see `smoothed`. Distilled
             surfaces are noisy; 0.7 takes nine in ten of their needless tunnels away and keeps what is seen.
         min_share: connected parts with less than this share of the largest part's area are dropped as floaters.
@@ -46,9 +46,9 @@ def extract_surface(
     """
     if resolution < 2 or (level is not None and level <= 0):
         raise ValueError(f"level must be above 0 and resolution at least 2, got {level} and {resolution}")
+    half_size = tight(query, half_size)
     axis = torch.linspace(-half_size, half_size, resolution)
-    lattice = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).view(-1, 3)
-    density = torch.cat([query(part)[0] for part in lattice.split(1 << 18)])
+    density = torch.cat([query(part)[0] for part in _lattice(axis)])
     spacing = 2 * half_size / (resolution - 1)
     if level is None:
         level = outline_level(density.view([resolution] * 3).numpy(), spacing)
@@ -69,6 +69,34 @@ def extract_surface(
     if mesh.volume < 0:
         mesh.invert()
     return mesh
+
+
+def tight(query: Query, half_size: float, points: int = 48, empty: float = 0.1) -> float:
+    """Half of the box, halved for as long as everything denser than `empty` lies in its inner half."""
+    density = torch.cat([query(part)[0] for part in _lattice(torch.linspace(-half_size, half_size, points))])
+    axis = torch.linspace(-half_size, half_size, points).abs()
+    there = (density > empty).view([points] * 3).nonzero()
+    if not len(there):
+        return half_size
+    reach = float(axis[there].max()) + 2 * half_size / (points - 1)  # and a cell, for what lies between the points
+    return halved(half_size, reach)
+
+
+def halved(half_size: float, reach: float) -> float:
+    """Half of a box, halved for as long as what reaches so far from its middle lies inside."""
+    assert reach > 0
+    while 2 * reach <= half_size:
+        half_size /= 2
+    return half_size
+
+
+def _lattice(axis: Tensor) -> Iterator[Tensor]:
+    """The points of a cubic lattice [M, 3], x slowest, part by part: all at once would be the largest array."""
+    count = len(axis)
+    for first in range(0, count**3, 1 << 18):
+        number = torch.arange(first, min(first + (1 << 18), count**3))
+        x, y, z = number // count**2, number // count % count, number % count
+        yield torch.stack((axis[x], axis[y], axis[z]), dim=1)
 
 
 def smoothed(value: np.ndarray, width: float) -> np.ndarray:

@@ -10,11 +10,12 @@ import trimesh
 
 from distill3d import cli
 from distill3d.export_options import ExportOptions
+from distill3d.family import TAUGHT
 from distill3d.generate import Config, generate, load_scene, read_config, render_views, resume
 from distill3d.mesh_files import save_mesh
 from distill3d.mesh_recipes import LAPTOP_TEXTURE, TEXTURE_RECIPES, from_mesh, refinement
-from distill3d.meshes import placed, read_mesh
-from distill3d.recipes import LAPTOP, SDI
+from distill3d.meshes import RADIUS, placed, read_mesh
+from distill3d.recipes import LAPTOP, METHODS, PAPER, SDI
 from distill3d.scenes.mesh import MeshOptions, MeshScene
 
 FEW = ["--steps", "2", "--views", "1", "--frames", "2", "--sdi.inversion-steps", "2", "--texture-size", "128"]
@@ -94,6 +95,21 @@ def test_refinement_begins_with_the_colours_that_are_there():
     assert all(isinstance(r.scene, MeshOptions) for r in TEXTURE_RECIPES.values())
 
 
+@pytest.mark.parametrize("method", sorted({*METHODS} - {*TAUGHT}))
+def test_no_method_looks_at_times_above_the_start(method):
+    """The lower the start, the less a mesh is changed: that is for every method."""
+    objective = refinement(LAPTOP_TEXTURE, 60, 0.3, 0.03).objective(method)
+    views, generator = objective.views, torch.Generator().manual_seed(0)
+    times = torch.cat([objective.timesteps(step, 60, 4 * views, generator) for step in range(0, 60, 5)])
+    assert 0.05 < times.max() <= 0.3
+
+
+def test_a_mesh_to_be_painted_or_begun_with_is_seen_whole():
+    for recipe in (*TEXTURE_RECIPES.values(), LAPTOP):
+        assert recipe.cameras.whole == pytest.approx(RADIUS, rel=0.02)
+    assert PAPER.cameras.whole < 0.6  # so meshes are made smaller there
+
+
 def test_generate_begins_with_the_mesh(ball, kl_folder, tmp_path):
     scene = dataclasses.replace(LAPTOP.scene, resolution=64, refine=())
     recipe = dataclasses.replace(LAPTOP, steps=1, views=1, frames=2, scene=scene, learning_rate=1e-6)
@@ -112,7 +128,7 @@ def test_generate_begins_with_the_mesh(ball, kl_folder, tmp_path):
         (["{ball}", "a red spoon"], "the bundled prior knows no object"),
         (["{ball}", "a red apple", "--texture-size", "0"], "a texture has 8 to 8192 texels"),
         (["{ball}", "a red apple", "--method", "magic"], "unknown method 'magic'"),
-        (["{ball}"], "missing: STR What it is"),
+        (["{ball}"], "missing: What it is"),
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments, message, ball, tmp_path, capsys):

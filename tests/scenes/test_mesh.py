@@ -154,6 +154,36 @@ def test_bending_means_the_same_on_fine_and_coarse_meshes():
     assert found[1:] == pytest.approx(found[:-1], rel=0.05)
 
 
+def test_fitting_values_part_by_part_is_fitting_them_at_once(monkeypatch):
+    points = torch.nn.functional.normalize(torch.randn(3000, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    fitted = []
+    for part in (1 << 20, 700):
+        monkeypatch.setattr("distill3d.scenes.shell.PART", part)
+        shell = Shell(points, (4, 8, 16))
+        shell.fit(points, points.abs())
+        fitted.append(shell(points))
+    torch.testing.assert_close(*fitted, rtol=1e-4, atol=1e-5)
+    assert (fitted[0] - points.abs()).abs().mean() < 0.02
+
+
+def test_a_scene_moves_to_another_device_whole():
+    """A run on a GPU is moved to the CPU for its artefacts: no tensor may stay behind."""
+    scene = ball(move=0.1).to("meta")
+
+    def tensors(value):
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, dict):
+            yield from (t for v in value.values() for t in tensors(v))
+        elif isinstance(value, (list, tuple)):
+            yield from (t for v in value for t in tensors(v))
+        elif hasattr(value, "__dict__") and not isinstance(value, type):
+            yield from tensors(vars(value))
+
+    found = list(tensors(scene))
+    assert len(found) > 8 and {tensor.device.type for tensor in found} == {"meta"}
+
+
 def test_the_state_is_the_paint_alone_and_comes_back():
     scene = ball(striped, move=0.1)
     other = ball(move=0.1)

@@ -13,6 +13,7 @@ from distill3d.commands.objects import _filled, _report
 from distill3d.commands.shared import Machine, Run, ViewTexts, progress_bar
 from distill3d.mesh_recipes import TEXTURE_RECIPES, refinement
 from distill3d.recipes import PRIORS, Recipe
+from distill3d.scenes.gaussians import GaussianOptions
 from distill3d.scenes.mesh import MeshOptions
 
 
@@ -98,6 +99,8 @@ def run_refine(command: Refine) -> int:
 
     config = read_config(command.run)
     mesh = command.run / "mesh.glb"
+    if isinstance(config.recipe.scene, GaussianOptions):
+        raise ValueError(f"{command.run} holds splats, which have no surface to refine; fields and meshes have")
     if not mesh.is_file():
         raise ValueError(f"{command.run} has no mesh.glb to refine; make one with: distill3d export {command.run}")
     base = config.recipe

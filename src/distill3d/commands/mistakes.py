@@ -21,14 +21,21 @@ def one_line(panel: str, command: str = "") -> str:
         panel: what tyro wrote on stderr, with frame, colours and line breaks.
         command: the command it is about, whose help is named; "" where there is none.
     """
-    text = re.sub(r"\x1b\[[0-9;]*m", "", panel)
-    lines = [re.sub(r"^[│┃| ]+|[│┃| ]+$|[╭╰+]?[─-]{4,}[╮╯+]?", "", line).strip(" ╭╮╰╯─") for line in text.splitlines()]
+    lines = [_unframed(line) for line in re.sub(r"\x1b\[[0-9;]*m", "", panel).splitlines()]
     message = " ".join(line for line in lines if line).split(" Argument helptext:")[0]
     message = re.sub(r"^(Value error|Required options|Parsing error|Missing argument|Invalid choice) ", "", message)
     message, *usage = re.split(r" For full helptext, (?:run|see):? ", message, maxsplit=1)
     program = f"distill3d {command}".strip()
     told = _in_words(message) or "this command line cannot be read"
     return f"{told}; see {usage[0].replace('distill3d --', f'{program} --') if usage else f'{program} --help'}"
+
+
+def _unframed(line: str) -> str:
+    """A line without the frame, which is of box characters or of ASCII; "" for what is frame alone."""
+    line = line.strip()
+    if found := re.fullmatch(r"[╭+]?[─-]+ (.*?) [─-]+[╮+]?", line):  # the frame's title
+        return found[1]
+    return "" if re.fullmatch(r"[│┃|╰+ ]*[─-]{4,}[│┃|╯+ ]*", line) else re.sub(r"^[│┃|] *| *[│┃|]$", "", line).strip()
 
 
 def _in_words(message: str) -> str:
@@ -47,6 +54,8 @@ def _in_words(message: str) -> str:
         return f"{found[1]} takes a number, got {found[2]!r}"
     if found := re.match(r"Error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]", message):
         return f"{found[1]} takes another number of values or other values, got {found[2]}"
+    if found := re.match(r"Error parsing (\S+): Could not parse arguments \[(.*)\] into", message):
+        return f"{found[1]} takes other values, got {found[2]}"
     if found := re.match(rf"Error parsing {_DUMMY}\S*: (.*)$", message):  # a recipe refuses its values, in our words
         return found[1]
     if found := re.match(r"invalid choice '(.*)' for argument '(\S+)'\. Expected one of \((.*)\)", message):
@@ -54,25 +63,27 @@ def _in_words(message: str) -> str:
     if found := re.match(r"Missing subcommand Expected one of \{(.*)\}", message):
         return f"which? {found[1]}"
     if found := re.match(r"Missing from distill3d [\w ]*: (.*)$", message):
-        return f"missing: {found[1].replace(' (required)', '').rstrip('.')}"
+        told = re.sub(r"(?:^|(?<= ))(?:STR|PATH|INT|FLOAT) ", "", found[1])
+        return f"missing: {told.replace(' (required)', '').rstrip('.')}"
     if found := re.match(r"Missing value for argument '(\S+)'\. Expected (\S+) values?", message):
-        return f"{found[1]} takes {'a value' if found[2] == '1' else found[2] + ' values'}, got none"
+        return f"{found[1]} takes {'a value, got none' if found[2] == '1' else found[2] + ' values'}"
     return message
 
 
 def _unknown(rest: str) -> str:
     """Unknown words, and what they may mean."""
     words, *hints = re.split(
-        r" (?:Available subcommands:|Perhaps you meant:|Arguments similar to \S+:?|Arguments are )", rest
+        r"(?:^|\s)(?:Available subcommands:|Perhaps you meant:|Arguments similar to \S+:?|Arguments are )", rest
     )
-    words = re.sub(r" \(applied to [^)]*\)", "", words).replace(",", "")
-    told = f"unknown: {words.strip()}"
-    if found := re.search(r"Available subcommands: (.*?)(?= For |$)", rest):
+    unknown = [word.rstrip(",") for word in re.sub(r"\(applied to [^)]*\)", "", words).split()]
+    unknown = [word for word in unknown if word] or ["a lone comma or an empty word"]
+    told = f"unknown: {' '.join(unknown)}"
+    if found := re.search(r"Available subcommands: ((?:[\w-]+, )*[\w-]+)", rest):
         names = found[1].split(", ")
-        near = difflib.get_close_matches(words.split()[0], names, n=1)
+        near = difflib.get_close_matches(unknown[0], names, n=1)
         return f"{told}; allowed: {', '.join(names)}" + (f"; perhaps you mean {near[0]}" if near else "")
     flags = list(dict.fromkeys(flag for hint in hints for flag in re.findall(r"--[\w.-]+", hint)))
-    flags = [flag for flag in flags if flag not in words.split() and flag != "--help"][:_SUGGESTIONS]
+    flags = [flag for flag in flags if flag not in unknown and flag != "--help"][:_SUGGESTIONS]
     return told + (f"; perhaps you mean {', '.join(flags)}" if flags else "")
 
 

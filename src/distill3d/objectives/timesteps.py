@@ -84,6 +84,12 @@ def widening(start: float, low: float, high: float, over: int) -> Timesteps:
     return timesteps
 
 
+def scaled(timesteps: Timesteps, highest: float) -> Timesteps:
+    """The same times, each multiplied by `highest`: none lies above it; ValueError outside [0, 1]."""
+    _check(highest)
+    return lambda step, total, batch, generator: highest * timesteps(step, total, batch, generator)
+
+
 def listed(times: Sequence[float] | Tensor) -> Timesteps:
     """times [T] (one per step) or [T, B] (one per step and sample); the last one holds beyond its end."""
     table = torch.as_tensor(times, dtype=torch.float64)

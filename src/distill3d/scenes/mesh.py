@@ -62,6 +62,9 @@ class MeshScene(nn.Module):
 
     rest: Tensor
     faces: Tensor
+    edges_ends: Tensor
+    edges_edge: Tensor
+    edges_third: Tensor
 
     def __init__(self, source: Mesh, options: MeshOptions = MeshOptions(), device: torch.device | str | None = None):
         super().__init__()
@@ -70,7 +73,8 @@ class MeshScene(nn.Module):
         vertices, faces = weld(self._to_scene(source.vertices), source.faces)
         self.register_buffer("rest", torch.tensor(vertices, dtype=torch.float32, device=device), persistent=False)
         self.register_buffer("faces", torch.tensor(faces, device=device), persistent=False)
-        self.edges = mesh_edges(self.faces)
+        for name, tensor in vars(mesh_edges(self.faces)).items():  # buffers, so that they move with the module
+            self.register_buffer(f"edges_{name}", tensor, persistent=False)
         ends = self.rest[self.edges.ends]
         self.edge = float((ends[:, 0] - ends[:, 1]).norm(dim=1).mean())  # mean length, world units
         self.half_size = 1.01 * float(self.rest[self.faces].abs().max())
@@ -81,12 +85,23 @@ class MeshScene(nn.Module):
             known = torch.tensor(source.colours(face, weights), dtype=torch.float32).clamp(START, 1 - START)
             self.paint.fit(points, torch.logit(known).to(points))
         self.offset = Shell(points, options.shape_levels, 3, self.half_size) if options.move else None
-        self.shape_rows = [] if self.offset is None else self.offset.rows(self.rest)
+        for i, (index, weights) in enumerate([] if self.offset is None else self.offset.rows(self.rest)):
+            self.register_buffer(f"shape_index{i}", index, persistent=False)
+            self.register_buffer(f"shape_weights{i}", weights, persistent=False)
 
     @property
     def vertices(self) -> Tensor:
         """Where the vertices are now [V, 3], world."""
-        return self.rest if self.offset is None else self.rest + self.offset.mix(self.shape_rows)
+        if self.offset is None:
+            return self.rest
+        levels = range(len(self.offset.levels))
+        rows = [(getattr(self, f"shape_index{i}"), getattr(self, f"shape_weights{i}")) for i in levels]
+        return self.rest + self.offset.mix(rows)
+
+    @property
+    def edges(self) -> Edges:
+        """The edges of its faces."""
+        return Edges(self.edges_ends, self.edges_edge, self.edges_third)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """See `Scene`."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from distill3d.render.gather import weighted_rows
 
+PART = 1 << 20  # points that are worked on at once
 Rows = tuple[Tensor, Tensor]
 """Of each of N points, the 8 lattice points around it and their weights: both [N, 8]."""
 
@@ -35,7 +36,7 @@ class Shell(nn.Module):
         self.levels, self.half_size = tuple(levels), half_size
         self.tables = nn.ParameterList()
         for i, level in enumerate(self.levels):
-            keys = torch.cat([self._keys(part, level)[0].unique() for part in points.split(1 << 20)]).unique()
+            keys = torch.cat([self._keys(part, level)[0].unique() for part in points.split(PART)]).unique()
             self.register_buffer(f"keys{i}", keys, persistent=False)
             self.tables.append(nn.Parameter(points.new_zeros(len(keys), channels)))
 
@@ -51,32 +52,39 @@ class Shell(nn.Module):
     @torch.no_grad()
     def rows(self, points: Tensor) -> list[Rows]:
         """Rows and weights in each level's table; where a corner of a cell is not there the others share its weight."""
-        found = []
-        for i, level in enumerate(self.levels):
-            keys, weights = self._keys(points, level)
-            index, there = self._find(i, keys)
-            weights = weights * there
-            found.append((index, weights / weights.sum(1, keepdim=True).clamp_min(1e-6)))
-        return found
+        return [self._rows(i, points) for i in range(len(self.levels))]
+
+    def _rows(self, i: int, points: Tensor) -> Rows:
+        keys, weights = self._keys(points, self.levels[i])
+        index, there = self._find(i, keys)
+        weights = weights * there
+        return index, weights / weights.sum(1, keepdim=True).clamp_min(1e-6)
 
     @torch.no_grad()
     def fit(self, points: Tensor, values: Tensor, rounds: int = 4) -> None:
         """Sets the tables so that the values at `points` [N, 3] are close to `values` [N, C], the coarse levels first.
 
-        Each level takes the weighted mean of what is left around each lattice point.
+        Each level takes the weighted mean of what is left around each lattice point. `PART` points are worked on at
+        once, which bounds the memory.
         """
-        for table in self.tables:
-            table.zero_()
-        rows = self.rows(points)
         left = values.clone()
-        for table, (index, weights) in zip(self.tables, rows, strict=True):
-            flat, share = index.reshape(-1), weights.reshape(-1, 1)
-            total = torch.zeros_like(table[:, :1]).index_add_(0, flat, share).clamp_min(1e-6)
+        parts = [slice(first, first + PART) for first in range(0, len(points), PART)]
+        for i, table in enumerate(self.tables):
+            table.zero_()
+            total = torch.zeros_like(table[:, :1])
+            for part in parts:
+                index, weights = self._rows(i, points[part])
+                total.index_add_(0, index.reshape(-1), weights.reshape(-1, 1))
             for _ in range(rounds):
-                pull = (weights[..., None] * left[:, None]).reshape(-1, values.shape[1])
-                change = torch.zeros_like(table).index_add_(0, flat, pull) / total
+                change = torch.zeros_like(table)
+                for part in parts:
+                    index, weights = self._rows(i, points[part])
+                    pull = (weights[..., None] * left[part, None]).reshape(-1, values.shape[1])
+                    change.index_add_(0, index.reshape(-1), pull)
+                change /= total.clamp_min(1e-6)
                 table += change
-                left -= weighted_rows(change, index, weights)
+                for part in parts:
+                    left[part] -= weighted_rows(change, *self._rows(i, points[part]))
 
     def roughness(self) -> Tensor:
         """Mean squared difference of neighbouring lattice points, summed over levels and axes: a scalar."""
@@ -101,7 +109,8 @@ class Shell(nn.Module):
         share = at - cell
         x, y, z = torch.stack((1 - share, share)).unbind(-1)  # each [2, N]
         weights = (z[:, None, None] * y[:, None]) * x  # [2, 2, 2, N]
-        first = cell.long() @ torch.tensor([1, level, level * level], device=points.device)
+        column, row, layer = cell.long().unbind(1)
+        first = (layer * level + row) * level + column  # CUDA has no product of integer matrices
         step = torch.arange(2, device=points.device)
         offsets = step[:, None, None] * level * level + step[:, None] * level + step
         return first[:, None] + offsets.reshape(-1), weights.reshape(8, -1).T.contiguous()
