@@ -119,6 +119,7 @@ def test_a_row_opens_its_turntables_and_a_model_turns(page):
     assert page.locator("details.prompt img[src*='turn']").count() == 0
     page.locator("details.prompt summary").first.click()
     picture = page.locator("details.prompt .card img").first
+    page.wait_for_selector("details.prompt .card img:not([data-turn])")  # the event comes after the click
     picture.evaluate("i => i.complete || new Promise((done) => { i.onload = done; })")
     assert picture.evaluate("i => [i.naturalWidth, i.dataset.turn === undefined]") == [32, True]
     page.get_by_role("button", name="turn it yourself").first.click()
