@@ -3,7 +3,8 @@
     python benchmarks/refine.py RUN [RUN ...] [--steps 60] [--start 0.5] [--move 0.03] [--picture refine.png]
 
 Each run's mesh.glb is refined into a folder beside the others of --out, unless it is there, and drawn from 24 views
-before and after, without light. Printed are the means over the runs.
+before and after, without light and with its texture as paint on a lattice of 128 points. Printed are the means over
+the runs.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -34,25 +33,13 @@ SCORES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Refinement:
-    """The flags of `distill3d refine` that are tried."""
-
-    steps: int
-    start: float
-    move: float
-
-    def __str__(self) -> str:
-        return f"{self.steps}-{self.start:g}-{self.move:g}"
-
-
-def refined(run: Path, out: Path, how: Refinement) -> Path:
-    """The mesh of a run after refinement; made where it is not there yet."""
-    folder = out / f"{run.name}-{how}"
+def refined(run: Path, out: Path, flags: dict[str, float]) -> Path:
+    """The mesh of a run after `distill3d refine` with these flags; made where it is not there yet."""
+    folder = out / "-".join((run.name, *(f"{value:g}" for value in flags.values())))
     if not (found := sorted(folder.glob("*/mesh.glb"))):
-        flags = ["--steps", str(how.steps), "--start", str(how.start), "--move", str(how.move), "--out", str(folder)]
+        words = [word for flag, value in flags.items() for word in (f"--{flag}", f"{value:g}")]
         with contextlib.redirect_stdout(io.StringIO()):
-            if cli.run(["refine", str(run), *flags]):
+            if cli.run(["refine", str(run), *words, "--out", str(folder)]):
                 raise SystemExit(f"{run} could not be refined")
         found = sorted(folder.glob("*/mesh.glb"))
     return found[0]
@@ -72,7 +59,6 @@ def judged(path: Path, prompt: str, judge: ToyboxJudge, reference: torch.Tensor)
 
 def main() -> None:
     """Command line; see the module docstring."""
-    sys.path.insert(0, str(Path(__file__).parent))
     from ranking import truth_pictures
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -81,14 +67,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--start", type=float, default=0.5)
     parser.add_argument("--move", type=float, default=0.03)
-    parser.add_argument("--picture", type=Path, help="four views of each before (upper row) and after (lower)")
+    parser.add_argument("--picture", type=Path, help="four views of each before (left) and after")
     arguments = parser.parse_args()
-    how, judge, sheet = Refinement(arguments.steps, arguments.start, arguments.move), ToyboxJudge(), []
+    flags = {name: getattr(arguments, name) for name in ("steps", "start", "move")}
+    judge, sheet = ToyboxJudge(), []
     totals: dict[str, list[dict]] = {"before": [], "after": []}
     for run in arguments.runs:
         prompt = read_config(run).prompt
         reference = truth_pictures(prompt, SIZE)
-        for name, path in (("before", run / "mesh.glb"), ("after", refined(run, arguments.out, how))):
+        for name, path in (("before", run / "mesh.glb"), ("after", refined(run, arguments.out, flags))):
             scores, views = judged(path, prompt, judge, reference)
             totals[name].append(scores)
             sheet.append(views)

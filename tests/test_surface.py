@@ -71,7 +71,7 @@ def test_a_box_that_is_much_too_large_is_halved():
     def ball(radius):
         return lambda p: (50.0 * (p.norm(dim=1) < radius), p, None)
 
-    assert [tight(ball(radius), 2.0) for radius in (1.5, 0.9, 0.4, 0.0)] == [2.0, 1.0, 0.5, 2.0]
+    assert [tight(ball(radius), 2.0, 48, 0.1) for radius in (1.5, 0.9, 0.4, 0.0)] == [2.0, 1.0, 0.5, 2.0]
     large, small = (extract_surface(ball(0.4), resolution=48, half_size=half) for half in (2.0, 0.5))
     np.testing.assert_allclose(large.vertices, small.vertices)
 

@@ -19,13 +19,13 @@ LAPTOP_TEXTURE = replace(
     scene=MeshOptions(),
     penalties=Penalties(smooth_colour=WeightSchedule(3.0, 3.0)),  # with a tenth of it surfaces are speckled
 )
-WHOLE = replace(PAPER.cameras, distance=(2.6, 3.1), fov=(40.0, 40.0))
 PAPER_TEXTURE = replace(
     PAPER,
     steps=2000,
     learning_rate=0.02,
     decay=0.5,
-    cameras=WHOLE,  # those of the paper stand where a mesh of this size would be cropped
+    # The paper's cameras stand where a mesh of this size would be cropped.
+    cameras=replace(PAPER.cameras, distance=(2.6, 3.1), fov=(40.0, 40.0)),
     scene=MeshOptions(levels=(16, 64, 256, 512)),
     background=ConstantBackground(0.8),
     shading=None,

@@ -217,16 +217,17 @@ def sized(rendering: Rendering, size: int) -> Rendering:
     if rendering.rgb.shape[-1] == size:
         return rendering
 
-    def changed(value: Tensor) -> Tensor:
-        return F.interpolate(value, (size, size), mode="bilinear", antialias=True)
-
     given = {field.name: getattr(rendering, field.name) for field in fields(rendering)}
-    shown = {name: changed(value) for name, value in given.items() if value is not None}
-    opacity = shown["opacity"]
-    for name in ("depth", "depth_variance"):  # 0 where nothing is: what is seen must not be mixed with it
-        weighted = changed(given[name] * rendering.opacity)
-        shown[name] = torch.where(opacity > 0, weighted / opacity.clamp_min(1e-6), 0.0)
-    return replace(rendering, **shown)
+    seen = ("depth", "depth_variance")  # 0 where nothing is, with which they must not be mixed: weighted by the opacity
+    given |= {name: given[name] * rendering.opacity for name in seen}
+    changed = {
+        name: F.interpolate(value, (size, size), mode="bilinear", antialias=True)
+        for name, value in given.items()
+        if value is not None
+    }
+    opacity = changed["opacity"]
+    changed |= {name: torch.where(opacity > 0, changed[name] / opacity.clamp_min(1e-6), 0.0) for name in seen}
+    return replace(rendering, **changed)
 
 
 def scene_module(recipe: Recipe, device: torch.device | str | None = None) -> nn.ModuleDict:

@@ -46,7 +46,8 @@ def extract_surface(
     """
     if resolution < 2 or (level is not None and level <= 0):
         raise ValueError(f"level must be above 0 and resolution at least 2, got {level} and {resolution}")
-    half_size = tight(query, half_size)
+    # A lattice half as fine, and nothing taken for empty that the level would not.
+    half_size = tight(query, half_size, max(8, resolution // 2), 0.1 if level is None else min(0.1, level))
     axis = torch.linspace(-half_size, half_size, resolution)
     density = torch.cat([query(part)[0] for part in _lattice(axis)])
     spacing = 2 * half_size / (resolution - 1)
@@ -71,8 +72,8 @@ def extract_surface(
     return mesh
 
 
-def tight(query: Query, half_size: float, points: int = 48, empty: float = 0.1) -> float:
-    """Half of the box, halved for as long as everything denser than `empty` lies in its inner half."""
+def tight(query: Query, half_size: float, points: int, empty: float) -> float:
+    """Half of the box, halved for as long as what is denser than `empty`, on `points`^3 of its points, lies inside."""
     density = torch.cat([query(part)[0] for part in _lattice(torch.linspace(-half_size, half_size, points))])
     axis = torch.linspace(-half_size, half_size, points).abs()
     there = (density > empty).view([points] * 3).nonzero()

@@ -9,6 +9,7 @@ import torch
 import trimesh
 
 from distill3d import cli
+from distill3d.commands.objects import _config
 from distill3d.export_options import ExportOptions
 from distill3d.family import TAUGHT
 from distill3d.generate import Config, generate, load_scene, read_config, render_views, resume
@@ -108,6 +109,15 @@ def test_a_mesh_to_be_painted_or_begun_with_is_seen_whole():
     for recipe in (*TEXTURE_RECIPES.values(), LAPTOP):
         assert recipe.cameras.whole == pytest.approx(RADIUS, rel=0.02)
     assert PAPER.cameras.whole < 0.6  # so meshes are made smaller there
+
+
+@pytest.mark.parametrize(
+    ("flags", "times"),
+    [([], (0.6, 0.6, 0.6)), (["--sds.high", "0.9"], (0.98, 0.9, 1.0)), (["--sdi.start", "0.8"], (0.8, 0.98, 1.0))],
+)
+def test_whoever_sets_a_time_beside_init_has_it(flags, times):
+    recipe = _config(cli.parse(["generate", "a red apple", "--init", "a.glb", *flags]), "toybox").recipe
+    assert (recipe.sdi.start, recipe.sds.high, recipe.highest) == times
 
 
 def test_generate_begins_with_the_mesh(ball, kl_folder, tmp_path):

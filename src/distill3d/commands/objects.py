@@ -107,8 +107,9 @@ def run_generate(command: Generate) -> int:
 def _config(command: Generate, prior: str) -> Any:
     from distill3d.generate import Config
 
-    recipe = command.settings
-    if command.init is not None and recipe.sdi.start == RECIPES[command.recipe].sdi.start:
+    recipe, usual = command.settings, RECIPES[command.recipe]
+    times = ((r.sdi.start, r.sds.high, r.highest) for r in (recipe, usual))
+    if command.init is not None and next(times) == next(times):  # who sets one of them knows better
         recipe = from_mesh(recipe)
     return Config(
         prompt=command.prompt, recipe=recipe, method=command.method, prior=prior,

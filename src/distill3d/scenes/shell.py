@@ -64,27 +64,26 @@ class Shell(nn.Module):
     def fit(self, points: Tensor, values: Tensor, rounds: int = 4) -> None:
         """Sets the tables so that the values at `points` [N, 3] are close to `values` [N, C], the coarse levels first.
 
-        Each level takes the weighted mean of what is left around each lattice point. `PART` points are worked on at
-        once, which bounds the memory.
+        Each level takes the weighted mean of what is left around each lattice point. Memory is bounded by the rows of
+        one level and by `PART` points at once.
         """
         left = values.clone()
         parts = [slice(first, first + PART) for first in range(0, len(points), PART)]
         for i, table in enumerate(self.tables):
             table.zero_()
+            rows = [self._rows(i, points[part]) for part in parts]
             total = torch.zeros_like(table[:, :1])
-            for part in parts:
-                index, weights = self._rows(i, points[part])
+            for index, weights in rows:
                 total.index_add_(0, index.reshape(-1), weights.reshape(-1, 1))
             for _ in range(rounds):
                 change = torch.zeros_like(table)
-                for part in parts:
-                    index, weights = self._rows(i, points[part])
+                for part, (index, weights) in zip(parts, rows, strict=True):
                     pull = (weights[..., None] * left[part, None]).reshape(-1, values.shape[1])
                     change.index_add_(0, index.reshape(-1), pull)
                 change /= total.clamp_min(1e-6)
                 table += change
-                for part in parts:
-                    left[part] -= weighted_rows(change, *self._rows(i, points[part]))
+                for part, row in zip(parts, rows, strict=True):
+                    left[part] -= weighted_rows(change, *row)
 
     def roughness(self) -> Tensor:
         """Mean squared difference of neighbouring lattice points, summed over levels and axes: a scalar."""
