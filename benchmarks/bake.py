@@ -3,7 +3,7 @@
     python benchmarks/bake.py RUN [RUN ...] [--texture 1024] [--faces 20000] [--picture bake.png]
 
 For each run folder the field is rendered from 8 views as `distill3d render` does, and the baked mesh by the
-project's own rasteriser, unlit and with 4 x 4 samples a pixel. Printed are PSNR over whole pictures, and over the
+project's own rasterizer, unlit and with 4 x 4 samples a pixel. Printed are PSNR over whole pictures, and over the
 pixels that both fill: what is missing between the two is the edge, soft in a field and hard in a mesh.
 """
 
@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from distill3d import cameras
-from distill3d.bake import unlit_views
-from distill3d.export import export_mesh
-from distill3d.export_options import ExportOptions
-from distill3d.generate import load_scene
-from distill3d.textured import TexturedMesh
-from distill3d.video import contact_sheet, save_image
+from distill3d.export.options import ExportOptions
+from distill3d.export.video import contact_sheet, save_image
+from distill3d.meshes.bake import unlit_views
+from distill3d.meshes.texture import TexturedMesh
+from distill3d.runs.objects import load_scene
+from distill3d.scenes.to_mesh import export_mesh
 
-VIEWS, ELEVATION, DISTANCE, FOV, GREY = 8, 15.0, 2.8, 40.0, 0.9
+VIEWS, ELEVATION, DISTANCE, FOV, GRAY = 8, 15.0, 2.8, 40.0, 0.9
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -37,9 +37,9 @@ def psnr(a: Tensor, b: Tensor) -> float:
 def compare(scene: Any, mesh: TexturedMesh, size: int) -> tuple[float, float, Tensor]:
     """PSNR of whole pictures and of their insides, and the pictures, field above mesh [2 VIEWS, 3, size, size]."""
     views = cameras.turntable(VIEWS, ELEVATION, DISTANCE, FOV)
-    field = [scene.render(views[i : i + 1], size, torch.full((1, 3), GREY)) for i in range(VIEWS)]
+    field = [scene.render(views[i : i + 1], size, torch.full((1, 3), GRAY)) for i in range(VIEWS)]
     rgb, opacity = torch.cat([r.rgb for r in field]), torch.cat([r.opacity for r in field])
-    shown = unlit_views(mesh, views, size, GREY)
+    shown = unlit_views(mesh, views, size, GRAY)
     inside = ((opacity > 0.99) & (shown[:, 3:] == 1)).expand_as(rgb)
     pictures = torch.cat((rgb, shown[:, :3]))
     return psnr(rgb, shown[:, :3]), psnr(rgb[inside], shown[:, :3][inside]), pictures

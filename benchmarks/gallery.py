@@ -30,7 +30,7 @@ import numpy as np
 import torch
 import trimesh
 
-from distill3d.video import contact_sheet, save_image
+from distill3d.export.video import contact_sheet, save_image
 
 AZIMUTHS = (0, 60, 180)
 VALIDATE = """

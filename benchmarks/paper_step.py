@@ -3,7 +3,7 @@
     python benchmarks/paper_step.py [--step 0] [--dtype bfloat16] [--inversion-steps 10]
 
 The recipe's hash field is rendered at 512 px with normals, encoded, SDI with Perp-Neg asks a Stable Diffusion 2.1-base
-of random weights for its gradient, and the gradient and the recipe's regularisers go back to field and background. The
+of random weights for its gradient, and the gradient and the recipe's regularizers go back to field and background. The
 peak is that of the process (getrusage) after each part, so the last line is the peak of the step.
 """
 
@@ -17,10 +17,10 @@ import torch
 from memory import peak
 from true_size import build
 
+from distill3d.distill.loop import ObjectRun
+from distill3d.distill.recipes import PAPER
 from distill3d.objectives import attach
-from distill3d.optimize import ObjectRun
 from distill3d.prompts import ViewPrompts
-from distill3d.recipes import PAPER
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
     run = ObjectRun(recipe, "sdi", ViewPrompts("a prompt", perp_neg=True), prior)
     parameters = sum(p.numel() for p in run.module.parameters())
     report(f"field and background ({parameters / 1e6:.1f} M parameters)")
-    optimiser = run.optimiser(arguments.step)
+    optimizer = run.optimizer(arguments.step)
     report("occupancy")
     rendering, conditioning = run.views(arguments.step)
     report(f"rendering {prior.image_size} px, {100 * float(rendering.opacity.detach().mean()):.0f} % opaque")
@@ -56,8 +56,8 @@ def main() -> None:
     report(f"SDI at t = {float(guidance.t.mean()):.2f}: {guidance.evaluations} network rows")
     loss = attach(x, guidance.gradient) + sum(run.penalties(arguments.step, rendering).values())
     loss.backward()
-    report("gradient through encoder and renderer, regularisers")
-    optimiser.step()
+    report("gradient through encoder and renderer, regularizers")
+    optimizer.step()
     report("Adam")
     assert all(bool(p.isfinite().all()) for p in run.module.parameters())
 

@@ -4,7 +4,7 @@
     python benchmarks/ranking.py --make DIR [--prompts 12] [--methods sdi,sds]
 
 A folder of runs (`distill3d generate`) is rendered anew and gives silhouettes and, where there is a mesh, surfaces; a
-cell of toybox_3d.py keeps pictures only, and its silhouettes are guessed from the grey behind them; of a bench its
+cell of toybox_3d.py keeps pictures only, and its silhouettes are guessed from the gray behind them; of a bench its
 own scores are read (made with --metrics all). --make distils objects and looks at each along the way, so that there
 are all qualities from fog to finished; the looks are kept in DIR as `*.npz`, and finished runs are not made again.
 
@@ -30,9 +30,9 @@ from distill3d.cameras import turntable
 from distill3d.evaluation.evaluator import ToyboxJudge
 from distill3d.evaluation.metrics import Cell, measure
 from distill3d.evaluation.truth import covered, true_kind
-from distill3d.surface import extract_surface
+from distill3d.meshes.surface import extract_surface
 
-VIEWS, SIZE, ELEVATION, GREY = 8, 64, 15.0, 0.9
+VIEWS, SIZE, ELEVATION, GRAY = 8, 64, 15.0, 0.9
 CAMERAS = turntable(VIEWS, ELEVATION, 2.8, 40.0)
 LOOKS = (15, 30, 45, 60, 80, 100, 130, 160, 200)  # steps
 TRUTHS, SCORES = ("silhouette_iou", "chamfer"), ("clip_score", "edge_concentration", "sharpness", "spectrum_gap")
@@ -41,7 +41,7 @@ TRUTHS, SCORES = ("silhouette_iou", "chamfer"), ("clip_score", "edge_concentrati
 def seen(scene: Any, prompt: str) -> Cell:
     """What is seen of a scene from 8 sides, and its surface if it has one."""
     with torch.no_grad():
-        out = scene.render(CAMERAS, SIZE, torch.full((VIEWS, 3), GREY))
+        out = scene.render(CAMERAS, SIZE, torch.full((VIEWS, 3), GRAY))
         try:
             mesh = extract_surface(scene.query, resolution=64, half_size=scene.half_size)
         except ValueError:  # there is no surface yet
@@ -57,9 +57,9 @@ def save(path: Path, cell: Cell) -> None:
 
 
 def read(path: Path) -> Cell:
-    """A look, a cell of toybox_3d.py (its name says kind and colour), or a run folder."""
+    """A look, a cell of toybox_3d.py (its name says kind and color), or a run folder."""
     if path.is_dir():
-        from distill3d.generate import load_scene, read_config
+        from distill3d.runs.objects import load_scene, read_config
 
         return seen(load_scene(path), read_config(path).prompt)
     kept = np.load(path)
@@ -68,9 +68,9 @@ def read(path: Path) -> Cell:
         surface = {name: kept[name] for name in ("vertices", "faces") if name in kept}
         opacity = torch.from_numpy(kept["opacity"])
         return Cell(str(kept["prompt"]), pictures, CAMERAS.azimuth, opacity=opacity, **surface)
-    *kind, colour, _, _ = path.stem.split("-")
-    masks = covered(pictures, GREY).float()[:, None]
-    return Cell(f"a {colour} {' '.join(kind)}", pictures, turntable(len(pictures), 0, 1, 1).azimuth, opacity=masks)
+    *kind, color, _, _ = path.stem.split("-")
+    masks = covered(pictures, GRAY).float()[:, None]
+    return Cell(f"a {color} {' '.join(kind)}", pictures, turntable(len(pictures), 0, 1, 1).azimuth, opacity=masks)
 
 
 def judged(path: Path, judge: ToyboxJudge) -> dict[str, Any] | None:
@@ -91,20 +91,20 @@ def make(folder: Path, methods: list[str], count: int) -> None:
     """Distils `count` prompts by each method, and keeps a look at each of LOOKS."""
     from toybox_3d import prompts
 
-    from distill3d.optimize import ObjectRun
+    from distill3d.distill.loop import ObjectRun
+    from distill3d.distill.recipes import LAPTOP
     from distill3d.priors.loading import load_prior
     from distill3d.prompts import ViewPrompts
-    from distill3d.recipes import LAPTOP
 
     folder.mkdir(parents=True, exist_ok=True)
     prior = load_prior("toybox")
     step = max(1, 24 // count)
-    for kind, colour, _ in prompts()[::step][:count]:
+    for kind, color, _ in prompts()[::step][:count]:
         for method in methods:
-            stem = f"{kind.replace(' ', '_')}-{colour}-{method}"
+            stem = f"{kind.replace(' ', '_')}-{color}-{method}"
             if (folder / f"{stem}-{LOOKS[-1]}.npz").exists():
                 continue
-            prompt = f"a {colour} {kind}"
+            prompt = f"a {color} {kind}"
             run = ObjectRun(LAPTOP, method, ViewPrompts(prompt), prior, seed=1)
             for begin, end in zip((0, *LOOKS[:-1]), LOOKS, strict=True):
                 run.distill(range(begin, end), lambda progress: None)
@@ -142,8 +142,8 @@ def truth_pictures(prompt: str, size: int = SIZE) -> torch.Tensor:
     from distill3d.toybox.world import View, build, draw
 
     reading = read_prompt(prompt)
-    toy = build(reading.kind or "", reading.colour or "red", seed=5)
-    pictures = [draw(toy, View(a, ELEVATION), GREY, size) for a in CAMERAS.azimuth.tolist()]
+    toy = build(reading.kind or "", reading.color or "red", seed=5)
+    pictures = [draw(toy, View(a, ELEVATION), GRAY, size) for a in CAMERAS.azimuth.tolist()]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
 
 

@@ -4,7 +4,7 @@
         [--size 64] [--threads 2] [--picture fits.png]
 
 Prints a Markdown table: PSNR in dB on 16 views that were not fitted, and the seconds of the fit. Views are drawn by
-the toy world's own rasteriser with 16 samples a pixel, over white.
+the toy world's own rasterizer with 16 samples a pixel, over white.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ import torch
 from torch import Tensor
 
 from distill3d.cameras import orbit
-from distill3d.reconstruct import Fitting, fit, psnr
+from distill3d.export.video import contact_sheet, save_image
 from distill3d.render.volume import Sampling
-from distill3d.scenes.encoding import HashLayout
-from distill3d.scenes.field import VoxelOptions
+from distill3d.scenes.fit import Fitting, fit, psnr
 from distill3d.scenes.gaussians import Densification, GaussianOptions
-from distill3d.scenes.hash_field import HashOptions
+from distill3d.scenes.hashgrid.encoding import HashLayout
+from distill3d.scenes.hashgrid.field import HashOptions
 from distill3d.scenes.mesh import MeshOptions
+from distill3d.scenes.voxels import VoxelOptions
 from distill3d.toybox.world import FOV, ToyMesh, View, build, draw
 from distill3d.types import Cameras
-from distill3d.video import contact_sheet, save_image
 
 TRAINED, HELD_OUT, DISTANCE = 32, 16, 2.8
 WHITE = torch.ones(3)
@@ -110,8 +110,8 @@ def main() -> None:
     print(f"Threads: {torch.get_num_threads()}; {TRAINED} views of {arguments.size} px fitted, {HELD_OUT} held out.\n")
     print("| scene | toy | PSNR, fitted views | PSNR, held-out views | seconds |\n|---|---|---|---|---|")
     for name in arguments.toys.split(","):
-        colour, _, kind = name.strip().partition(" ")
-        toy = build(kind, colour)
+        color, _, kind = name.strip().partition(" ")
+        toy = build(kind, color)
         fitted, held_out = (views(toy, *n, arguments.size) for n in ((TRAINED, 0.0), (HELD_OUT, 40.0)))
         for word in arguments.scenes.split(","):
             entry = known[word]

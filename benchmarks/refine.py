@@ -16,14 +16,14 @@ from pathlib import Path
 
 import torch
 
-from distill3d import cli
 from distill3d.cameras import turntable
+from distill3d.cli.main import main as cli
 from distill3d.evaluation.evaluator import ToyboxJudge
 from distill3d.evaluation.metrics import Cell, measure
-from distill3d.generate import read_config
-from distill3d.meshes import read_mesh
+from distill3d.export.video import contact_sheet, save_image
+from distill3d.meshes.mesh import read_mesh
+from distill3d.runs.objects import read_config
 from distill3d.scenes.mesh import MeshOptions, MeshScene
-from distill3d.video import contact_sheet, save_image
 
 VIEWS, SIZE, SHOWN = 24, 128, 4
 CAMERAS = turntable(VIEWS, 15.0, 2.8, 40.0)
@@ -48,7 +48,7 @@ def refined(run: Path, out: Path, flags: dict[str, float]) -> Path:
 @torch.no_grad()
 def judged(path: Path, prompt: str, judge: ToyboxJudge, reference: torch.Tensor) -> tuple[dict, torch.Tensor]:
     """The scores of a mesh, and some of its views."""
-    scene = MeshScene(read_mesh(path), MeshOptions(mesh=str(path), refit=False, colours=True, levels=(32, 64, 128)))
+    scene = MeshScene(read_mesh(path), MeshOptions(mesh=str(path), refit=False, colors=True, levels=(32, 64, 128)))
     out = scene.render(CAMERAS, SIZE, torch.full((VIEWS, 3), 0.9))
     cell = Cell(
         prompt, out.rgb.clamp(0, 1), CAMERAS.azimuth, opacity=out.opacity, vertices=scene.vertices.numpy(),

@@ -3,9 +3,9 @@ that it has never seen, with the prompt of the kind that is nearest.
 
     python benchmarks/texture.py --out bench-texture [--meshes 10] [--picture docs/images/textures.png]
 
-Each is written as a grey GLB, painted and read back. Told are: in how many of 8 views the second
-evaluator names the right colour (and, for the toybox's kinds, the right kind), whether the file's geometry is the
-input's, how far the file's picture is from the painted surface's, and how much colours differ between places close to
+Each is written as a gray GLB, painted and read back. Told are: in how many of 8 views the second
+evaluator names the right color (and, for the toybox's kinds, the right kind), whether the file's geometry is the
+input's, how far the file's picture is from the painted surface's, and how much colors differ between places close to
 either side of the UV map's seams, in the file and as they were painted.
 """
 
@@ -21,20 +21,20 @@ import numpy as np
 import torch
 import trimesh
 
-from distill3d.bake import unlit_views
 from distill3d.cameras import turntable
+from distill3d.distill.mesh_recipes import LAPTOP_TEXTURE
 from distill3d.evaluation.evaluator import ToyboxJudge
-from distill3d.generate import Config, generate, load_scene, render_views
-from distill3d.mesh_files import save_mesh
-from distill3d.mesh_recipes import LAPTOP_TEXTURE
-from distill3d.meshes import Mesh, placed, read_mesh, weld, with_texture
+from distill3d.export.video import contact_sheet, save_image
+from distill3d.meshes.bake import unlit_views
+from distill3d.meshes.files import save_mesh
+from distill3d.meshes.mesh import Mesh, placed, read_mesh, weld, with_texture
 from distill3d.priors.loading import load_prior
 from distill3d.priors.speed import fast_dtype
+from distill3d.runs.objects import Config, generate, load_scene, render_views
 from distill3d.scenes.mesh import MeshOptions, MeshScene
 from distill3d.toybox.world import build
-from distill3d.video import contact_sheet, save_image
 
-VIEWS, SIZE, ELEVATION, GREY = 8, 64, 15.0, 0.9
+VIEWS, SIZE, ELEVATION, GRAY = 8, 64, 15.0, 0.9
 
 
 def torus_knot(p: int = 2, q: int = 3, tube: float = 0.22) -> trimesh.Trimesh:
@@ -97,12 +97,12 @@ def stand() -> trimesh.Trimesh:
 
 
 def meshes() -> list[tuple[str, str, str | None, str, trimesh.Trimesh]]:
-    """(name, prompt, kind or None, colour, mesh) of the ten."""
+    """(name, prompt, kind or None, color, mesh) of the ten."""
     toys = [("chair", "red"), ("car", "blue"), ("duck", "yellow"), ("house", "green"), ("mug", "purple")]
     ten = []
-    for kind, colour in toys:
+    for kind, color in toys:
         toy = build(kind, "red", seed=3)
-        ten.append((kind, f"a {colour} {kind}", kind, colour, trimesh.Trimesh(toy.vertices, toy.faces, process=False)))
+        ten.append((kind, f"a {color} {kind}", kind, color, trimesh.Trimesh(toy.vertices, toy.faces, process=False)))
     others = [
         ("knot", "a red donut", "red", torus_knot()),
         ("person", "a blue robot", "blue", person()),
@@ -110,7 +110,7 @@ def meshes() -> list[tuple[str, str, str | None, str, trimesh.Trimesh]]:
         ("stand", "an orange table lamp", "orange", stand()),
         ("ball", "a yellow apple", "yellow", trimesh.creation.icosphere(4)),
     ]
-    return ten + [(name, prompt, None, colour, mesh) for name, prompt, colour, mesh in others]
+    return ten + [(name, prompt, None, color, mesh) for name, prompt, color, mesh in others]
 
 
 def geometry_error(found: Mesh, source: Mesh) -> float:
@@ -122,7 +122,7 @@ def geometry_error(found: Mesh, source: Mesh) -> float:
 
 
 def seams(mesh: Mesh, scene: MeshScene, step: float = 0.01) -> tuple[float, float]:
-    """Mean colour difference between places close to either side of seams: in the file, and as painted.
+    """Mean color difference between places close to either side of seams: in the file, and as painted.
 
     The places lie `step` (weight of the far corner) off the middle of each edge whose two faces lie apart in the map.
     """
@@ -144,8 +144,8 @@ def seams(mesh: Mesh, scene: MeshScene, step: float = 0.01) -> tuple[float, floa
         index += [f, g]
         weights += [np.roll([0.5 - step / 2, 0.5 - step / 2, step], first) for first in (k, m)]
     place = np.array(index), np.array(weights)
-    found = mesh.colours(*place).reshape(-1, 2, 3)
-    painted = scene.colour(scene.places(*place)).detach().numpy().reshape(-1, 2, 3)
+    found = mesh.colors(*place).reshape(-1, 2, 3)
+    painted = scene.color(scene.places(*place)).detach().numpy().reshape(-1, 2, 3)
     return float(np.abs(np.diff(found, axis=1)).mean()), float(np.abs(np.diff(painted, axis=1)).mean())
 
 
@@ -160,7 +160,7 @@ def main() -> None:
     arguments = parser.parse_args()
     prior, judge = load_prior("toybox", dtype=fast_dtype("cpu")), ToyboxJudge()
     rows, sheet = [], []
-    for name, prompt, kind, colour, solid in meshes()[: arguments.meshes]:
+    for name, prompt, kind, color, solid in meshes()[: arguments.meshes]:
         path = arguments.out / f"{name}.glb"
         save_mesh(path, solid)
         options = MeshOptions(mesh=str(path), texture=512)
@@ -171,14 +171,14 @@ def main() -> None:
         assert result.mesh is not None
         source, found = read_mesh(path), read_mesh(result.mesh)
         scene = load_scene(result.folder)
-        painted = render_views(scene, VIEWS, SIZE, ELEVATION, GREY)
+        painted = render_views(scene, VIEWS, SIZE, ELEVATION, GRAY)
         pictures = baked_views(found)
-        verdict = judge.verdict(pictures, kind or "apple", colour)  # the colour is judged whatever the kind
+        verdict = judge.verdict(pictures, kind or "apple", color)  # the color is judged whatever the kind
         across, as_painted = seams(found, scene)
         row = {
             "name": name,
             "prompt": prompt,
-            "colour": float(verdict.colour.float().mean()),
+            "color": float(verdict.color.float().mean()),
             "kind": float(verdict.kind.float().mean()) if kind else None,
             "psnr": float(-10 * (pictures - painted).square().mean().log10()),
             "geometry": geometry_error(found, source),
@@ -190,8 +190,8 @@ def main() -> None:
         print(json.dumps(row), flush=True)
         sheet.append(pictures[::2])
     (arguments.out / "texture.json").write_text(json.dumps(rows, indent=1))
-    own = [row["colour"] for row in rows if row["kind"] is not None]
-    print(f"right colour, toybox kinds: {100 * np.mean(own):.1f} % of {VIEWS} views of {len(own)}")
+    own = [row["color"] for row in rows if row["kind"] is not None]
+    print(f"right color, toybox kinds: {100 * np.mean(own):.1f} % of {VIEWS} views of {len(own)}")
     if arguments.picture:
         save_image(arguments.picture, contact_sheet(torch.cat(sheet), columns=4))
 
@@ -201,7 +201,7 @@ def baked_views(mesh: Mesh) -> torch.Tensor:
     mesh = placed(mesh)
     assert mesh.uv is not None and mesh.uv_faces is not None
     textured = with_texture(mesh, mesh.textures[0], mesh.uv, mesh.uv_faces)
-    return unlit_views(textured, turntable(VIEWS, ELEVATION, 2.8, 40.0), SIZE, GREY)[:, :3]
+    return unlit_views(textured, turntable(VIEWS, ELEVATION, 2.8, 40.0), SIZE, GRAY)[:, :3]
 
 
 if __name__ == "__main__":

@@ -16,17 +16,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from distill3d.distill.family import FAMILY
+from distill3d.distill.image_recipes import picture_recipe
 from distill3d.evaluation.evaluator import ToyboxJudge
 from distill3d.evaluation.metrics import frechet_distance, saturation, sharpness
-from distill3d.family import FAMILY
+from distill3d.export.video import contact_sheet, save_image
 from distill3d.files import replacing
-from distill3d.picture_recipes import picture_recipe
-from distill3d.pictures import paint, text_conditioning
 from distill3d.priors.loading import load_prior
 from distill3d.priors.speed import fast_dtype
-from distill3d.toybox.captions import COLOUR_NAMES, KIND_NAMES, Claim, sentence
+from distill3d.runs.images import paint, text_conditioning
+from distill3d.toybox.captions import COLOR_NAMES, KIND_NAMES, Claim, sentence
 from distill3d.types import Prior
-from distill3d.video import contact_sheet, save_image
 
 METHODS = "ddim,sds:7.5,sds:100,sjc,nfsd,csd,hifa,ism,vsd,sdi_cached,sdi"
 BATCH = 20
@@ -34,10 +34,10 @@ REFERENCE_SEEDS = (1001, 1002)
 
 
 def prompts(count: int) -> list[tuple[str, str, str]]:
-    """(text, kind, colour) of pairs spread over the world, without a view word."""
-    pairs = [(k, c) for c in range(len(COLOUR_NAMES)) for k in range(len(KIND_NAMES))]
+    """(text, kind, color) of pairs spread over the world, without a view word."""
+    pairs = [(k, c) for c in range(len(COLOR_NAMES)) for k in range(len(KIND_NAMES))]
     chosen = [pairs[i] for i in np.random.default_rng(7).permutation(len(pairs))[:count]]
-    return [(sentence(Claim(k, c)), KIND_NAMES[k], COLOUR_NAMES[c]) for k, c in chosen]
+    return [(sentence(Claim(k, c)), KIND_NAMES[k], COLOR_NAMES[c]) for k, c in chosen]
 
 
 def cell(
@@ -82,14 +82,14 @@ def main() -> None:
     prior, judge = load_prior(arguments.weights or "toybox", dtype=fast_dtype("cpu")), ToyboxJudge()
     reference = torch.cat([cell(arguments.out, prior, texts, "ddim", seed, 1)[0] for seed in REFERENCE_SEEDS])
     features = judge.pictures(reference)
-    print("| method | kind and colour | score | Frechet distance | sharpness | saturation | seconds | evaluations |")
+    print("| method | kind and color | score | Frechet distance | sharpness | saturation | seconds | evaluations |")
     print("|---|---|---|---|---|---|---|---|")
     sheet = []
     for name in arguments.methods.split(","):
         images, cost = cell(arguments.out, prior, texts, name, arguments.seed, arguments.steps)
         sheet.append(images[:12])
         pairs = zip(images.split(1), asked, strict=True)
-        right = np.mean([bool(judge.verdict(image, kind, colour).both) for image, (_, kind, colour) in pairs])
+        right = np.mean([bool(judge.verdict(image, kind, color).both) for image, (_, kind, color) in pairs])
         print(
             f"| {name} | {100 * right:.0f} % | {float(judge.score(images, texts).mean()):.1f} | "
             f"{100 * frechet_distance(judge.pictures(images), features):.1f} | {sharpness(images, reference):.2f} | "

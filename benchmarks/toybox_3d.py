@@ -18,69 +18,69 @@ import numpy as np
 import torch
 
 from distill3d.cameras import turntable
+from distill3d.distill.loop import ObjectRun, Progress
+from distill3d.distill.recipes import LAPTOP
 from distill3d.evaluation.evaluator import Evaluator, ToyboxJudge
-from distill3d.evaluation.pictures import edge_concentration, sharpness
+from distill3d.evaluation.images import edge_concentration, sharpness
 from distill3d.evaluation.truth import covered, silhouette_iou
+from distill3d.export.video import contact_sheet, save_image
 from distill3d.files import replacing
-from distill3d.generate import render_views
-from distill3d.optimize import ObjectRun, Progress
 from distill3d.priors.loading import load_prior
 from distill3d.priors.speed import fast_dtype
 from distill3d.prompts import ViewPrompts
-from distill3d.recipes import LAPTOP
-from distill3d.toybox.captions import COLOUR_NAMES, KIND_NAMES, Claim, held_out_pairs, sentence
+from distill3d.runs.objects import render_views
+from distill3d.toybox.captions import COLOR_NAMES, KIND_NAMES, Claim, held_out_pairs, sentence
 from distill3d.toybox.world import View, build, draw
 from distill3d.types import Prior
-from distill3d.video import contact_sheet, save_image
 
-VIEWS, SIZE, ELEVATION, DISTANCE, FOV, GREY = 8, 64, 15.0, 2.8, 40.0, 0.9
+VIEWS, SIZE, ELEVATION, DISTANCE, FOV, GRAY = 8, 64, 15.0, 2.8, 40.0, 0.9
 
 
 def prompts() -> list[tuple[str, str, bool]]:
-    """One (kind, colour, held out) for each kind: every other one is a held-out pair."""
-    held_out = sorted(held_out_pairs(), key=lambda p: (KIND_NAMES.index(p[0]), COLOUR_NAMES.index(p[1])))
+    """One (kind, color, held out) for each kind: every other one is a held-out pair."""
+    held_out = sorted(held_out_pairs(), key=lambda p: (KIND_NAMES.index(p[0]), COLOR_NAMES.index(p[1])))
     chosen = []
     for i, kind in enumerate(KIND_NAMES):
         unseen = [c for k, c in held_out if k == kind]
-        colours = unseen if i % 2 else [c for c in COLOUR_NAMES if c not in unseen]
-        chosen.append((kind, colours[(7 * i) % len(colours)], bool(i % 2)))
+        colors = unseen if i % 2 else [c for c in COLOR_NAMES if c not in unseen]
+        chosen.append((kind, colors[(7 * i) % len(colors)], bool(i % 2)))
     return chosen
 
 
-def make(prior: Prior, kind: str, colour: str, method: str, seed: int) -> tuple[torch.Tensor, dict[str, float]]:
+def make(prior: Prior, kind: str, color: str, method: str, seed: int) -> tuple[torch.Tensor, dict[str, float]]:
     """One object: 8 views of it and what it took."""
-    claim = Claim(KIND_NAMES.index(kind), COLOUR_NAMES.index(colour))
+    claim = Claim(KIND_NAMES.index(kind), COLOR_NAMES.index(color))
     run = ObjectRun(LAPTOP, method, ViewPrompts(sentence(claim)), prior, seed)
     history: list[Progress] = []
     began = time.monotonic()
     run.distill(range(LAPTOP.steps), history.append)
     seconds = time.monotonic() - began
     run.scene.eval()
-    pictures = render_views(run.scene, VIEWS, SIZE, ELEVATION, GREY)
-    filled = float(((pictures - GREY).abs().amax(1) > 0.05).float().mean())
+    pictures = render_views(run.scene, VIEWS, SIZE, ELEVATION, GRAY)
+    filled = float(((pictures - GRAY).abs().amax(1) > 0.05).float().mean())
     return pictures, {"seconds": seconds, "rows": history[-1].evaluations, "filled": filled}
 
 
-def world_views(kind: str, colour: str) -> torch.Tensor:
+def world_views(kind: str, color: str) -> torch.Tensor:
     """The same 8 views of a true toy."""
-    toy = build(kind, colour, seed=5)
-    pictures = [draw(toy, View(i * 360 / VIEWS, ELEVATION), GREY, SIZE) for i in range(VIEWS)]
+    toy = build(kind, color, seed=5)
+    pictures = [draw(toy, View(i * 360 / VIEWS, ELEVATION), GRAY, SIZE) for i in range(VIEWS)]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
 
 
-def judge_cell(pictures: torch.Tensor, kind: str, colour: str, judge: ToyboxJudge, clip: Evaluator) -> dict[str, float]:
+def judge_cell(pictures: torch.Tensor, kind: str, color: str, judge: ToyboxJudge, clip: Evaluator) -> dict[str, float]:
     """What the judge says of 8 views of one object."""
-    verdict, world = judge.verdict(pictures, kind, colour), world_views(kind, colour)
-    text = [sentence(Claim(KIND_NAMES.index(kind), COLOUR_NAMES.index(colour)))] * len(pictures)
+    verdict, world = judge.verdict(pictures, kind, color), world_views(kind, color)
+    text = [sentence(Claim(KIND_NAMES.index(kind), COLOR_NAMES.index(color)))] * len(pictures)
     return {
         "right": float(verdict.both.float().mean()),
         "kind": float(verdict.kind.float().mean()),
-        "colour": float(verdict.colour.float().mean()),
+        "color": float(verdict.color.float().mean()),
         "score": float(judge.score(pictures, text).mean()),
         "clip_score": float(clip.score(pictures, text).mean()),
         "sharpness": sharpness(pictures, world),
         "edges": edge_concentration(pictures, world),
-        "iou": silhouette_iou(covered(pictures, GREY), turntable(VIEWS, ELEVATION, DISTANCE, FOV), kind),
+        "iou": silhouette_iou(covered(pictures, GRAY), turntable(VIEWS, ELEVATION, DISTANCE, FOV), kind),
     }
 
 
@@ -125,18 +125,18 @@ def main() -> None:
     judge = ToyboxJudge()
     clip = Evaluator(judge.folder.parent / "evaluator_clip")
     cells, sheet = [], []
-    for kind, colour, held_out in prompts()[: arguments.prompts]:
+    for kind, color, held_out in prompts()[: arguments.prompts]:
         for method in methods:
-            stem = f"{kind.replace(' ', '-')}-{colour}-{method}-{arguments.seed}"
+            stem = f"{kind.replace(' ', '-')}-{color}-{method}-{arguments.seed}"
             path = arguments.out / f"{stem}.npz"
             if not path.exists():
-                pictures, cost = make(prior, kind, colour, method, arguments.seed)
+                pictures, cost = make(prior, kind, color, method, arguments.seed)
                 with replacing(path) as draft:
                     np.savez(draft, pictures=pictures.numpy(), cost=json.dumps(cost))
             saved = np.load(path)
             pictures, cost = torch.from_numpy(saved["pictures"]), json.loads(str(saved["cost"]))
-            cell = judge_cell(pictures, kind, colour, judge, clip) | cost
-            cells.append(cell | {"kind_name": kind, "colour_name": colour, "held_out": held_out, "method": method})
+            cell = judge_cell(pictures, kind, color, judge, clip) | cost
+            cells.append(cell | {"kind_name": kind, "color_name": color, "held_out": held_out, "method": method})
             print(f"{stem}: right {cell['right']:.2f}, score {cell['score']:.1f}, {cost['seconds']:.0f} s", flush=True)
             if method == methods[0]:
                 sheet.append(pictures[::2])

@@ -16,12 +16,12 @@ from distill3d.diffusion import ddim
 from distill3d.diffusion.guidance import Guided
 from distill3d.evaluation.evaluator import ToyboxJudge
 from distill3d.evaluation.metrics import psnr
+from distill3d.export.video import contact_sheet, save_image
 from distill3d.priors.loading import load_prior
 from distill3d.priors.speed import fast_dtype
-from distill3d.toybox.captions import COLOUR_NAMES, KIND_NAMES, VIEW_WORDS, Claim, held_out_pairs, sentence
+from distill3d.toybox.captions import COLOR_NAMES, KIND_NAMES, VIEW_WORDS, Claim, held_out_pairs, sentence
 from distill3d.toybox.world import View, build, draw, random_view
 from distill3d.types import Conditioning, Prior
-from distill3d.video import contact_sheet, save_image
 
 SCALE = 7.5  # what the pipeline of diffusers takes by default
 BATCH = 50
@@ -41,22 +41,22 @@ def sample(prior: Prior, texts: list[str], seed: int, scale: float = SCALE, step
 
 
 def judge_prompts(prior: Prior, judge: ToyboxJudge, count: int, scale: float) -> None:
-    """Prints the shares of right kinds, colours and views, for trained and held-out pairs."""
+    """Prints the shares of right kinds, colors and views, for trained and held-out pairs."""
     rng = np.random.default_rng(2024)
     held_out = sorted(held_out_pairs())
-    trained = [(k, c) for k in KIND_NAMES for c in COLOUR_NAMES if (k, c) not in held_out]
+    trained = [(k, c) for k in KIND_NAMES for c in COLOR_NAMES if (k, c) not in held_out]
     for name, pairs, n in (("trained pairs", trained, count - count // 5), ("held-out pairs", held_out, count // 5)):
         chosen = [pairs[i] for i in rng.permutation(max(n, len(pairs))) % len(pairs)][:n]
         views = [VIEW_WORDS[i] for i in rng.choice(3, n)]
         claims = [
-            Claim(KIND_NAMES.index(k), COLOUR_NAMES.index(c), view=VIEW_WORDS.index(v))
+            Claim(KIND_NAMES.index(k), COLOR_NAMES.index(c), view=VIEW_WORDS.index(v))
             for (k, c), v in zip(chosen, views, strict=True)
         ]
-        right = {"kind": [], "colour": [], "both": [], "view": []}
+        right = {"kind": [], "color": [], "both": [], "view": []}
         for seed in (0, 1):
             pictures = sample(prior, [sentence(c) for c in claims], seed, scale)
-            for picture, (kind, colour), view in zip(pictures.split(1), chosen, views, strict=True):
-                verdict = judge.verdict(picture, kind, colour, view)
+            for picture, (kind, color), view in zip(pictures.split(1), chosen, views, strict=True):
+                verdict = judge.verdict(picture, kind, color, view)
                 for key, values in right.items():
                     values.append(bool(getattr(verdict, key)))
         shares = ", ".join(f"{key} {100 * np.mean(values):.1f} %" for key, values in right.items())
@@ -64,15 +64,15 @@ def judge_prompts(prior: Prior, judge: ToyboxJudge, count: int, scale: float) ->
 
 
 def fresh_renders(count: int) -> tuple[torch.Tensor, list[tuple[str, str, str]]]:
-    """Pictures of toys that no network has seen, with kind, colour and view."""
+    """Pictures of toys that no network has seen, with kind, color and view."""
     rng = np.random.default_rng(990)
     pictures, truth = [], []
     for _ in range(count):
-        kind, colour = KIND_NAMES[rng.integers(len(KIND_NAMES))], COLOUR_NAMES[rng.integers(len(COLOUR_NAMES))]
+        kind, color = KIND_NAMES[rng.integers(len(KIND_NAMES))], COLOR_NAMES[rng.integers(len(COLOR_NAMES))]
         view = random_view(rng)
-        toy = build(kind, colour, seed=int(rng.integers(2**31)))
+        toy = build(kind, color, seed=int(rng.integers(2**31)))
         pictures.append(torch.from_numpy(draw(toy, view, background=float(rng.uniform(0.5, 1.0)))).permute(2, 0, 1))
-        truth.append((kind, colour, view.word()))
+        truth.append((kind, color, view.word()))
     return torch.stack(pictures).float(), truth
 
 
@@ -93,14 +93,13 @@ def main() -> None:
     folder = arguments.weights / "evaluator_judge" if arguments.weights else None
     judge = ToyboxJudge(folder)
     verdicts = [judge.verdict(p, k, c, v) for p, (k, c, v) in zip(renders.split(1), truth, strict=True)]
-    for key in ("kind", "colour", "both", "view"):
+    for key in ("kind", "color", "both", "view"):
         share = np.mean([bool(getattr(v, key)) for v in verdicts])
         print(f"judge on true renders: {key} {100 * share:.1f} %")
-    shown = [(k, (k + 3 * v) % len(COLOUR_NAMES), v) for k in range(len(KIND_NAMES)) for v in range(3)]
+    shown = [(k, (k + 3 * v) % len(COLOR_NAMES), v) for k in range(len(KIND_NAMES)) for v in range(3)]
     if arguments.world:
         true = [
-            draw(build(KIND_NAMES[k], COLOUR_NAMES[c], seed=10 * k + v), View((10, 75, 165)[v], 20))
-            for k, c, v in shown
+            draw(build(KIND_NAMES[k], COLOR_NAMES[c], seed=10 * k + v), View((10, 75, 165)[v], 20)) for k, c, v in shown
         ]
         sheet = contact_sheet(torch.from_numpy(np.stack(true)).permute(0, 3, 1, 2), columns=12)
         save_image(arguments.world, sheet)

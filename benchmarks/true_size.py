@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from distill3d.diffusion.schedule import Flow, stable_diffusion
-from distill3d.priors.autoencoder import Autoencoder
+from distill3d.priors.base import FrozenPrior, Where
+from distill3d.priors.components.autoencoder import Autoencoder
+from distill3d.priors.components.text_cache import Texts
 from distill3d.priors.flow import SD3Prior
-from distill3d.priors.frozen import FrozenPrior, Where
-from distill3d.priors.latent import LatentPrior
 from distill3d.priors.sdxl import SDXLPrior
-from distill3d.priors.texts import Texts
+from distill3d.priors.stable_diffusion import LatentPrior
 from distill3d.types import TextEmbedding
 
 SD21_UNET = {

@@ -22,35 +22,28 @@ MODULES = {".".join((PACKAGE, *Path(name).with_suffix("").parts)).removesuffix("
 # A unit, which is a file or folder of the package, imports only what stands on a line above its own.
 LAYERS = """
 types files
-prompts cameras diffusion
+cameras prompts diffusion
 priors render
-textured
-meshes mesh_files surface export_options
-scenes objectives bake
-regularizers evaluation video family splat_file reconstruct
-checkpoint recipes export
-picture_recipes mesh_recipes supervision
-optimize
-generate doctor viewer sweep
-pictures
-compare
+objectives meshes
+export
+scenes
+distill evaluation
+runs
 bench
-commands
-cli
-__main__
+cli __main__
 """
 RANKS = {unit: rank for rank, line in enumerate(LAYERS.strip().splitlines()) for unit in line.split()}
 
-# Beyond the order: the mathematics of 2D and of 3D do not know each other, they meet in `optimize`.
+# Beyond the order: the mathematics of 2D and of 3D do not know each other, they meet in `distill`.
 FLAT = {"diffusion", "priors", "objectives"}
-SOLID = {"cameras", "render", "textured", "meshes", "scenes", "regularizers"}
+SOLID = {"cameras", "render", "meshes", "export", "scenes"}
 FORBIDDEN = {(a, b) for a in FLAT for b in SOLID} | {(b, a) for a in FLAT for b in SOLID}
 
 # The world behind the bundled prior stands beside the layers.
 TOYBOX_IMPORTS = {"types", "files", "cameras", "render"}
-TOYBOX_USERS = {"evaluation", "optimize", "generate", "bench", "cli"}
+TOYBOX_USERS = {"evaluation", "runs", "bench", "cli"}
 # The package itself re-exports what is below; only those on top may take from it (its version, say).
-PACKAGE_USERS = {"generate", "bench", "doctor", "viewer", "sweep", "cli", "__main__"}
+PACKAGE_USERS = {"runs", "bench", "cli", "__main__"}
 
 
 def unit_of(module: str) -> str:
@@ -106,7 +99,7 @@ IN_PLACE |= {"trunc_normal_", "xavier_normal_", "xavier_uniform_", "kaiming_norm
 SEEDS = {"torch.manual_seed", "torch.seed", "torch.random.manual_seed", "torch.random.seed"}
 OWNED = {"numpy.random.default_rng", "numpy.random.Generator", "numpy.random.SeedSequence", "numpy.random.PCG64"}
 OWNED |= {"random.Random"}
-# Networks are initialised by diffusers and transformers, which know the global generator only.
+# Networks are initialized by diffusers and transformers, which know the global generator only.
 MAY_SEED = {"toybox/train.py"}
 
 
@@ -139,7 +132,7 @@ def _global_chance(name: str, call: ast.Call, aliases: dict[str, str]) -> bool:
 
 
 def test_imports_go_one_way():
-    assert {"cli", "optimize", "types"} < RANKS.keys()
+    assert {"cli", "distill", "types"} < RANKS.keys()
     units = {unit_of(module) for module in MODULES} - {PACKAGE, "toybox"}
     assert units <= RANKS.keys(), f"give these a place in LAYERS: {units - RANKS.keys()}"
     assert not [e for name, source in SOURCES.items() for e in import_errors(name, source)]
@@ -149,16 +142,16 @@ def test_imports_go_one_way():
     ("name", "line"),
     [
         ("types.py", "from distill3d.cameras import orbit"),
-        ("scenes/field.py", "import distill3d.diffusion.ddim"),
-        ("scenes/field.py", "from distill3d import priors"),
+        ("scenes/voxels.py", "import distill3d.diffusion.ddim"),
+        ("scenes/voxels.py", "from distill3d import priors"),
         ("objectives/noise.py", "from distill3d.cameras import orbit"),
-        ("priors/latent.py", "if True:\n    def f():\n        from distill3d.render import volume"),
-        ("recipes.py", "from distill3d import checkpoint"),
-        ("optimize.py", "from distill3d import sdi"),
+        ("priors/stable_diffusion.py", "if True:\n    def f():\n        from distill3d.render import volume"),
+        ("distill/recipes.py", "from distill3d import runs"),
+        ("distill/loop.py", "from distill3d import sdi"),
         ("priors/loading.py", "from distill3d.toybox.world import build"),
-        ("toybox/world.py", "from distill3d.scenes.field import VoxelField"),
-        ("__init__.py", "from distill3d.cli import main"),
-        ("priors/latent.py", "from .loading import load_prior"),
+        ("toybox/world.py", "from distill3d.scenes.voxels import VoxelField"),
+        ("__init__.py", "from distill3d.cli.main import main"),
+        ("priors/flow.py", "from .loading import load_prior"),
     ],
 )
 def test_a_wrong_import_is_seen(name, line):

@@ -45,7 +45,7 @@ def test_unproject_inverts_project():
     torch.testing.assert_close(unproject(views, pixels, depth, *SIZE), points, atol=1e-5, rtol=0)
 
 
-def test_a_point_on_a_ray_projects_to_the_centre_of_its_pixel():
+def test_a_point_on_a_ray_projects_to_the_center_of_its_pixel():
     views = some_views()
     bundle = rays(views, *SIZE)
     points = (bundle.origins + 2.5 * bundle.directions).flatten(1, 2)

@@ -25,7 +25,7 @@ def test_directions(azimuth, elevation, word):
 
 
 def test_each_view_gets_its_own_text():
-    prompts = ViewPrompts("a red mushroom", negative="grey mud")
+    prompts = ViewPrompts("a red mushroom", negative="gray mud")
     conditioning = prompts.conditioning(torch.tensor([0.0, 90.0, 180.0]), torch.tensor([0.0, 0.0, 80.0]), spell)
     assert [chr(int(v)) for v in conditioning.positive.hidden[:, 0, 0]] == ["f", "s", "o"]
     assert [chr(int(v)) for v in conditioning.negative.hidden[:, 1, 0]] == ["m"] * 3

@@ -1,5 +1,5 @@
 """`python -m distill3d` is the command `distill3d`."""
 
-from distill3d.cli import main
+from distill3d.cli.main import main
 
 main()

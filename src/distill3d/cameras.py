@@ -3,7 +3,7 @@
 World: right-handed, z up. Azimuth 0 looks at the front of the object from +x and grows towards +y; elevation
 grows upwards. Camera frame (OpenGL): x right, y up, looking along -z. So at azimuth 0 the image's right is
 the world's +y. Angles are degrees at the API and radians inside. Pixel coordinates are continuous, (0, 0) is
-the top left corner of the picture and the centre of the first pixel is (0.5, 0.5).
+the top left corner of the picture and the center of the first pixel is (0.5, 0.5).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class CameraSampler:
     sees the object from all around. Elevations are uniform in angle in one half of the draws and uniform on
     the sphere in the other (DreamFusion, appendix A). Jitters are standard deviations in world units.
 
-    orthogonal: four neighbours in the batch see the object from azimuths 90 degrees apart, at one elevation,
+    orthogonal: four neighbors in the batch see the object from azimuths 90 degrees apart, at one elevation,
     distance and field of view, as multi-view priors were trained (MVDream, Shi et al. 2023). It needs the whole
     circle and no jitter.
     """
@@ -139,7 +139,7 @@ class CameraSampler:
 
 
 def rays(cameras: Cameras, height: int, width: int) -> Rays:
-    """Rays through the pixel centres of pictures of height x width pixels; row 0 is the top."""
+    """Rays through the pixel centers of pictures of height x width pixels; row 0 is the top."""
     v, u = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     pixels = torch.stack((u, v), dim=-1).reshape(1, -1, 2).to(cameras.fov_y)
     local = _directions(cameras, pixels.expand(len(cameras), -1, -1), height, width)

@@ -70,7 +70,7 @@ def weighted_parts(text: str) -> list[tuple[str, float]]:
 class ViewPrompts:
     """A prompt with a text for each direction.
 
-    `perp_neg` interpolates between neighbouring directions and pushes away from the others (Armandpour et al.
+    `perp_neg` interpolates between neighboring directions and pushes away from the others (Armandpour et al.
     2023); without it each view is told its nearest direction.
     """
 

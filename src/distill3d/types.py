@@ -52,7 +52,7 @@ class Cameras:
 
 @dataclass(frozen=True)
 class Lighting:
-    """How surfaces are shaded in B views: the bare colour ("albedo"), lit by a point light ("lambertian"), or lit
+    """How surfaces are shaded in B views: the bare color ("albedo"), lit by a point light ("lambertian"), or lit
     and white ("textureless"). The light falls as ambient + diffuse max(0, n.l)."""
 
     mode: Literal["albedo", "textureless", "lambertian"]
@@ -69,7 +69,7 @@ class Rendering:
     opacity: Tensor  # [B, 1, H, W] in [0, 1]
     depth: Tensor  # [B, 1, H, W] expected ray length, world units (0 where nothing is hit)
     depth_variance: Tensor  # [B, 1, H, W] variance of the ray length under the weights
-    normal: Tensor | None = None  # [B, 3, H, W] world space, times the opacity as colours are
+    normal: Tensor | None = None  # [B, 3, H, W] world space, times the opacity as colors are
     orientation: Tensor | None = None  # [B, 1, H, W] sum of sg(w) max(0, n.d)^2 along the ray
 
 
@@ -237,10 +237,10 @@ class Scene(Protocol):
         """For Adam: "params" and "scale", which multiplies the recipe's learning rate."""
         ...
 
-    def adapt(self, step: int, total: int, optimiser: torch.optim.Optimizer) -> None:
-        """What the scene does to itself before a step: refine, densify. New parameters are put into the optimiser."""
+    def adapt(self, step: int, total: int, optimizer: torch.optim.Optimizer) -> None:
+        """What the scene does to itself before a step: refine, densify. New parameters are put into the optimizer."""
         ...
 
     def penalties(self) -> dict[str, Callable[[], Tensor]]:
-        """Regularisers of its own, scalar and unweighted, by the names that a recipe gives weights to."""
+        """Regularizers of its own, scalar and unweighted, by the names that a recipe gives weights to."""
         ...

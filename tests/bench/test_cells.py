@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from distill3d.bench.cells import history, make_cell, read_maps, read_outcome, read_views
 from distill3d.bench.judging import Judges, choose_metrics, find_judges, score
 from distill3d.bench.protocol import Protocol, Variant
+from distill3d.distill.recipes import LAPTOP, SDI
 from distill3d.priors.loading import load_prior
-from distill3d.recipes import LAPTOP, SDI
 
 SMALL = dataclasses.replace(
     LAPTOP, steps=4, views=1, scene=dataclasses.replace(LAPTOP.scene, resolution=12), sdi=SDI(inversion_steps=2)

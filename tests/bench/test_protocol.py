@@ -10,11 +10,11 @@ import pytest
 from distill3d.bench.budget import rows_of_a_step, with_budget, with_steps
 from distill3d.bench.prompts import prompt_list, toybox_prompts
 from distill3d.bench.protocol import Protocol, Variant, locked, open_folder
-from distill3d.generate import Config
-from distill3d.optimize import ObjectRun
+from distill3d.distill.loop import ObjectRun
+from distill3d.distill.recipes import LAPTOP, SDI, Supervision
+from distill3d.distill.regularizers import WeightSchedule
 from distill3d.priors.loading import load_prior
-from distill3d.recipes import LAPTOP, SDI, Supervision
-from distill3d.regularizers import WeightSchedule
+from distill3d.runs.objects import Config
 from distill3d.toybox.captions import KIND_NAMES, held_out_pairs, read_prompt
 
 SMALL = dataclasses.replace(
@@ -32,7 +32,7 @@ def test_the_shipped_lists():
     assert len(prompt_list("toybox")) == len(KIND_NAMES) == 24
     for prompt, unseen in toybox_prompts():
         reading = read_prompt(prompt)
-        assert ((reading.kind, reading.colour) in held_out_pairs()) == unseen and not reading.unknown
+        assert ((reading.kind, reading.color) in held_out_pairs()) == unseen and not reading.unknown
 
 
 def test_a_file_of_prompts(tmp_path):

@@ -11,13 +11,13 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from distill3d.bench.cells import Outcome, make_artefacts
+from distill3d.bench.cells import Outcome, make_artifacts
 from distill3d.bench.judging import Scored
 from distill3d.bench.plots import Line, interval_plot, line_plot, ticks
 from distill3d.bench.protocol import Protocol, Variant
 from distill3d.bench.report import write_report
 from distill3d.bench.tables import make_table
-from distill3d.scenes.field import VoxelField, VoxelOptions
+from distill3d.scenes.voxels import VoxelField, VoxelOptions
 
 FLAGS = [
     "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync",
@@ -29,7 +29,7 @@ SCORES = {"sdi": (28.0, 31.0), "sds": (22.5, 24.0), "ism": (25.0, 30.0)}
 
 
 def ball() -> VoxelField:
-    """A field that is a solid coloured ball of the radius 0.6."""
+    """A field that is a solid colored ball of the radius 0.6."""
     field = VoxelOptions(resolution=24, blob_height=0.0).build()
     axis = torch.linspace(-1, 1, 24)
     x, y, z = torch.meshgrid(axis, axis, axis, indexing="ij")
@@ -54,7 +54,7 @@ def report(tmp_path_factory):
         failed = task.variant.name == "ism" and task.prompt == PROMPTS[1]
         if first is None:
             folder.mkdir(parents=True)
-            make_artefacts(folder, ball(), protocol)
+            make_artifacts(folder, ball(), protocol)
             first = folder
         elif not failed:
             shutil.copytree(first, folder)

@@ -7,8 +7,8 @@ import pytest
 from distill3d.bench.judging import Judges
 from distill3d.bench.protocol import Protocol, Variant
 from distill3d.bench.run import Listeners, run_bench
+from distill3d.distill.recipes import LAPTOP, SDI
 from distill3d.priors.loading import load_prior
-from distill3d.recipes import LAPTOP, SDI
 
 SMALL = dataclasses.replace(
     LAPTOP, steps=3, views=1, scene=dataclasses.replace(LAPTOP.scene, resolution=12), sdi=SDI(inversion_steps=2)

@@ -33,7 +33,7 @@ def test_exact_scores_of_one_gaussian_give_the_closed_form(schedule, randn):
         return a * mean, (a**2 * std**2 + s**2).sqrt()
 
     (m_t, s_t), (m_s, s_s) = spread(start), spread(stop)
-    exact = m_s + s_s / s_t * (x - m_t)  # the ODE keeps the standardised sample
+    exact = m_s + s_s / s_t * (x - m_t)  # the ODE keeps the standardized sample
     errors = []
     for steps in (20, 40, 80):
         out = ddim.sample(model(prior, 4), x, schedule, ddim.descending(steps, start, stop))

@@ -65,7 +65,7 @@ def test_the_nearest_shape_of_the_kind_counts():
     assert 0.6 < without < 1 and silhouette_iou(masks, views, "fish", shapes=3) < without
 
 
-def test_pictures_over_a_grey_tell_what_is_covered():
+def test_pictures_over_a_gray_tell_what_is_covered():
     picture = torch.full((1, 3, 2, 2), 0.9)
     picture[0, 2, 0, 1] = 0.5  # one channel is enough
     picture[0, :, 1, 0] = 0.91  # almost the background

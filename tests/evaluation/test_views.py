@@ -10,7 +10,7 @@ from distill3d.evaluation.truth import silhouettes, true_mesh
 from distill3d.evaluation.views import (
     janus_rate,
     lost_back,
-    neighbour_similarity,
+    neighbor_similarity,
     view_accuracy,
     warp_error,
     words_seen,
@@ -25,13 +25,13 @@ AZIMUTHS = torch.arange(0, 360, 30).float()
 def turned(toy: ToyMesh, degrees: float) -> ToyMesh:
     a = np.radians(degrees)
     turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
-    return ToyMesh(toy.vertices @ turn.T, toy.faces, toy.face_colours)
+    return ToyMesh(toy.vertices @ turn.T, toy.faces, toy.face_colors)
 
 
 def together(toys: list[ToyMesh]) -> ToyMesh:
     offsets = np.cumsum([0] + [len(t.vertices) for t in toys])
     faces = [t.faces + o for t, o in zip(toys, offsets, strict=False)]
-    return ToyMesh(*(np.concatenate(p) for p in ([t.vertices for t in toys], faces, [t.face_colours for t in toys])))
+    return ToyMesh(*(np.concatenate(p) for p in ([t.vertices for t in toys], faces, [t.face_colors for t in toys])))
 
 
 def pictures(toy: ToyMesh, azimuths=AZIMUTHS) -> torch.Tensor:
@@ -93,13 +93,13 @@ def test_views_that_decide_nothing_are_refused(judge, kinds):
         view_accuracy(kinds[0]["car"][:2], torch.tensor([45.0, -130.0]), "a red car", judge)
 
 
-def test_neighbours_are_alike_the_finer_the_turn(judge, kinds):
+def test_neighbors_are_alike_the_finer_the_turn(judge, kinds):
     true, false = kinds
-    assert neighbour_similarity(false["car"], judge) == pytest.approx(1, abs=1e-5)
+    assert neighbor_similarity(false["car"], judge) == pytest.approx(1, abs=1e-5)
     fine, coarse = true["car"], true["car"][::4]
     shuffled = fine[torch.randperm(12, generator=torch.Generator().manual_seed(0))]
-    assert neighbour_similarity(fine, judge) > neighbour_similarity(coarse, judge)
-    assert neighbour_similarity(fine, judge) > neighbour_similarity(shuffled, judge)
+    assert neighbor_similarity(fine, judge) > neighbor_similarity(coarse, judge)
+    assert neighbor_similarity(fine, judge) > neighbor_similarity(shuffled, judge)
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +111,9 @@ def surface():
         points = torch.from_numpy(View(azimuth, 15.0).to_camera(toy.vertices)).float()
         face, weights = rasterize(points, torch.from_numpy(toy.faces), np.radians(FOV), size, size)
         corner = points[torch.from_numpy(toy.faces)[face.clamp_min(0)]]
-        colour = torch.from_numpy(toy.face_colours).float()[face.clamp_min(0)]
+        color = torch.from_numpy(toy.face_colors).float()[face.clamp_min(0)]
         place = (corner * weights[..., None]).sum(2)
-        images.append(torch.where((face >= 0)[..., None], colour, 0.9))
+        images.append(torch.where((face >= 0)[..., None], color, 0.9))
         depths.append(torch.where(face >= 0, place.norm(dim=-1), 0.0))
     depth = torch.stack(depths)[:, None]
     return torch.stack(images).permute(0, 3, 1, 2), depth, (depth > 0).float(), cameras
@@ -124,15 +124,15 @@ def test_the_silhouettes_are_those_of_the_surface(surface):
     assert torch.equal(silhouettes(*true_mesh("house", 0), cameras, 64), opacity[:, 0] > 0) and depth.max() < 4
 
 
-def test_points_of_a_painted_surface_keep_their_colour_from_view_to_view(surface):
+def test_points_of_a_painted_surface_keep_their_color_from_view_to_view(surface):
     images, depth, opacity, cameras = surface
     error = warp_error(images, depth, opacity, cameras)
-    assert error < 0.03  # pixels at the edges of colours are interpolated
+    assert error < 0.03  # pixels at the edges of colors are interpolated
     flat = images * 0 + 0.3
     assert warp_error(flat, depth, opacity, cameras) == pytest.approx(0, abs=1e-6)
 
 
-def test_colours_that_depend_on_the_viewer_are_told_by_how_much(surface):
+def test_colors_that_depend_on_the_viewer_are_told_by_how_much(surface):
     images, depth, opacity, cameras = surface
     step = torch.tensor([0.0, 0.1]).repeat(6).view(-1, 1, 1, 1)  # every other view is brighter by 0.1
     assert warp_error(0.3 + step + 0 * images, depth, opacity, cameras) == pytest.approx(0.1, abs=1e-5)

@@ -10,15 +10,15 @@ import torch
 from distill3d.diffusion import ddim
 from distill3d.diffusion.guidance import Guided, guided_prediction
 from distill3d.diffusion.schedule import Flow, coefficients, to_eps
+from distill3d.distill.image_recipes import picture_recipe
+from distill3d.distill.loop import ObjectRun
+from distill3d.distill.recipes import LAPTOP
 from distill3d.objectives import attach, sdi
-from distill3d.optimize import ObjectRun
-from distill3d.picture_recipes import picture_recipe
-from distill3d.pictures import paint
 from distill3d.priors import load_prior
-from distill3d.priors.setup import PriorOptions
+from distill3d.priors.options import PriorOptions
 from distill3d.prompts import ViewPrompts
-from distill3d.recipes import LAPTOP
-from distill3d.scenes.field import VoxelOptions
+from distill3d.runs.images import paint
+from distill3d.scenes.voxels import VoxelOptions
 from distill3d.types import Conditioning
 
 NAMES = ["zero-snr", "sdxl", "if", "sd3", "sd3-without-t5", "flux-dev", "flux-schnell"]

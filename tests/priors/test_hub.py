@@ -11,7 +11,8 @@ import pytest
 import torch
 from huggingface_hub import constants, errors
 
-from distill3d.priors import hub, load_prior
+from distill3d.priors import load_prior
+from distill3d.priors.components import hub
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 

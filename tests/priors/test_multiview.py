@@ -11,7 +11,7 @@ from distill3d.cameras import orbit
 from distill3d.objectives import csd, esd, hifa, ism, mvdream, nfsd, noise, sdi, sds, sds_bridge, sjc
 from distill3d.priors import load_prior
 from distill3d.priors.multiview import MultiViewPrior, join_views, told_camera
-from distill3d.priors.setup import PriorOptions
+from distill3d.priors.options import PriorOptions
 from distill3d.priors.student import Student
 from distill3d.types import Conditioning, TextEmbedding
 

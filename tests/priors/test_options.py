@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from distill3d.distill.loop import ObjectRun
+from distill3d.distill.recipes import LAPTOP
 from distill3d.objectives import sdi
-from distill3d.optimize import ObjectRun
 from distill3d.priors import load_prior
-from distill3d.priors.setup import PriorOptions
+from distill3d.priors.options import PriorOptions
 from distill3d.priors.student import Student
 from distill3d.prompts import ViewPrompts
-from distill3d.recipes import LAPTOP
 from distill3d.types import Conditioning
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from distill3d.priors import load_prior
-from distill3d.priors.setup import PriorOptions
+from distill3d.priors.options import PriorOptions
 
 RESNET = [("norm1", "in_layers.0"), ("conv1", "in_layers.2"), ("time_emb_proj", "emb_layers.1"),
           ("norm2", "out_layers.0"), ("conv2", "out_layers.3"), ("conv_shortcut", "skip_connection")]  # fmt: skip
@@ -61,7 +61,7 @@ def clip_name(name):
 @pytest.fixture(scope="module")
 def checkpoint(kl_folder, tmp_path_factory):
     """The model of kl_folder as one file."""
-    from distill3d.priors.parts import Parts
+    from distill3d.priors.components.folder import Parts
 
     parts, tensors = Parts(kl_folder), {}
     for part, rename in (("unet", unet_name), ("vae", vae_name), ("text_encoder", clip_name)):

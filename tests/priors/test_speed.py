@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from distill3d.commands.shared import precision
+from distill3d.cli.shared import precision
 from distill3d.priors.loading import load_prior
 from distill3d.priors.speed import fast_dtype
 

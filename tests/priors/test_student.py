@@ -68,9 +68,9 @@ def test_learning_lowers_the_loss_on_what_was_shown(prior, conditioning):
     student, batch = Student(prior, generator(), learning_rate=1e-3), (noise(1), TIMES, noise(2), conditioning, EVERY)
     with torch.no_grad():
         before = student.loss(*batch)
-    student.optimiser.zero_grad()
+    student.optimizer.zero_grad()
     student.loss(*batch).backward()
-    student.optimiser.step()
+    student.optimizer.step()
     with torch.no_grad():
         assert student.loss(*batch) < before
 

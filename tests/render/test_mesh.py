@@ -16,8 +16,8 @@ FRONT = orbit(0.0, 0.0, 3.0, 40.0)
 
 def soup(count=30, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    centre = 0.6 * torch.randn(count, 1, 3, generator=generator)
-    corners = centre + 0.4 * torch.randn(count, 3, 3, generator=generator)
+    center = 0.6 * torch.randn(count, 1, 3, generator=generator)
+    corners = center + 0.4 * torch.randn(count, 3, 3, generator=generator)
     return corners.view(-1, 3), torch.arange(3 * count).view(-1, 3)
 
 
@@ -129,10 +129,10 @@ def test_the_places_derive_in_the_vertices():
             assert float(gradient[index, axis]) == pytest.approx(float(slope), rel=1e-4, abs=1e-5)
 
 
-def test_look_ups_meet_texel_centres_ramps_and_edges():
+def test_look_ups_meet_texel_centers_ramps_and_edges():
     texture = torch.rand(4, 5, 3, generator=torch.Generator().manual_seed(0))
-    centres = torch.stack(torch.meshgrid((torch.arange(4) + 0.5) / 4, (torch.arange(5) + 0.5) / 5, indexing="ij"), -1)
-    uv = torch.stack((centres[..., 1], 1 - centres[..., 0]), -1).view(-1, 2)
+    centers = torch.stack(torch.meshgrid((torch.arange(4) + 0.5) / 4, (torch.arange(5) + 0.5) / 5, indexing="ij"), -1)
+    uv = torch.stack((centers[..., 1], 1 - centers[..., 0]), -1).view(-1, 2)
     torch.testing.assert_close(texture_lookup(texture, uv), texture.view(-1, 3))
     corner = texture_lookup(texture, torch.tensor([[-1.0, 2.0], [2.0, -1.0]]))
     torch.testing.assert_close(corner, torch.stack((texture[0, 0], texture[-1, -1])))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from distill3d.cameras import orbit, project, rays, turntable
-from distill3d.render.fragments import by_pixel_counted, by_pixel_sorted
 from distill3d.render.splat import Splats, SplatSampling, reference, render_splats
+from distill3d.render.splat_compositing import by_pixel_counted, by_pixel_sorted
 
 ENTRIES = ("rgb", "opacity", "depth", "depth_variance", "normal")
 PARTS = tuple(f.name for f in fields(Splats))
@@ -32,7 +32,7 @@ def around(azimuth):
     return orbit(azimuth, 20.0, 2.8, 40.0)
 
 
-def grey(cameras):
+def gray(cameras):
     return torch.full((len(cameras), 3), 0.5, dtype=cameras.fov_y.dtype)
 
 
@@ -42,7 +42,7 @@ def leaves(splats):
 
 def test_one_splat_is_its_formula():
     splats, cameras, size = scattered(1, seed=3, scale=0.2), views(1), 24
-    out = render_splats(splats, cameras, size, grey(cameras), normals=True)
+    out = render_splats(splats, cameras, size, gray(cameras), normals=True)
 
     mean = splats.means[None]
     jacobian = torch.autograd.functional.jacobian(lambda p: project(cameras, p, size, size)[0][0, 0], mean)[:, 0, 0]
@@ -58,7 +58,7 @@ def test_one_splat_is_its_formula():
 
     assert 20 < (alpha > 0).sum() < size * size
     torch.testing.assert_close(out.opacity[0, 0], alpha)
-    torch.testing.assert_close(out.rgb[0], alpha * splats.colours[0, :, None, None] + (1 - alpha) * 0.5)
+    torch.testing.assert_close(out.rgb[0], alpha * splats.colors[0, :, None, None] + (1 - alpha) * 0.5)
     # The plane at the mean's depth, along the pixel's ray.
     forward = -cameras.camera_to_world[0, :3, 2]
     length = depth[0, 0] / (rays(cameras, size, size).directions[0] @ forward)
@@ -80,7 +80,7 @@ def test_the_fast_path_is_the_reference(chunk):
     results = []
     for render in (render_splats, reference):
         inputs = leaves(splats)
-        out = render(Splats(*inputs), cameras, size, grey(cameras), SplatSampling(chunk=chunk), normals=True)
+        out = render(Splats(*inputs), cameras, size, gray(cameras), SplatSampling(chunk=chunk), normals=True)
         g.manual_seed(1)
         loss = sum((getattr(out, e) * torch.randn(getattr(out, e).shape, generator=g)).sum() for e in ENTRIES)
         results.append((out, torch.autograd.grad(loss, inputs)))
@@ -94,10 +94,10 @@ def test_the_fast_path_is_the_reference(chunk):
 def test_single_precision_is_enough():
     """Cumulative sums run over all fragments of a view, here 160 thousand."""
     splats, cameras = scattered(3000, scale=0.04), views(1)
-    exact = render_splats(splats, cameras, 64, grey(cameras))
+    exact = render_splats(splats, cameras, 64, gray(cameras))
     single = Splats(*(getattr(splats, name).float() for name in PARTS))
     cameras = around(cameras.azimuth.float())
-    out = render_splats(single, cameras, 64, grey(cameras))
+    out = render_splats(single, cameras, 64, gray(cameras))
     assert (out.rgb - exact.rgb).abs().mean() < 1e-5 and (out.depth - exact.depth).abs().mean() < 1e-4
 
 
@@ -105,7 +105,7 @@ def test_gradients_are_those_of_finite_differences():
     # A threshold so low that crossing it cannot be seen.
     sampling = SplatSampling(min_alpha=1e-12)
     splats, cameras = scattered(2, scale=0.3), views(1)
-    background = grey(cameras).requires_grad_()
+    background = gray(cameras).requires_grad_()
 
     def render(background, *inputs):
         out = render_splats(Splats(*inputs), cameras, 4, background, sampling, normals=True)
@@ -119,7 +119,7 @@ def test_the_order_of_the_splats_does_not_matter():
     mixed = torch.randperm(100, generator=torch.Generator().manual_seed(5))
     other = Splats(*(getattr(splats, name)[mixed] for name in PARTS))
     for entry in ENTRIES:
-        a, b = (getattr(render_splats(s, cameras, 16, grey(cameras), normals=True), entry) for s in (splats, other))
+        a, b = (getattr(render_splats(s, cameras, 16, gray(cameras), normals=True), entry) for s in (splats, other))
         torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
 
 
@@ -134,10 +134,10 @@ def test_a_batch_is_its_views():
 
 
 def test_what_the_splats_leave_the_background_gets():
-    """Opacity is 1 - prod (1 - alpha_i), whatever the order; colour and background share a pixel completely."""
+    """Opacity is 1 - prod (1 - alpha_i), whatever the order; color and background share a pixel completely."""
     splats, cameras = scattered(20, scale=0.2), views(1)
     white, black = torch.ones(1, 3).double(), torch.zeros(1, 3).double()
-    ones, zeros = (replace(splats, colours=torch.full_like(splats.colours, v)) for v in (1.0, 0.0))
+    ones, zeros = (replace(splats, colors=torch.full_like(splats.colors, v)) for v in (1.0, 0.0))
     out = render_splats(ones, cameras, 16, black)
     through = render_splats(zeros, cameras, 16, white)
     torch.testing.assert_close(out.rgb + through.rgb, torch.ones_like(out.rgb))
@@ -149,10 +149,10 @@ def test_what_the_splats_leave_the_background_gets():
 def test_the_near_one_hides_the_far_one():
     means = torch.tensor([[-0.5, 0.0, 0.0], [0.5, 0.0, 0.0]])
     rest = (torch.tensor([[1.0, 0, 0, 0]] * 2), torch.full((2, 3), 0.3).log(), torch.full((2,), 9.0))
-    colours = torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+    colors = torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
     cameras = orbit([0.0, 180.0], 0.0, 2.8, 40.0)  # from +x, then from -x
-    out = render_splats(Splats(means, *rest, colours), cameras, 17, torch.zeros(2, 3))
-    torch.testing.assert_close(out.rgb[:, :, 8, 8], colours.flip(0), atol=5e-3, rtol=0)
+    out = render_splats(Splats(means, *rest, colors), cameras, 17, torch.zeros(2, 3))
+    torch.testing.assert_close(out.rgb[:, :, 8, 8], colors.flip(0), atol=5e-3, rtol=0)
     torch.testing.assert_close(out.depth[:, 0, 8, 8], torch.full((2,), 2.3), atol=5e-3, rtol=0)
 
 
@@ -166,7 +166,7 @@ def test_nothing_to_be_seen_is_the_background_with_legal_gradients(render, kind)
     if kind == "transparent":
         splats = replace(splats, opacities=splats.opacities - 20)
     inputs = leaves(splats)
-    out = render(Splats(*inputs), cameras, 8, grey(cameras), normals=True)
+    out = render(Splats(*inputs), cameras, 8, gray(cameras), normals=True)
     assert out.opacity.max() == 0 and out.depth.max() == 0 and bool((out.rgb == 0.5).all())
     sum(getattr(out, entry).sum() for entry in ENTRIES).backward()
     assert all(p.grad is None or bool((p.grad == 0).all()) for p in inputs)
@@ -177,7 +177,7 @@ def test_the_watch_sees_how_the_picture_pulls():
     cameras, size, seen = orbit(torch.zeros(1).double(), 0.0, 2.8, 40.0), 16, []
     mean = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
     ball = replace(scattered(1), means=mean, log_scales=torch.full((1, 3), -1.5, dtype=torch.float64))
-    out = render_splats(ball, cameras, size, grey(cameras), watch=seen.append)
+    out = render_splats(ball, cameras, size, gray(cameras), watch=seen.append)
     (out.rgb * torch.arange(size)).sum().backward()
     focal = 0.5 * size / torch.tan(0.5 * cameras.fov_y)
     assert seen[0].shape == (1, 1, 2) and seen[0][0, 0, 0].abs() > 1e-3
@@ -200,8 +200,8 @@ def test_on_a_gpu_it_is_the_same():
     """With gsplat where that is installed; its thresholds on what is left of the light differ a little."""
     splats, cameras = scattered(500, scale=0.08), turntable(2, 20, 2.8, 40)
     splats = Splats(*(getattr(splats, name).float() for name in PARTS))
-    expected = render_splats(splats, cameras, 64, grey(cameras), normals=True)
+    expected = render_splats(splats, cameras, 64, gray(cameras), normals=True)
     moved = Splats(*(getattr(splats, name).cuda() for name in PARTS))
-    out = render_splats(moved, cameras.to("cuda"), 64, grey(cameras).cuda(), normals=True)
+    out = render_splats(moved, cameras.to("cuda"), 64, gray(cameras).cuda(), normals=True)
     for entry in ("rgb", "opacity", "normal"):
         torch.testing.assert_close(getattr(out, entry).cpu(), getattr(expected, entry), atol=5e-3, rtol=0)

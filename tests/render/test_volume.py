@@ -11,7 +11,7 @@ from distill3d.render.volume import Filters, Occupancy, Sampling, alpha_weights,
 from distill3d.types import Rays
 
 BOX = torch.tensor([[-1.0] * 3, [1.0] * 3])
-COLOUR = torch.tensor([0.8, 0.4, 0.1])
+COLOR = torch.tensor([0.8, 0.4, 0.1])
 
 
 def ray(origin, direction, dtype=torch.float32):
@@ -21,7 +21,7 @@ def ray(origin, direction, dtype=torch.float32):
 
 def solid(inside, density):
     def field(points):
-        return density * inside(points).to(points), COLOUR.to(points).expand(len(points), 3), None
+        return density * inside(points).to(points), COLOR.to(points).expand(len(points), 3), None
 
     return field
 
@@ -49,7 +49,7 @@ def test_a_homogeneous_box_has_its_closed_form():
     out = render_rays(ray([3.0, 0.2, 0.1], [-1.0, 0, 0]), solid(lambda p: p[:, 0] < 9, 0.7), BOX, torch.ones(1, 3))
     opacity = 1 - math.exp(-0.7 * 2)
     assert out.opacity.item() == pytest.approx(opacity, abs=1e-5)
-    torch.testing.assert_close(out.rgb.flatten(), opacity * COLOUR + 1 - opacity)
+    torch.testing.assert_close(out.rgb.flatten(), opacity * COLOR + 1 - opacity)
     # Depth from the box's face at length 2: the mean of a truncated exponential over [0, 2].
     expected = 2 + 1 / 0.7 - 2 * math.exp(-1.4) / opacity
     assert out.depth.item() == pytest.approx(expected, abs=1e-3)
@@ -67,16 +67,16 @@ def test_an_opaque_box_is_a_surface():
     assert out.opacity.item() == pytest.approx(1)
     assert out.depth.item() == pytest.approx(2, abs=1 / 80 + 1e-6)  # half a stratum
     assert out.depth_variance.item() == pytest.approx(0, abs=1e-8)
-    torch.testing.assert_close(out.rgb.flatten(), COLOUR)
+    torch.testing.assert_close(out.rgb.flatten(), COLOR)
 
 
 def test_two_opaque_walls_show_the_nearer():
     def walls(points):
         near = points[:, 0] > 0
-        return torch.full_like(points[:, 0], 1e4), near[:, None] * COLOUR, None
+        return torch.full_like(points[:, 0], 1e4), near[:, None] * COLOR, None
 
     out = render_rays(ray([3.0, 0, 0], [-1.0, 0, 0]), walls, BOX, torch.ones(1, 3))
-    torch.testing.assert_close(out.rgb.flatten(), COLOUR)
+    torch.testing.assert_close(out.rgb.flatten(), COLOR)
 
 
 def test_a_miss_shows_the_background_and_an_inner_origin_starts_at_itself():
@@ -256,7 +256,7 @@ def test_jitter_stays_in_its_strata_and_repeats_with_its_seed():
     assert torch.equal(stratum.floor(), torch.arange(4.0).expand_as(stratum))
 
 
-def test_only_surfaces_that_look_away_are_penalised():
+def test_only_surfaces_that_look_away_are_penalized():
     def sheet(sign):
         def field(points):
             return torch.full_like(points[:, 0], 1e3), points * 0, points.new_tensor([sign, 0, 0]).expand_as(points)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distill3d.cameras import turntable
-from distill3d.scenes.background import ConstantBackground, LearnedBackground, RandomGrey, harmonics
+from distill3d.scenes.background import ConstantBackground, LearnedBackground, RandomGray, harmonics
 
 
 def views(n):
@@ -19,13 +19,13 @@ def test_a_constant_is_the_same_for_every_view():
     assert torch.equal(ConstantBackground(0.5)(views(3), 4), torch.full((3, 3), 0.5))
 
 
-def test_random_greys_are_neutral_in_range_and_repeat_with_their_seed():
-    grey = RandomGrey(0.4, 0.9)
-    drawn = grey(views(500), 4, torch.Generator().manual_seed(0))
-    assert torch.equal(drawn, grey(views(500), 4, torch.Generator().manual_seed(0)))
+def test_random_grays_are_neutral_in_range_and_repeat_with_their_seed():
+    gray = RandomGray(0.4, 0.9)
+    drawn = gray(views(500), 4, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, gray(views(500), 4, torch.Generator().manual_seed(0)))
     assert bool((drawn == drawn[:, :1]).all())
     assert 0.4 <= drawn.min() < 0.42 and 0.88 < drawn.max() <= 0.9
-    torch.testing.assert_close(grey(views(1), 4), torch.full((1, 3), 0.65))
+    torch.testing.assert_close(gray(views(1), 4), torch.full((1, 3), 0.65))
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_random_greys_are_neutral_in_range_and_repeat_with_their_seed():
     [
         lambda: ConstantBackground(1.5),
         lambda: ConstantBackground((0, 1)),
-        lambda: RandomGrey(0.8, 0.2),
+        lambda: RandomGray(0.8, 0.2),
         lambda: LearnedBackground(layers=0),
     ],
 )
@@ -67,12 +67,12 @@ def test_a_learned_background_is_a_function_of_direction():
 
 def test_a_learned_background_learns():
     background, target = LearnedBackground(seed=3).build(), torch.rand(4, 3, 1, 1, generator=torch.Generator())
-    optimiser = torch.optim.Adam(background.parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(background.parameters(), lr=0.02)
     losses = []
     for _ in range(60):
         loss = (background(views(4), 6) - target).square().mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]

@@ -23,16 +23,16 @@ def adam(scene, rate=0.01):
     return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15)
 
 
-def train(scene, optimiser, steps, total=100):
+def train(scene, optimizer, steps, total=100):
     """Towards a red disc in front of black."""
     cameras, axis = turntable(3, 20, 2.8, 40), torch.arange(12) - 5.5
     disc = (axis.square() + axis[:, None].square() < 16) * torch.tensor([1.0, 0, 0]).view(3, 1, 1)
     for step in steps:
-        scene.adapt(step, total, optimiser)
+        scene.adapt(step, total, optimizer)
         out = scene.render(cameras, 12, torch.zeros(3, 3))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (out.rgb - disc).square().mean().backward()
-        optimiser.step()
+        optimizer.step()
 
 
 def test_a_ball_is_dense_in_the_middle():
@@ -46,8 +46,8 @@ def test_a_ball_is_dense_in_the_middle():
     torch.testing.assert_close(torch.sigmoid(splats.opacities), torch.full((4000,), 0.1))
 
 
-def test_a_mesh_is_covered_evenly_in_its_colours():
-    paint = torch.eye(4)[:, :3]  # so that a colour tells the place: all but the last vertex's weight
+def test_a_mesh_is_covered_evenly_in_its_colors():
+    paint = torch.eye(4)[:, :3]  # so that a color tells the place: all but the last vertex's weight
     splats = on_mesh(TETRAHEDRON, FACES, paint, 4000, torch.Generator().manual_seed(0))
     face = torch.stack([splats.means[:, 2], splats.means[:, 1], splats.means[:, 0], 1 - splats.means.sum(1)]).abs()
     distance, nearest = face.min(0)
@@ -55,14 +55,14 @@ def test_a_mesh_is_covered_evenly_in_its_colours():
     areas = torch.tensor([0.5, 0.5, 0.5, 0.75**0.5])
     counts = torch.bincount(nearest, minlength=4)[:4]
     torch.testing.assert_close(counts / 4000, areas[: len(counts)] / areas.sum(), atol=0.002, rtol=0)
-    weights = torch.cat((splats.colours, 1 - splats.colours.sum(1, keepdim=True)), 1)
+    weights = torch.cat((splats.colors, 1 - splats.colors.sum(1, keepdim=True)), 1)
     torch.testing.assert_close(weights @ TETRAHEDRON, splats.means)
     outward = torch.tensor([[0.0, 0, -1], [0, -1, 0], [-1, 0, 0], [3**-0.5] * 3])
     torch.testing.assert_close(splats.axes()[:, :, 2], outward[nearest], atol=1e-5, rtol=0)
     assert bool((splats.log_scales.argmin(1) == 2).all())
     corners = on_mesh(TETRAHEDRON, FACES, paint[FACES], 50, torch.Generator().manual_seed(0))
     vertex = on_mesh(TETRAHEDRON, FACES, paint, 50, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(corners.colours, vertex.colours)
+    torch.testing.assert_close(corners.colors, vertex.colors)
 
 
 def test_a_mesh_of_splats_looks_like_the_mesh():
@@ -90,8 +90,8 @@ def test_two_of_half_hide_as_one():
 
 def test_the_pulled_ones_are_cloned_or_split_and_the_useless_removed():
     scene = grown(8)
-    optimiser = adam(scene)
-    train(scene, optimiser, range(1))
+    optimizer = adam(scene)
+    train(scene, optimizer, range(1))
     with torch.no_grad():
         scene.log_scales.fill_(-4.0)  # small
         scene.log_scales[1, 0] = -2.0  # large
@@ -102,8 +102,8 @@ def test_the_pulled_ones_are_cloned_or_split_and_the_useless_removed():
         scene.pull.copy_(torch.tensor([5.0, 6, 9, 9, 1, 1, 1, 0]))  # 50 % of six
         scene.views[4] = 1.0
     before = {name: getattr(scene, name).detach().clone() for name in NAMES}
-    moments = optimiser.state[scene.means]["exp_avg"].clone()
-    scene.adapt(2, 100, optimiser)
+    moments = optimizer.state[scene.means]["exp_avg"].clone()
+    scene.adapt(2, 100, optimizer)
 
     rows = torch.tensor([0, 4, 5, 6, 7])  # kept; then clones of 0 and 4, then two halves of 1
     assert len(scene) == 9
@@ -114,9 +114,9 @@ def test_the_pulled_ones_are_cloned_or_split_and_the_useless_removed():
     assert not torch.equal(scene.means[7], scene.means[8])
     distance = (scene.means[7:] - before["means"][1]).norm(dim=1)
     assert bool((distance > 0).all()) and bool((distance < 5 * torch.tensor(-2.0).exp()).all())
-    state = optimiser.state[scene.means]
+    state = optimizer.state[scene.means]
     assert torch.equal(state["exp_avg"][:5], moments[rows]) and bool((state["exp_avg"][5:] == 0).all())
-    assert {id(p) for g in optimiser.param_groups for p in g["params"]} == {id(p) for p in scene.parameters()}
+    assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in scene.parameters()}
     assert scene.pull.shape == (9,) and scene.pull.sum() == scene.views.sum() == 0
 
 
@@ -133,25 +133,25 @@ def test_halves_lie_as_their_parent_does():
 
 def test_there_are_never_more_than_allowed_nor_none():
     scene = grown(10, Densification(start=0.0, stop=1.0, every=1, share=1.0, most=15))
-    optimiser = adam(scene)
-    train(scene, optimiser, range(6))
+    optimizer = adam(scene)
+    train(scene, optimizer, range(6))
     assert len(scene) == 15
     with torch.no_grad():
         scene.opacities.fill_(-9.0)
         scene.pull.zero_()
-    scene.adapt(7, 100, optimiser)
+    scene.adapt(7, 100, optimizer)
     assert len(scene) == 1
 
 
 def test_a_reset_makes_them_prove_themselves_anew():
     scene = Gaussians(GaussianOptions(count=5, densification=Densification(stop=0.0, reset=(0.5,))))
-    optimiser = adam(scene)
-    train(scene, optimiser, range(2))
+    optimizer = adam(scene)
+    train(scene, optimizer, range(2))
     with torch.no_grad():
         scene.opacities[0] = -8.0
-    scene.adapt(50, 100, optimiser)
+    scene.adapt(50, 100, optimizer)
     torch.testing.assert_close(scene.opacities.detach(), torch.tensor([-8.0] + [RESET] * 4))
-    assert not optimiser.state.get(scene.opacities)
+    assert not optimizer.state.get(scene.opacities)
 
 
 def test_what_is_resumed_goes_on_as_if_it_had_not_stopped():

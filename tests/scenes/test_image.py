@@ -56,7 +56,7 @@ def _noise(seed):
 
 
 def test_starts_are_pixels_in_range_and_noise_repeats_with_its_seed():
-    assert bool((ImageScene.grey((1, 3, 4, 4), 0.3).values == 0.3).all())
+    assert bool((ImageScene.gray((1, 3, 4, 4), 0.3).values == 0.3).all())
     one, again, other = (_noise(s) for s in (0, 0, 1))
     assert torch.equal(one, again) and not torch.equal(one, other)
     assert one.min() >= 0 and one.max() <= 1
@@ -69,7 +69,7 @@ def test_starts_are_pixels_in_range_and_noise_repeats_with_its_seed():
         lambda: ImageScene(torch.zeros(3, 4, 4)),
         lambda: ImageScene(torch.zeros(1, 3, 4, 4, dtype=torch.long)),
         lambda: ImageScene(torch.full((1, 3, 4, 4), float("nan"))),
-        lambda: ImageScene.grey((1, 3, 4, 4), 1.5),
+        lambda: ImageScene.gray((1, 3, 4, 4), 1.5),
     ],
 )
 def test_mistakes_are_value_errors(make):

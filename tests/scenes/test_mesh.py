@@ -8,23 +8,23 @@ import torch
 import trimesh
 
 from distill3d.cameras import turntable
-from distill3d.meshes import Mesh
+from distill3d.meshes.mesh import Mesh
 from distill3d.render.edges import mesh_edges
 from distill3d.scenes.mesh import MeshOptions, MeshScene, bending
-from distill3d.scenes.shell import Shell
+from distill3d.scenes.surface_grid import Shell
 from distill3d.types import Lighting
 
 VIEWS = turntable(3, 20, 2.8, 40)
-GREY = torch.full((3, 3), 0.8)
+GRAY = torch.full((3, 3), 0.8)
 
 
-def ball(colour=None, radius=1.0, levels=(8, 16, 32), **options):
-    """A ball scene; colour maps places [N, 3] to sRGB."""
+def ball(color=None, radius=1.0, levels=(8, 16, 32), **options):
+    """A ball scene; color maps places [N, 3] to sRGB."""
     solid = trimesh.creation.icosphere(3, radius=radius)
     corners = np.asarray(solid.vertices)[solid.faces] / radius
-    colours = np.full_like(corners, 0.5) if colour is None else colour(corners)
-    source = Mesh(np.array(solid.vertices), np.array(solid.faces), colours, coloured=True)
-    return MeshScene(source, MeshOptions(colours=colour is not None, levels=levels, **options))
+    colors = np.full_like(corners, 0.5) if color is None else color(corners)
+    source = Mesh(np.array(solid.vertices), np.array(solid.faces), colors, colored=True)
+    return MeshScene(source, MeshOptions(colors=color is not None, levels=levels, **options))
 
 
 def striped(places):
@@ -37,14 +37,14 @@ def psnr(a, b):
 
 def adam(scene, rate):
     """Adam with each group's own rate."""
-    optimiser = torch.optim.Adam(scene.parameter_groups())
-    for group in optimiser.param_groups:
+    optimizer = torch.optim.Adam(scene.parameter_groups())
+    for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
-    return optimiser
+    return optimizer
 
 
-def test_a_new_mesh_is_grey_and_covers_the_disc_of_its_ball():
-    out = ball().render(VIEWS, 48, GREY)
+def test_a_new_mesh_is_gray_and_covers_the_disc_of_its_ball():
+    out = ball().render(VIEWS, 48, GRAY)
     torch.testing.assert_close(out.rgb, 0.8 - 0.3 * out.opacity.expand(-1, 3, -1, -1), atol=1e-5, rtol=0)
     # A ball of radius r at distance d is a disc of tan^2 = r^2 / (d^2 - r^2).
     disc = math.pi * 0.9**2 / (2.8**2 - 0.9**2) * (24 / math.tan(math.radians(20))) ** 2
@@ -55,23 +55,23 @@ def test_a_new_mesh_is_grey_and_covers_the_disc_of_its_ball():
 def test_normals_point_outwards_and_light_falls_by_lamberts_law():
     scene = ball()
     lighting = Lighting("lambertian", VIEWS.camera_to_world[:, :3, 3], 0.2, 0.7)
-    out = scene.render(VIEWS, 32, GREY, normals=True, lighting=lighting)
+    out = scene.render(VIEWS, 32, GRAY, normals=True, lighting=lighting)
     outward = torch.nn.functional.normalize(VIEWS.camera_to_world[:, :3, 3], dim=1)
     torch.testing.assert_close(out.normal[:, :, 16, 16], outward, atol=0.05, rtol=0)
     assert out.rgb[0, 0, 16, 16].item() == pytest.approx(0.5 * 0.9, abs=0.01)
     assert not out.orientation.any()
 
 
-def test_it_begins_with_the_files_colours_and_a_batch_is_its_views():
+def test_it_begins_with_the_files_colors_and_a_batch_is_its_views():
     scene = ball(striped)
-    out = scene.render(VIEWS, 32, GREY)
+    out = scene.render(VIEWS, 32, GRAY)
     for i in range(3):
-        single = scene.render(VIEWS[i : i + 1], 32, GREY[:1])
+        single = scene.render(VIEWS[i : i + 1], 32, GRAY[:1])
         torch.testing.assert_close(single.rgb[0], out.rgb[i], atol=1e-6, rtol=1e-5)
     places = torch.nn.functional.normalize(torch.randn(500, 3, generator=torch.Generator().manual_seed(0)), dim=1)
     wanted = torch.tensor(striped(places.numpy())).float()
     # The facets of the icosphere lie up to 1 % inside the ball.
-    assert psnr(scene.colour(places * 0.897), wanted) > 35
+    assert psnr(scene.color(places * 0.897), wanted) > 35
 
 
 def test_the_baked_texture_is_the_paint_and_the_geometry_the_sources():
@@ -87,11 +87,11 @@ def test_the_baked_texture_is_the_paint_and_the_geometry_the_sources():
         scene.options,
     )  # fmt: skip
     face, weights = again.source.sample(4000)
-    baked = torch.tensor(again.source.colours(face, weights)).float()
-    painted = scene.colour(scene.places(face, weights))
+    baked = torch.tensor(again.source.colors(face, weights)).float()
+    painted = scene.color(scene.places(face, weights))
     assert psnr(baked, painted) > 38
     assert (baked - painted).abs().max() < 0.1  # nowhere does a seam show
-    assert psnr(again.render(VIEWS, 48, GREY).rgb, scene.render(VIEWS, 48, GREY).rgb) > 35
+    assert psnr(again.render(VIEWS, 48, GRAY).rgb, scene.render(VIEWS, 48, GRAY).rgb) > 35
 
 
 def test_turning_turns_the_object_and_not_the_file():
@@ -99,35 +99,35 @@ def test_turning_turns_the_object_and_not_the_file():
         return np.where(places[..., :1] > 0, [0.9, 0.1, 0.1], [0.1, 0.1, 0.9])
 
     plain, turned = ball(front_is_red), ball(front_is_red, turn=180.0)
-    pictures = [s.render(VIEWS[:1], 32, GREY[:1]).rgb[0, :, 16, 16] for s in (plain, turned)]
+    pictures = [s.render(VIEWS[:1], 32, GRAY[:1]).rgb[0, :, 16, 16] for s in (plain, turned)]
     assert pictures[0][0] > 0.8 and pictures[1][2] > 0.8
 
 
-def test_colour_is_learned_from_pictures():
+def test_color_is_learned_from_pictures():
     target, scene = ball(striped), ball()
-    wanted = target.render(VIEWS, 24, GREY).rgb.detach()
-    optimiser = adam(scene, 0.06)
-    before = psnr(scene.render(VIEWS, 24, GREY).rgb.detach(), wanted)
+    wanted = target.render(VIEWS, 24, GRAY).rgb.detach()
+    optimizer = adam(scene, 0.06)
+    before = psnr(scene.render(VIEWS, 24, GRAY).rgb.detach(), wanted)
     for _ in range(30):
-        optimiser.zero_grad()
-        (scene.render(VIEWS, 24, GREY).rgb - wanted).square().mean().backward()
-        optimiser.step()
-    assert before < 15 and psnr(scene.render(VIEWS, 24, GREY).rgb.detach(), wanted) > 26
+        optimizer.zero_grad()
+        (scene.render(VIEWS, 24, GRAY).rgb - wanted).square().mean().backward()
+        optimizer.step()
+    assert before < 15 and psnr(scene.render(VIEWS, 24, GRAY).rgb.detach(), wanted) > 26
 
 
 def test_shape_is_learned_from_silhouettes():
     """A ball becomes an egg; three views leave parts of it unseen."""
     egg, half_axes = ball(), torch.tensor([0.8, 0.8, 1.0])
     egg.rest = egg.rest * half_axes
-    wanted = egg.render(VIEWS, 24, GREY).opacity.detach()
+    wanted = egg.render(VIEWS, 24, GRAY).opacity.detach()
     scene = ball(move=0.03)
-    optimiser = adam(scene, 0.2)
+    optimizer = adam(scene, 0.2)
     losses = []
     for _ in range(25):
-        optimiser.zero_grad()
-        loss = (scene.render(VIEWS, 24, GREY).opacity - wanted).square().mean()
+        optimizer.zero_grad()
+        loss = (scene.render(VIEWS, 24, GRAY).opacity - wanted).square().mean()
         (loss + 3 * scene.edge**4 * scene.penalties()["smooth_shape"]()).backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.02 * losses[0]
     away = [((v / half_axes).norm(dim=1) - 0.9).abs().mean() for v in (scene.rest, scene.vertices.detach())]
@@ -158,7 +158,7 @@ def test_fitting_values_part_by_part_is_fitting_them_at_once(monkeypatch):
     points = torch.nn.functional.normalize(torch.randn(3000, 3, generator=torch.Generator().manual_seed(0)), dim=1)
     fitted = []
     for part in (1 << 20, 700):
-        monkeypatch.setattr("distill3d.scenes.shell.PART", part)
+        monkeypatch.setattr("distill3d.scenes.surface_grid.PART", part)
         shell = Shell(points, (4, 8, 16))
         shell.fit(points, points.abs())
         fitted.append(shell(points))
@@ -167,7 +167,7 @@ def test_fitting_values_part_by_part_is_fitting_them_at_once(monkeypatch):
 
 
 def test_a_scene_moves_to_another_device_whole():
-    """A run on a GPU is moved to the CPU for its artefacts: no tensor may stay behind."""
+    """A run on a GPU is moved to the CPU for its artifacts: no tensor may stay behind."""
     scene = ball(move=0.1).to("meta")
 
     def tensors(value):
@@ -188,7 +188,7 @@ def test_the_state_is_the_paint_alone_and_comes_back():
     scene = ball(striped, move=0.1)
     other = ball(move=0.1)
     other.load_state_dict(scene.state_dict())
-    assert torch.equal(other.render(VIEWS, 16, GREY).rgb, scene.render(VIEWS, 16, GREY).rgb)
+    assert torch.equal(other.render(VIEWS, 16, GRAY).rgb, scene.render(VIEWS, 16, GRAY).rgb)
     assert all("tables" in name for name in scene.state_dict())
 
 
@@ -205,7 +205,7 @@ def test_a_shell_is_the_sum_of_its_lattices():
     torch.testing.assert_close(shell(at)[:, 0], at @ torch.tensor([1.0, 2.0, -1.0]), atol=1e-5, rtol=0)
     shell(at).sum().backward()
     assert float(shell.tables[1].grad.sum()) == pytest.approx(50, rel=1e-4)
-    # Differences of neighbours: 18 pairs an axis, slopes 1, 2 and -1 on a lattice of spacing 1.
+    # Differences of neighbors: 18 pairs an axis, slopes 1, 2 and -1 on a lattice of spacing 1.
     assert float(shell.roughness().detach()) == pytest.approx((1 + 4 + 1) * 18 / 27, rel=1e-5)
 
 

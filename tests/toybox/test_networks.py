@@ -8,7 +8,7 @@ from torch import nn
 
 from distill3d.toybox.captions import vocabulary
 from distill3d.toybox.fitting import Fit, train
-from distill3d.toybox.networks import TOKENS, byte_pairs, make_autoencoder, make_tokenizer, normalise_latents
+from distill3d.toybox.networks import TOKENS, byte_pairs, make_autoencoder, make_tokenizer, normalize_latents
 
 
 def test_each_word_of_the_world_is_one_token_and_others_are_letters(tmp_path):
@@ -40,7 +40,7 @@ def test_whitened_latents_have_unit_covariance():
     autoencoder = make_autoencoder()
     images = torch.rand(16, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     before = autoencoder.encode(images).latents
-    whiten, mean = normalise_latents(autoencoder, before)
+    whiten, mean = normalize_latents(autoencoder, before)
     after = autoencoder.encode(images).latents.movedim(1, -1).reshape(-1, 4)
     torch.testing.assert_close(after.mean(0), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(after.T @ after / len(after), torch.eye(4), atol=1e-3, rtol=0)

@@ -7,7 +7,7 @@ import torch
 from distill3d.prompts import direction_of
 from distill3d.render.raster import rasterize
 from distill3d.toybox.captions import (
-    COLOUR_NAMES,
+    COLOR_NAMES,
     KIND_NAMES,
     VIEW_WORDS,
     Claim,
@@ -17,7 +17,7 @@ from distill3d.toybox.captions import (
     sentence,
     vocabulary,
 )  # fmt: skip
-from distill3d.toybox.shapes import COLOURS, KINDS, Toy
+from distill3d.toybox.shapes import COLORS, KINDS, Toy
 from distill3d.toybox.solids import ball, box, corner_normals, lathe, plate, ring, rod, star
 from distill3d.toybox.world import FOV, RADIUS, View, build, draw, random_view
 
@@ -85,13 +85,13 @@ def test_corner_normals_keep_a_right_angle_sharp():
     assert np.sort(np.abs(corner_normals(cube.vertices, cube.faces)), axis=-1)[..., :2].max() < 1e-9
 
 
-def test_a_rasterised_triangle_covers_its_pixels_and_interpolates_in_perspective():
+def test_a_rasterized_triangle_covers_its_pixels_and_interpolates_in_perspective():
     points = torch.tensor([[-3.0, -1.0, -4.0], [1.0, -1.0, -2.0], [0.5, 2.0, -3.0]], dtype=torch.float64)
     size, fov = 48, np.radians(60)
     face, weights = rasterize(points, torch.tensor([[0, 1, 2]]), fov, size, size)
     hit = face >= 0
     assert 0.1 < hit.double().mean() < 0.6
-    position = weights[hit] @ points  # must lie on the ray through the pixel's centre
+    position = weights[hit] @ points  # must lie on the ray through the pixel's center
     row, column = hit.nonzero().T.double()
     focal = 0.5 * size / np.tan(fov / 2)
     torch.testing.assert_close(-focal * position[:, 0] / position[:, 2], column - (size - 1) / 2)
@@ -126,31 +126,31 @@ def test_view_words_agree_with_those_of_the_prompts():
 
 def test_held_out_pairs_exist_and_are_many():
     pairs = held_out_pairs()
-    assert len(pairs) >= 30 and all(k in KINDS and c in COLOURS for k, c in pairs)
+    assert len(pairs) >= 30 and all(k in KINDS and c in COLORS for k, c in pairs)
     assert {k for k, _ in pairs} == set(KINDS)
 
 
 def test_a_sentence_says_what_its_claim_says():
     for kind in range(len(KIND_NAMES)):
-        for colour in range(len(COLOUR_NAMES)):
-            rng = np.random.default_rng(kind * 31 + colour)
-            reading = read_prompt(sentence(random_claim(kind, colour, 3, 1, rng), rng))
+        for color in range(len(COLOR_NAMES)):
+            rng = np.random.default_rng(kind * 31 + color)
+            reading = read_prompt(sentence(random_claim(kind, color, 3, 1, rng), rng))
             assert reading.unknown == ()
             assert reading.kind in (KIND_NAMES[kind], None)
-            assert reading.colour in (COLOUR_NAMES[colour], None)
+            assert reading.color in (COLOR_NAMES[color], None)
     assert sentence(Claim(0, 0, 4, 0)) == "a red mushroom with blue spots, front view"
     assert sentence(Claim(16, 1, view=VIEW_WORDS.index("back"))) == "an orange apple, back view"
 
 
 def test_prompts_are_read_with_the_longest_noun_first():
     assert read_prompt("A Yellow TABLE LAMP!").kind == "table lamp"
-    assert read_prompt("a blue car with yellow wheels").colour == "blue"
+    assert read_prompt("a blue car with yellow wheels").color == "blue"
     assert read_prompt("a red zebra").kind is None
     assert read_prompt("a shiny red car").unknown == ("shiny",)
     assert len(vocabulary()) == len(set(vocabulary())) and vocabulary() == sorted(vocabulary())
 
 
-@pytest.mark.parametrize(("kind", "colour"), [("zebra", "red"), ("car", "mauve")])
-def test_unknown_names_are_refused_with_the_known_ones(kind, colour):
+@pytest.mark.parametrize(("kind", "color"), [("zebra", "red"), ("car", "mauve")])
+def test_unknown_names_are_refused_with_the_known_ones(kind, color):
     with pytest.raises(ValueError, match=r"the toybox has: (mushroom|red)"):
-        build(kind, colour)
+        build(kind, color)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from distill3d.bench.protocol import Variant
-from distill3d.diffusion.draw import Generators
-from distill3d.family import TAUGHT
+from distill3d.diffusion.random import Generators
+from distill3d.distill.family import TAUGHT
+from distill3d.distill.recipes import Penalties, Recipe
+from distill3d.distill.regularizers import WeightSchedule
 from distill3d.prompts import ViewPrompts
-from distill3d.recipes import Penalties, Recipe
-from distill3d.regularizers import WeightSchedule
 from distill3d.types import Conditioning, Prior, Schedule, TextEmbedding
 
 DRY_STEPS = 100  # of a dry run; the times of every method are spread over a run of any length alike

@@ -25,17 +25,17 @@ from torch import Tensor
 
 from distill3d import cameras
 from distill3d.bench.protocol import Protocol, Task
-from distill3d.checkpoint import interrupts_between_steps, load_checkpoint, restore_optimiser, save_checkpoint
+from distill3d.distill.loop import ObjectRun, Progress
 from distill3d.evaluation.cost import Meter
-from distill3d.export import export_mesh
-from distill3d.export_options import ExportOptions
+from distill3d.export.options import ExportOptions
+from distill3d.export.video import contact_sheet, save_image
 from distill3d.files import replacing
-from distill3d.generate import Config, write_config
-from distill3d.mesh_files import save_mesh
-from distill3d.optimize import ObjectRun, Progress
-from distill3d.priors.parts import is_out_of_memory
+from distill3d.meshes.files import save_mesh
+from distill3d.priors.components.folder import is_out_of_memory
+from distill3d.runs.checkpoint import interrupts_between_steps, load_checkpoint, restore_optimizer, save_checkpoint
+from distill3d.runs.objects import Config, write_config
+from distill3d.scenes.to_mesh import export_mesh
 from distill3d.types import Prior, Rendering
-from distill3d.video import contact_sheet, save_image
 
 CHECKPOINT_SECONDS = 60.0
 COLUMNS = 10  # of views.png
@@ -75,7 +75,7 @@ def make_cell(out: Path, protocol: Protocol, task: Task, prior: Prior, on_step: 
     with Meter(prior.device) as meter:
         try:
             scene = _distilled(work, config, prior, on_step).scene
-            failure = make_artefacts(work, scene, protocol)
+            failure = make_artifacts(work, scene, protocol)
         except Diverged as diverged:
             failure = str(diverged)
         except (RuntimeError, MemoryError) as error:
@@ -150,7 +150,7 @@ def read_maps(folder: Path) -> tuple[Tensor, Tensor]:
     return opacity / 255, depth
 
 
-def make_artefacts(work: Path, scene: Any, protocol: Protocol) -> str:
+def make_artifacts(work: Path, scene: Any, protocol: Protocol) -> str:
     """Writes pictures, maps and mesh of a scene; returns why there is nothing to write, or an empty text."""
     seen = photographed(scene, protocol)
     if not bool(torch.isfinite(seen.rgb).all()):
@@ -192,8 +192,8 @@ def _distilled(work: Path, config: Config, prior: Prior, on_step: Report) -> Obj
     start, before = 0, []
     if (checkpoint / "state.json").is_file():
         start, moments = load_checkpoint(checkpoint, run.module, run.generator, run.student)
-        run.restart_optimiser()
-        restore_optimiser(run.adam, moments)
+        run.restart_optimizer()
+        restore_optimizer(run.adam, moments)
         before = history(work)[:start]
         if len(before) < start:  # the disk was full, or the machine died: what was measured of these steps is lost
             shutil.rmtree(work)

@@ -114,13 +114,13 @@ def read_reference(folder: Path, size: int) -> Tensor:
 
 def true_views(prompt: str, protocol: Protocol) -> Tensor | None:
     """The views of a true toy of the prompt, from the protocol's cameras; None where the prompt names none."""
-    from distill3d.toybox.captions import COLOUR_NAMES, read_prompt
+    from distill3d.toybox.captions import COLOR_NAMES, read_prompt
     from distill3d.toybox.world import View, build, draw
 
     reading = read_prompt(prompt)
     if reading.kind is None:
         return None
-    toy = build(reading.kind, reading.colour or COLOUR_NAMES[0], seed=5)
+    toy = build(reading.kind, reading.color or COLOR_NAMES[0], seed=5)
     turns = [View(i * 360 / protocol.views, protocol.elevation) for i in range(protocol.views)]
     pictures = np.stack([draw(toy, view, protocol.background, protocol.size) for view in turns])
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float()

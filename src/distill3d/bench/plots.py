@@ -1,4 +1,4 @@
-"""Small plots as inline SVG: lines over a run, and means with their intervals. Colours come from the page's CSS."""
+"""Small plots as inline SVG: lines over a run, and means with their intervals. Colors come from the page's CSS."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distill3d.evaluation.metrics import Metric
 
 WIDTH, HEIGHT = 320, 170
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 22, 30
-COLOURS = 8  # of the page; more lines than that are told apart by their dashes
+COLORS = 8  # of the page; more lines than that are told apart by their dashes
 BINS = 60  # points of a line
 
 
@@ -81,8 +81,8 @@ def interval_plot(table: Table, metric: Metric, title: str) -> str:
         y = TOP + step * (row + 0.5)
         parts.append(_text(0, y + 3, _shortened(variant), "start"))
         if e.low is not None and e.high is not None:
-            parts.append(f'<path class="bar c{i % COLOURS}" d="M{place(e.low):.1f} {y}H{place(e.high):.1f}"/>')
-        parts.append(f'<circle class="dot f{i % COLOURS}" cx="{place(e.mean):.1f}" cy="{y}" r="3.5"/>')
+            parts.append(f'<path class="bar c{i % COLORS}" d="M{place(e.low):.1f} {y}H{place(e.high):.1f}"/>')
+        parts.append(f'<circle class="dot f{i % COLORS}" cx="{place(e.mean):.1f}" cy="{y}" r="3.5"/>')
         parts.append(_text(WIDTH, y + 3, plain(e, " ± "), "end"))
     told = "; ".join(f"{variant} {plain(e, ' ± ')}" for _, variant, e in rows)
     return _svg(parts, f"{title}: {told}", height)
@@ -98,7 +98,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def _powers(low: float, high: float) -> list[float]:
-    """Logarithms at which a logarithmic axis is labelled."""
+    """Logarithms at which a logarithmic axis is labeled."""
     whole = [float(i) for i in range(math.ceil(low), math.floor(high) + 1)]
     if len(whole) > 5:
         whole = whole[:: -(-len(whole) // 5)]
@@ -120,7 +120,7 @@ def _widened(low: float, high: float) -> tuple[float, float]:
 
 
 def _look(index: int) -> str:
-    return f"line c{index % COLOURS} d{index // COLOURS % 4}"
+    return f"line c{index % COLORS} d{index // COLORS % 4}"
 
 
 def _shortened(name: str) -> str:

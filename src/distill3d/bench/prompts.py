@@ -36,18 +36,18 @@ def prompt_list(name: str) -> tuple[str, ...]:
 
 
 def toybox_prompts() -> list[tuple[str, bool]]:
-    """(prompt, whether its kind and colour were never trained on together), one for each kind of toy.
+    """(prompt, whether its kind and color were never trained on together), one for each kind of toy.
 
     Every other one is a pair that the bundled prior has not seen.
     """
-    from distill3d.toybox.captions import COLOUR_NAMES, KIND_NAMES, Claim, held_out_pairs, sentence
+    from distill3d.toybox.captions import COLOR_NAMES, KIND_NAMES, Claim, held_out_pairs, sentence
 
     chosen = []
     for i, kind in enumerate(KIND_NAMES):
-        unseen = [colour for colour in COLOUR_NAMES if (kind, colour) in held_out_pairs()]
-        colours = unseen if i % 2 else [colour for colour in COLOUR_NAMES if colour not in unseen]
-        colour = colours[(7 * i) % len(colours)]
-        chosen.append((sentence(Claim(i, COLOUR_NAMES.index(colour))), bool(i % 2)))
+        unseen = [color for color in COLOR_NAMES if (kind, color) in held_out_pairs()]
+        colors = unseen if i % 2 else [color for color in COLOR_NAMES if color not in unseen]
+        color = colors[(7 * i) % len(colors)]
+        chosen.append((sentence(Claim(i, COLOR_NAMES.index(color))), bool(i % 2)))
     return chosen
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import distill3d
+from distill3d.distill.recipes import LAPTOP, Recipe, check_method
 from distill3d.files import replacing
-from distill3d.generate import Config
-from distill3d.priors.setup import PriorOptions
-from distill3d.recipes import LAPTOP, Recipe, check_method
+from distill3d.priors.options import PriorOptions
+from distill3d.runs.objects import Config
 
 FORMAT = 1  # of a folder; raise it when a cell is written otherwise than before
 
@@ -43,7 +43,7 @@ class Variant:
 class Protocol:
     """Everything that a bench holds equal, and what it varies: variants x prompts x seeds, each a `Task`.
 
-    `views` pictures of `size` pixels are taken evenly around each object, at one elevation (degrees), over one grey.
+    `views` pictures of `size` pixels are taken evenly around each object, at one elevation (degrees), over one gray.
     """
 
     variants: tuple[Variant, ...]

@@ -12,9 +12,9 @@ from distill3d.bench.cells import Outcome, make_cell, read_outcome
 from distill3d.bench.judging import Judges, Scored, diversities, score
 from distill3d.bench.protocol import Protocol, Task, locked, open_folder
 from distill3d.bench.report import write_report
+from distill3d.distill.loop import ObjectRun, Progress
 from distill3d.files import replacing
-from distill3d.optimize import ObjectRun, Progress
-from distill3d.priors.frozen import FrozenPrior
+from distill3d.priors.base import FrozenPrior
 
 OnStep = Callable[[Task, Progress], None]
 OnCell = Callable[[Task, Outcome, bool], None]

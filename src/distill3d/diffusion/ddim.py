@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distill3d.diffusion.draw import Generators, normal
+from distill3d.diffusion.random import Generators, normal
 from distill3d.diffusion.schedule import coefficients, expand, log_snr
 from distill3d.types import Schedule
 
@@ -74,7 +74,7 @@ def sample(
 ) -> Tensor:
     """Walks x [B, ...] down the times [K+1] or [K+1, B]; returns the sample at the last of them.
 
-    noise [K, B, ...] (or else draws from the generator) is what eta > 0 adds. Equal neighbours in a column
+    noise [K, B, ...] (or else draws from the generator) is what eta > 0 adds. Equal neighbors in a column
     of times are no hop for that sample, which is then not shown to the model. Raises ValueError if a time
     rises, for an unknown solver, and for eta > 0 with a solver other than euler.
     """

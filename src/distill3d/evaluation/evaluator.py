@@ -20,7 +20,7 @@ BATCH = 64  # pictures at once: bounds the memory of a long turntable
 class Evaluator:
     """A transformers CLIP folder; pictures go in as [N, 3, H, W] in [0, 1], of any size.
 
-    They are resized and normalised as the folder's preprocessor_config.json says; without one, bilinearly and to
+    They are resized and normalized as the folder's preprocessor_config.json says; without one, bilinearly and to
     [-1, 1], which is what the bundled evaluators were trained on.
     """
 
@@ -93,13 +93,13 @@ class Verdict:
     """What the toy world's judge says of pictures [N]: which are right."""
 
     kind: Tensor  # bool [N]
-    colour: Tensor
+    color: Tensor
     view: Tensor
 
     @property
     def both(self) -> Tensor:
-        """Kind and colour right."""
-        return self.kind & self.colour
+        """Kind and color right."""
+        return self.kind & self.color
 
 
 class ToyboxJudge(Evaluator):
@@ -109,21 +109,21 @@ class ToyboxJudge(Evaluator):
         bundled = Path(str(resources.files("distill3d"))) / "assets" / "toybox" / "evaluator_judge"
         super().__init__(bundled if folder is None else folder, device)
 
-    def verdict(self, images: Tensor, kind: str, colour: str, view: str | Sequence[str] = "front") -> Verdict:
-        """Asks which of all kinds and colours a picture shows ("a red mushroom" against all others), and which view.
+    def verdict(self, images: Tensor, kind: str, color: str, view: str | Sequence[str] = "front") -> Verdict:
+        """Asks which of all kinds and colors a picture shows ("a red mushroom" against all others), and which view.
 
-        `view` is one word or one for each picture; it is judged knowing kind and colour.
+        `view` is one word or one for each picture; it is judged knowing kind and color.
         """
-        from distill3d.toybox.captions import COLOUR_NAMES, KIND_NAMES, VIEW_WORDS, Claim, sentence
+        from distill3d.toybox.captions import COLOR_NAMES, KIND_NAMES, VIEW_WORDS, Claim, sentence
 
-        pairs = [(k, c) for k in range(len(KIND_NAMES)) for c in range(len(COLOUR_NAMES))]
+        pairs = [(k, c) for k in range(len(KIND_NAMES)) for c in range(len(COLOR_NAMES))]
         chosen = self.choose(images, [sentence(Claim(k, c)) for k, c in pairs]).tolist()
-        k, c = KIND_NAMES.index(kind), COLOUR_NAMES.index(colour)
+        k, c = KIND_NAMES.index(kind), COLOR_NAMES.index(color)
         seen = self.choose(images, [sentence(Claim(k, c, view=v)) for v in range(len(VIEW_WORDS))])
         wanted = [view] * len(images) if isinstance(view, str) else list(view)
         return Verdict(
             kind=torch.tensor([pairs[i][0] == k for i in chosen]),
-            colour=torch.tensor([pairs[i][1] == c for i in chosen]),
+            color=torch.tensor([pairs[i][1] == c for i in chosen]),
             view=seen == torch.tensor([VIEW_WORDS.index(v) for v in wanted]),
         )
 
@@ -133,7 +133,7 @@ def load_evaluator(name: str | Path = VIT_B_32, device: torch.device | str = "cp
 
     Asks no network. Raises ValueError where there is no such folder, or the cache does not hold the model.
     """
-    from distill3d.priors.hub import cached, is_path
+    from distill3d.priors.components.hub import cached, is_path
 
     if str(name) == "toybox":
         return ToyboxJudge(device=device)

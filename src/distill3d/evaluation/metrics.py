@@ -19,6 +19,14 @@ from torch import Tensor
 from distill3d.cameras import orbit
 from distill3d.evaluation.distances import diversity, frechet_distance, kernel_distance
 from distill3d.evaluation.evaluator import Evaluator
+from distill3d.evaluation.images import (
+    edge_concentration,
+    psnr,
+    radial_power,
+    saturation,
+    sharpness,
+    spectrum_gap,
+)
 from distill3d.evaluation.language import (
     IQA_PAIRS,
     clip_iqa,
@@ -27,19 +35,11 @@ from distill3d.evaluation.language import (
     has_image_reward,
     image_reward,
 )
-from distill3d.evaluation.pictures import (
-    edge_concentration,
-    psnr,
-    radial_power,
-    saturation,
-    sharpness,
-    spectrum_gap,
-)
 from distill3d.evaluation.truth import chamfer_to_truth, silhouette_iou, true_kind
 from distill3d.evaluation.views import (
     janus_rate,
     lost_back,
-    neighbour_similarity,
+    neighbor_similarity,
     sees_behind,
     view_accuracy,
     warp_error,
@@ -68,7 +68,7 @@ class Cell:
     elevation: float = 15.0  # degrees
     distance: float = 2.8  # world units
     fov: float = 40.0  # degrees
-    background: float = 0.9  # the grey behind the pictures
+    background: float = 0.9  # the gray behind the pictures
     opacity: Tensor | None = None  # [V, 1, H, W], or means [V] where maps were not kept
     depth: Tensor | None = None  # [V, 1, H, W] expected ray length, world units
     vertices: np.ndarray | None = None  # [N, 3] of the exported mesh, world space
@@ -189,7 +189,7 @@ _ALL = [
            lambda c: lost_back(c.pictures, c.azimuths, c.prompt, c.evaluator)),
     Metric("view_accuracy", "", "higher", TURNED,
            lambda c: view_accuracy(c.pictures, c.azimuths, c.prompt, c.evaluator)),
-    Metric("neighbour_similarity", "", "higher", TOLD, lambda c: neighbour_similarity(c.pictures, c.evaluator)),
+    Metric("neighbor_similarity", "", "higher", TOLD, lambda c: neighbor_similarity(c.pictures, c.evaluator)),
     Metric("warp_error", "", "lower", (*SEEN, "azimuths", "opacity", "depth"),
            lambda c: warp_error(c.pictures, c.depth, c.opacity, c.cameras)),
     Metric("silhouette_iou", "", "higher", ("azimuths", "opacity", "toybox"), _silhouettes),

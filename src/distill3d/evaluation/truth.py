@@ -34,7 +34,7 @@ def true_mesh(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Vertices [V, 3] and faces [F, 3] of one true shape."""
     from distill3d.toybox.world import build
 
-    toy = build(kind, "red", seed=seed)  # colours do not matter here
+    toy = build(kind, "red", seed=seed)  # colors do not matter here
     return toy.vertices, np.ascontiguousarray(toy.faces)
 
 
@@ -53,7 +53,7 @@ def iou(masks: Tensor, reference: Tensor) -> float:
 def silhouette_iou(masks: Tensor, cameras: Cameras, kind: str, shapes: int = SHAPES) -> float:
     """`iou` of an object's silhouettes with those of the true shape that fits best; in [0, 1], higher is better.
 
-    It sees outlines only: not colours, nor dents, nor which side is the front where the outline is the same. Shapes of
+    It sees outlines only: not colors, nor dents, nor which side is the front where the outline is the same. Shapes of
     one kind agree with each other to 0.65 to 0.96, so that much is as good as true.
 
     Args:
@@ -65,9 +65,9 @@ def silhouette_iou(masks: Tensor, cameras: Cameras, kind: str, shapes: int = SHA
 
 
 def covered(pictures: Tensor, background: float, tolerance: float = 0.03) -> Tensor:
-    """Silhouettes [V, H, W] out of pictures over a grey: any channel is further from it than the tolerance.
+    """Silhouettes [V, H, W] out of pictures over a gray: any channel is further from it than the tolerance.
 
-    For objects of which no opacity was kept. What has the background's own colour is missed, soft edges are not.
+    For objects of which no opacity was kept. What has the background's own color is missed, soft edges are not.
     """
     return (pictures - background).abs().amax(1) > tolerance
 
@@ -112,7 +112,7 @@ def chamfer(points: np.ndarray, reference: np.ndarray) -> float:
 def chamfer_to_truth(vertices: np.ndarray, faces: np.ndarray, kind: str, shapes: int = SHAPES) -> float:
     """`chamfer` to the nearest true shape of a kind, in world units (the toys' spheres have a radius of 0.9).
 
-    It sees the outside of the shape, dents and thickness included. It does not see colours, and hardly small parts: a
+    It sees the outside of the shape, dents and thickness included. It does not see colors, and hardly small parts: a
     missing ear is a small mean. Shapes of one kind are 0.012 to 0.065 apart, two draws of one shape 0.009 to 0.016.
     """
     points = surface_points(vertices, faces)

@@ -1,4 +1,4 @@
-"""Whether the views of one object belong together: the side that each seems to show, and what neighbours agree on."""
+"""Whether the views of one object belong together: the side that each seems to show, and what neighbors agree on."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def view_accuracy(images: Tensor, azimuths: Tensor, prompt: str, evaluator: Eval
     return sum(s == t for s, t in zip(seen, true, strict=True)) / len(true)
 
 
-def neighbour_similarity(images: Tensor, evaluator: Evaluator) -> float:
+def neighbor_similarity(images: Tensor, evaluator: Evaluator) -> float:
     """Mean cosine between the evaluator's embeddings of each view and the next, the last and the first too.
 
     In [-1, 1]. High where the object turns smoothly; but also where nothing changes, so an object with its front on
@@ -94,12 +94,12 @@ def neighbour_similarity(images: Tensor, evaluator: Evaluator) -> float:
 
 
 def warp_error(images: Tensor, depth: Tensor, opacity: Tensor, cameras: Cameras, tolerance: float = 0.05) -> float:
-    """Mean absolute colour difference of surface points seen in one view and in the next; 0 is best, in [0, 1].
+    """Mean absolute color difference of surface points seen in one view and in the next; 0 is best, in [0, 1].
 
     Each pixel of a view (opacity above 0.9) is placed in space by its depth and looked up in the next view. Pairs
-    that are not the same place, by more than `tolerance`, are left out: something stands in between. It sees colours
+    that are not the same place, by more than `tolerance`, are left out: something stands in between. It sees colors
     that depend on the viewer and depths that are wrong, so fog and floaters too as far as they pass the tolerance.
-    Pictures that were rendered from one field with colours of its own agree by construction. The next view must show
+    Pictures that were rendered from one field with colors of its own agree by construction. The next view must show
     some of the same places: with views 45 degrees apart a third of a round object is left.
 
     Args:

@@ -50,7 +50,7 @@ def sdi(
 ) -> Objective:
     """g = sigma_t / alpha_t (eps_s - kappa) = x - x0_hat, kappa by DDIM inversion of x to t + tau.
 
-    Score distillation via reparametrised DDIM (Lukoianov et al. 2024): t falls linearly from start to stop.
+    Score distillation via reparametrized DDIM (Lukoianov et al. 2024): t falls linearly from start to stop.
     The other arguments are those of noise.ddim_inversion. released gives the official implementation number
     for number, defects included (released.py lists them); it has neither solver nor overshoot.
     """
@@ -102,7 +102,7 @@ def hifa(scale: float = 100.0, start: float = 0.98, stop: float = 0.3) -> Object
     """g = sigma_t^2 (eps_s - kappa), kappa ~ N(0, I), t = start - (start - stop) sqrt(step / total).
 
     HiFA (Zhu et al. 2023), the term on x. Its term on pictures is images.image_gradient, and the variance of
-    the depth along a ray is a regulariser of the scene. Constants: its public code.
+    the depth along a ray is a regularizer of the scene. Constants: its public code.
     """
     return Objective(
         noise=noise.gaussian(),

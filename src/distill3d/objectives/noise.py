@@ -18,7 +18,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from distill3d.diffusion import ddim, draw
+from distill3d.diffusion import ddim
+from distill3d.diffusion import random as draw
 from distill3d.diffusion.guidance import Guided, guided_prediction
 from distill3d.diffusion.schedule import coefficients, to_eps
 from distill3d.objectives import checks

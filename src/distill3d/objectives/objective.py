@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from distill3d.diffusion import draw
-from distill3d.diffusion.draw import Generators
+from distill3d.diffusion import random as draw
+from distill3d.diffusion.random import Generators
 from distill3d.diffusion.schedule import coefficients, expand
 from distill3d.objectives import checks
 from distill3d.types import Conditioning, Guidance, Prior, Schedule
@@ -31,7 +31,7 @@ class Query:
     generator: Generators
     step: int
     total_steps: int
-    views: int = 1  # neighbours in the batch that are one group: the network sees them together, at one time
+    views: int = 1  # neighbors in the batch that are one group: the network sees them together, at one time
     # What one part found out and a later one needs, so that the network is not asked twice; see `recall`.
     notes: dict[object, Tensor] = field(default_factory=dict, repr=False)
 
@@ -56,7 +56,7 @@ Weight = Callable[[Schedule, Tensor], Tensor]  # schedule, t [B] -> w [B]
 class Objective:
     """One member of the family; see methods.py for the named ones.
 
-    views makes any of them one for a multi-view prior: the batch is groups of so many neighbours, and a group
+    views makes any of them one for a multi-view prior: the batch is groups of so many neighbors, and a group
     shares its time, as such a prior was trained.
     """
 

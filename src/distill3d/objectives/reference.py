@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from distill3d.diffusion.draw import Generators
 from distill3d.diffusion.guidance import cfg
+from distill3d.diffusion.random import Generators
 from distill3d.objectives import checks
 from distill3d.objectives.noise import INTERVAL_START
 from distill3d.objectives.objective import Query, Reference

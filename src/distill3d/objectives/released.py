@@ -21,10 +21,10 @@ import itertools
 import torch
 from torch import Tensor
 
-from distill3d.diffusion import draw
+from distill3d.diffusion import random as draw
 from distill3d.diffusion.ddim import ddim_step
-from distill3d.diffusion.draw import Generators
 from distill3d.diffusion.guidance import cfg, perp_neg
+from distill3d.diffusion.random import Generators
 from distill3d.diffusion.schedule import Table, coefficients, to_eps
 from distill3d.objectives import prediction as predictions
 from distill3d.objectives import reference, weighting

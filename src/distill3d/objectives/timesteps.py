@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from distill3d.diffusion import draw
-from distill3d.diffusion.draw import Generators
+from distill3d.diffusion import random as draw
+from distill3d.diffusion.random import Generators
 from distill3d.objectives import checks
 from distill3d.objectives.objective import Timesteps
 

@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill3d.priors import flow, latent, multiview, pixel, sdxl
-from distill3d.priors.frozen import FrozenPrior
-from distill3d.priors.parts import check_weights, config_name, read_json
-from distill3d.priors.setup import Setup
+from distill3d.priors import deepfloyd as pixel
+from distill3d.priors import flow, multiview, sdxl
+from distill3d.priors import stable_diffusion as latent
+from distill3d.priors.base import FrozenPrior
+from distill3d.priors.components.folder import check_weights, config_name, read_json
+from distill3d.priors.options import Setup
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from distill3d.diffusion.schedule import Flow
-from distill3d.priors.encoders import T5, Clip
-from distill3d.priors.frozen import FrozenPrior
-from distill3d.priors.setup import Setup
+from distill3d.priors.base import FrozenPrior
+from distill3d.priors.components.text_encoders import T5, Clip
+from distill3d.priors.options import Setup
 from distill3d.types import TextEmbedding
 
 CLIP_TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast")

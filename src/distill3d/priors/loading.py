@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-from distill3d.priors import hub
+from distill3d.priors.base import FrozenPrior, Where
+from distill3d.priors.components import hub
+from distill3d.priors.components.folder import Parts, first_line
+from distill3d.priors.components.text_cache import DiskCache, cache_folder
 from distill3d.priors.families import check_folder
-from distill3d.priors.frozen import FrozenPrior, Where
-from distill3d.priors.parts import Parts, first_line
-from distill3d.priors.setup import PriorOptions, Setup
+from distill3d.priors.options import PriorOptions, Setup
 from distill3d.priors.single_file import open_checkpoint
 from distill3d.priors.speed import compiled, offloaded
-from distill3d.priors.texts import DiskCache, cache_folder
 
 ENCODING = 1  # raise it when a text is encoded otherwise than before: what is kept on disk is then not read again
 

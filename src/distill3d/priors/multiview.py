@@ -16,9 +16,9 @@ from typing import Any
 
 from torch import Tensor
 
-from distill3d.priors import latent
-from distill3d.priors.latent import LatentPrior, build_kind
-from distill3d.priors.setup import Setup
+from distill3d.priors import stable_diffusion as latent
+from distill3d.priors.options import Setup
+from distill3d.priors.stable_diffusion import LatentPrior, build_kind
 from distill3d.types import TextEmbedding
 
 CAMERA = 16  # numbers that tell a camera
@@ -26,7 +26,7 @@ MARKER = "views"  # in unet/config.json
 
 
 class MultiViewPrior(LatentPrior):
-    """Shows its network groups of `views` neighbouring rows together; each row carries its camera.
+    """Shows its network groups of `views` neighboring rows together; each row carries its camera.
 
     Rows of a group must have one time. They may be told different texts, but such models are trained with one text
     for all and learn direction from the camera.

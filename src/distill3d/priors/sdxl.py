@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill3d.priors import latent
-from distill3d.priors.encoders import Clip
-from distill3d.priors.latent import LatentPrior, assemble, check_unet
-from distill3d.priors.setup import Setup
+from distill3d.priors import stable_diffusion as latent
+from distill3d.priors.components.text_encoders import Clip
+from distill3d.priors.options import Setup
+from distill3d.priors.stable_diffusion import LatentPrior, assemble, check_unet
 from distill3d.types import TextEmbedding
 
 PARTS = {

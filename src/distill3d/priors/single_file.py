@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill3d.priors import hub
+from distill3d.priors.components import hub
+from distill3d.priors.components.folder import Parts, first_line, is_out_of_memory, libraries, memory_told, quiet
 from distill3d.priors.families import check_folder
-from distill3d.priors.parts import Parts, first_line, is_out_of_memory, libraries, memory_told, quiet
 
 READERS = ("text_encoder", "tokenizer")  # what the parts that belong to texts are called, with _2 or _3 behind
 

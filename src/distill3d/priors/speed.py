@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from distill3d.priors.frozen import FrozenPrior
+from distill3d.priors.base import FrozenPrior
 
 
 def fast_dtype(device: str | torch.device) -> torch.dtype:

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill3d.diffusion import draw
-from distill3d.diffusion.draw import Generators
+from distill3d.diffusion import random as draw
+from distill3d.diffusion.random import Generators
 from distill3d.diffusion.schedule import coefficients, from_eps
 from distill3d.files import replacing
-from distill3d.priors.latent import LatentPrior
+from distill3d.priors.stable_diffusion import LatentPrior
 from distill3d.types import Conditioning
 
 POSE = 16  # numbers that describe a camera: its 4 x 4 camera-to-world matrix
@@ -59,7 +59,7 @@ class Student:
         self.unet = _with_lora(prior.network, rank, generator)
         self.unet.class_embedding = _CameraEmbedding(prior.network.time_embedding.linear_2.out_features, generator)
         self.unet.class_embedding.to(prior.device)
-        self.optimiser = torch.optim.AdamW(self._trained().values(), lr=learning_rate)
+        self.optimizer = torch.optim.AdamW(self._trained().values(), lr=learning_rate)
 
     @torch.no_grad()
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, posed: Tensor) -> Tensor:
@@ -73,9 +73,9 @@ class Student:
         posed = draw.uniform(len(x), generator).to(x.device) >= self.camera_dropout
         with torch.enable_grad():
             loss = self.loss(x, t, noise, conditioning, posed)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.optimiser.step()
+        self.optimizer.step()
         return len(x)
 
     def loss(self, x: Tensor, t: Tensor, noise: Tensor, conditioning: Conditioning, posed: Tensor) -> Tensor:
@@ -88,12 +88,12 @@ class Student:
         return (got - wanted).square().mean()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes what was learnt and the optimiser's moments to one safetensors file."""
+        """Writes what was learned and the optimizer's moments to one safetensors file."""
         from safetensors.torch import save_file
 
         tensors = {f"weight.{name}": p.detach() for name, p in self._trained().items()}
         for name, p in self._trained().items():
-            tensors |= {f"{key}.{name}": torch.as_tensor(v) for key, v in self.optimiser.state.get(p, {}).items()}
+            tensors |= {f"{key}.{name}": torch.as_tensor(v) for key, v in self.optimizer.state.get(p, {}).items()}
         with replacing(path) as draft:
             save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, draft, {"rank": str(self.rank)})
 
@@ -113,13 +113,13 @@ class Student:
         with torch.no_grad():
             for name, p in trained.items():
                 p.copy_(tensors[f"weight.{name}"])
-        state = self.optimiser.state_dict()
+        state = self.optimizer.state_dict()
         state["state"] = {}
         for i, name in enumerate(trained):
             moments = {key: tensors.get(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
             if all(value is not None for value in moments.values()):
                 state["state"][i] = moments
-        self.optimiser.load_state_dict(state)
+        self.optimizer.load_state_dict(state)
 
     def _trained(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}

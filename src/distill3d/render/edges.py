@@ -1,9 +1,9 @@
 """How a picture changes where surfaces begin and end: antialiasing of silhouettes, differentiable in the vertices.
 
-A rasterised picture is constant around each pixel's centre, so its derivative in the vertices lacks what happens at
-silhouettes. Here each silhouette edge is followed through the picture. Where it passes between the centres of two
-neighbouring pixels, at the distance e from the centre of the pixel that sees the surface, that pixel's share of the
-two is e + 1/2: the surplus over 1 goes to the neighbour, and what lacks is filled with the neighbour's colour. Edges
+A rasterized picture is constant around each pixel's center, so its derivative in the vertices lacks what happens at
+silhouettes. Here each silhouette edge is followed through the picture. Where it passes between the centers of two
+neighboring pixels, at the distance e from the center of the pixel that sees the surface, that pixel's share of the
+two is e + 1/2: the surplus over 1 goes to the neighbor, and what lacks is filled with the neighbor's color. Edges
 that are rather upright are followed by rows and the others by columns, so that no area is counted twice. For a straight
 edge the covered area is exact, and so is its derivative.
 
@@ -32,10 +32,10 @@ class Edges:
 
 @dataclass(frozen=True)
 class Crossings:
-    """K places where a silhouette passes between two neighbouring pixels."""
+    """K places where a silhouette passes between two neighboring pixels."""
 
     inner: Tensor  # [K] flat pixel on the surface's side
-    outer: Tensor  # [K] its neighbour past the edge
+    outer: Tensor  # [K] its neighbor past the edge
     surplus: Tensor  # [K] in [-1/2, 1/2], by how much the surface covers more than the inner pixel; differentiable
     depth: Tensor  # [K] of the edge there
 
@@ -48,12 +48,12 @@ def mesh_edges(faces: Tensor) -> Edges:
 
 
 def antialias(pictures: Tensor, depth: Tensor, pixels: Tensor, along: Tensor, edges: Edges) -> Tensor:
-    """Pictures with the silhouettes of a mesh smoothed, differentiable in colours and places.
+    """Pictures with the silhouettes of a mesh smoothed, differentiable in colors and places.
 
     Args:
-        pictures: [B, H, W, C], colours multiplied by the opacity (one sample in the middle of each pixel).
+        pictures: [B, H, W, C], colors multiplied by the opacity (one sample in the middle of each pixel).
         depth: [B, H, W] along the optical axis, infinite where nothing is seen.
-        pixels: [B, V, 2] vertices in pixels, (0.5, 0.5) is the centre of the first.
+        pixels: [B, V, 2] vertices in pixels, (0.5, 0.5) is the center of the first.
         along: [B, V] depth of the vertices; an edge with an end at or behind the camera is left out.
     """
     out = []
@@ -93,7 +93,7 @@ def _cross(a: Tensor, b: Tensor) -> Tensor:
 def _crossings(
     pixels: Tensor, along: Tensor, edges: Edges, ends: Tensor, shape: tuple[int, int], rows: bool
 ) -> Crossings:
-    """Where edges [S, 2] pass the lines through pixel centres, the rows or the columns."""
+    """Where edges [S, 2] pass the lines through pixel centers, the rows or the columns."""
     across, down = (0, 1) if rows else (1, 0)
     lines, cells = shape if rows else shape[::-1]
     a, b = pixels[ends[:, 0]], pixels[ends[:, 1]]
@@ -115,7 +115,7 @@ def _crossings(
     forward = (b[:, down] > a[:, down]) == rows
     cell = (at.detach() - 0.5).floor().long()
     ok = (cell >= 0) & (cell < cells - 1)
-    distance = at - (cell + 0.5)  # from the centre of the lower cell
+    distance = at - (cell + 0.5)  # from the center of the lower cell
     inner, outer = torch.where(forward, cell + 1, cell), torch.where(forward, cell, cell + 1)
     surplus = torch.where(forward, 0.5 - distance, distance - 0.5)
     step, stride = (1, shape[1]) if rows else (shape[1], 1)

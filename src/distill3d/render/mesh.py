@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from distill3d.cameras import Cameras
-from distill3d.render.gather import weighted_rows
+from distill3d.render.interpolate import weighted_rows
 from distill3d.render.raster import rasterize
 
-FAR = 100.0  # world units; beyond it the rasteriser for GPUs sees nothing
+FAR = 100.0  # world units; beyond it the rasterizer for GPUs sees nothing
 
 
 @dataclass(frozen=True)
@@ -121,14 +121,14 @@ def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
 
 
 def _directions(cameras: Cameras, view: Tensor, row: Tensor, column: Tensor, height: int, width: int) -> Tensor:
-    """Camera-frame directions [P, 3], depth 1, through the centres of pixels."""
+    """Camera-frame directions [P, 3], depth 1, through the centers of pixels."""
     focal = (0.5 * height / torch.tan(0.5 * cameras.fov_y))[view]
     x, y = (column + 0.5 - 0.5 * width) / focal, (0.5 * height - row - 0.5) / focal
     return torch.stack((x, y, -torch.ones_like(x)), dim=1)
 
 
 def _rasterize(points: Tensor, faces: Tensor, fov: float, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Face and weights of one picture, by nvdiffrast where that is at hand and by our own rasteriser elsewhere."""
+    """Face and weights of one picture, by nvdiffrast where that is at hand and by our own rasterizer elsewhere."""
     library = _nvdiffrast() if points.is_cuda else None
     if library is None:
         return rasterize(points, faces, fov, height, width, cull=False)

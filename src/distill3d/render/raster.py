@@ -1,4 +1,4 @@
-"""Triangle rasterisation in plain torch: which face covers which pixel, and where inside the face.
+"""Triangle rasterization in plain torch: which face covers which pixel, and where inside the face.
 
 Every triangle's bounding box is expanded into candidate pixels (fragments), all fragments of a picture are
 tested at once, and the nearest one a pixel survives. No loop over triangles, so a toy of a few thousand faces
@@ -19,7 +19,7 @@ NEAR = 1e-3  # world units: what is closer to the camera's plane is not drawn
 def rasterize(
     points: Tensor, faces: Tensor, fov_y: float, height: int, width: int, cull: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Rasterises a mesh given in the camera frame; faces that reach behind the camera are left out.
+    """Rasterizes a mesh given in the camera frame; faces that reach behind the camera are left out.
 
     Args:
         points: vertices [V, 3] in the OpenGL camera frame (x right, y up, looking along -z).
@@ -67,10 +67,10 @@ def rasterize(
 
 
 def rasterize_plane(points: Tensor, faces: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Rasterises triangles that lie in the picture's own plane, such as a UV map; either winding is drawn.
+    """Rasterizes triangles that lie in the picture's own plane, such as a UV map; either winding is drawn.
 
     Args:
-        points: [V, 2], x to the right and y down in pixels; (0.5, 0.5) is the centre of the first pixel.
+        points: [V, 2], x to the right and y down in pixels; (0.5, 0.5) is the center of the first pixel.
         faces: [F, 3].
 
     Returns:
@@ -97,10 +97,10 @@ def rasterize_plane(points: Tensor, faces: Tensor, height: int, width: int) -> t
 
 
 def column_crossings(corner: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where lines along the third axis through all pixel centres pass through faces: every face, not the nearest.
+    """Where lines along the third axis through all pixel centers pass through faces: every face, not the nearest.
 
     Args:
-        corner: [F, 3 corners, 3], x to the right and y down in pixels (0 is the centre of the first), z free.
+        corner: [F, 3 corners, 3], x to the right and y down in pixels (0 is the center of the first), z free.
 
     Returns:
         flat pixel, z, and +1 where the face turns from x to y as seen from large z (its normal has a positive z),
@@ -140,7 +140,7 @@ def _boxes(corner: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _fragments(corner: Tensor, seen: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Face, column and row of every pixel centre in the bounding box of a face [F, 3 corners, 2] that is seen [F]."""
+    """Face, column and row of every pixel center in the bounding box of a face [F, 3 corners, 2] that is seen [F]."""
     low, high = _boxes(corner, height, width)
     extent = (high - low + 1).clamp_min(0) * seen[:, None]
     count = extent[:, 0] * extent[:, 1]

@@ -38,7 +38,7 @@ class ShadingOptions:
     def draw(self, step: int, cameras: Cameras, generator: torch.Generator) -> Lighting:
         """The lighting of B views at a step: one mode for all, a light for each.
 
-        The light lies at normalise(camera + jitter N(0, I)) U(distance). The same numbers are drawn at every step,
+        The light lies at normalize(camera + jitter N(0, I)) U(distance). The same numbers are drawn at every step,
         so that a mode does not change what comes after it.
         """
         share = float(torch.rand((), generator=generator))
@@ -54,12 +54,12 @@ class ShadingOptions:
 
 
 def needs_normals(lighting: Lighting | None) -> bool:
-    """Whether surfaces lit so look different from their bare colour."""
+    """Whether surfaces lit so look different from their bare color."""
     return lighting is not None and lighting.mode != "albedo"
 
 
 def shade(albedo: Tensor, normal: Tensor | None, points: Tensor, light: Tensor, lighting: Lighting) -> Tensor:
-    """Colours [N, 3] of surface points, in [0, 1] if ambient + diffuse is.
+    """Colors [N, 3] of surface points, in [0, 1] if ambient + diffuse is.
 
     Lambert's law: a (ambient + diffuse max(0, n.l)), with l the direction to the light; a is the albedo or, where
     the mode is textureless, 1.

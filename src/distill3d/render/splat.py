@@ -1,6 +1,6 @@
 """Gaussian splatting (Kerbl et al. 2023, "3D Gaussian Splatting") as pure functions of tensors.
 
-Notation, for one view. A splat has mean mu, covariance S = R diag(s)^2 R^T, opacity o and colour c.
+Notation, for one view. A splat has mean mu, covariance S = R diag(s)^2 R^T, opacity o and color c.
     camera frame   t = W (mu - eye), right, down and forward; z = its last entry
     footprint      S' = J W S W^T J^T + blur I, with J the Jacobian of the projection at t (EWA: Zwicker et al.
                    2001); `blur` (pixels squared) is the low-pass filter that keeps every splat about a pixel wide
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill3d.render.fragments import composite
+from distill3d.render.splat_compositing import composite
 from distill3d.types import Cameras, Rendering
 
 
@@ -34,7 +34,7 @@ class Splats:
     quaternions: Tensor  # [N, 4] as (w, x, y, z), of any length but zero
     log_scales: Tensor  # [N, 3] logarithms of the standard deviations along the three axes
     opacities: Tensor  # [N] raw: the opacity is their sigmoid
-    colours: Tensor  # [N, 3] in [0, 1]; or [B, N, 3] where they differ between views, as lit ones do
+    colors: Tensor  # [N, 3] in [0, 1]; or [B, N, 3] where they differ between views, as lit ones do
 
     def __len__(self) -> int:
         return self.means.shape[0]
@@ -59,7 +59,7 @@ class Splats:
 
 @dataclass(frozen=True)
 class SplatSampling:
-    """Constants of the rasteriser; the values are the original's, or gsplat's where the two differ."""
+    """Constants of the rasterizer; the values are the original's, or gsplat's where the two differ."""
 
     blur: float = 0.3  # pixels squared, added to both variances of a footprint
     near: float = 0.2  # world units; splats whose mean is nearer, or behind, are not drawn
@@ -82,7 +82,7 @@ def render_splats(
 
     Args:
         size: pixels a side.
-        background: colours [B, 3], or pictures [B, 3, size, size].
+        background: colors [B, 3], or pictures [B, 3, size, size].
         normals: composites the normals of the splats too. `orientation` stays None: they face the viewer by
             construction.
         watch: called in the backward pass with the gradient [B, N, 2] on the projected means, per pixel.
@@ -117,7 +117,7 @@ def reference(
 class Footprints:
     """What splats are on the screen of one view, nearest first; pixels, (0, 0) the top left corner."""
 
-    centre: Tensor  # [G, 2] column and row
+    center: Tensor  # [G, 2] column and row
     conic: Tensor  # [G, 3] entries (cc, cr, rr) of the inverse covariance
     opacity: Tensor  # [G] in (0, 1)
     features: Tensor  # [G, C] what is composited
@@ -152,10 +152,10 @@ def _image(
     place = torch.where(drawn[..., None], place, place.new_tensor([0.0, 0.0, 1.0]))
     depth, slope = place[..., 2], place[..., :2] / place[..., 2:]
     focal = focal_length(cameras, size)[:, None]
-    centre = 0.5 * size + focal[..., None] * slope
-    if watch is not None and centre.requires_grad:
-        centre.register_hook(watch)
-    covariance = _footprint(splats, rotation, depth, slope, focal, size) + sampling.blur * centre.new_tensor([1, 0, 1])
+    center = 0.5 * size + focal[..., None] * slope
+    if watch is not None and center.requires_grad:
+        center.register_hook(watch)
+    covariance = _footprint(splats, rotation, depth, slope, focal, size) + sampling.blur * center.new_tensor([1, 0, 1])
     cc, cr, rr = covariance.unbind(-1)
     conic = torch.stack((rr, -cr, cc), -1) / (cc * rr - cr * cr)[..., None]
     opacity = torch.sigmoid(splats.opacities)
@@ -169,7 +169,7 @@ def _image(
     for view in range(len(cameras)):
         seen = drawn[view].nonzero()[:, 0]
         order = seen[depth[view, seen].argsort(stable=True)]
-        parts = (centre[view], conic[view], opacity, features[view], reach[view])
+        parts = (center[view], conic[view], opacity, features[view], reach[view])
         pictures.append(compositor(Footprints(*(part.index_select(0, order) for part in parts)), size, sampling))
     return torch.stack(pictures).unflatten(1, (size, size)).permute(0, 3, 1, 2)
 
@@ -186,11 +186,11 @@ def _footprint(splats: Splats, rotation: Tensor, depth: Tensor, slope: Tensor, f
 
 
 def _features(splats: Splats, cameras: Cameras, depth: Tensor, normals: bool) -> Tensor:
-    """What is composited [B, N, C]: colour, one, depth and its square (from the origin's depth), normal."""
+    """What is composited [B, N, C]: color, one, depth and its square (from the origin's depth), normal."""
     eye = cameras.camera_to_world[:, :3, 3]
     offset = depth - _origin_depth(cameras)[:, None]
-    colours = splats.colours.expand(len(cameras), -1, -1)
-    parts = [colours, torch.stack((torch.ones_like(offset), offset, offset.square()), -1)]
+    colors = splats.colors.expand(len(cameras), -1, -1)
+    parts = [colors, torch.stack((torch.ones_like(offset), offset, offset.square()), -1)]
     if normals:
         parts.append(splats.normals(eye))
     return torch.cat(parts, -1)
@@ -203,12 +203,12 @@ def _origin_depth(cameras: Cameras) -> Tensor:
 
 def _composite_all(footprints: Footprints, size: int, sampling: SplatSampling) -> Tensor:
     """Features [size^2, C] of one view, some pixels at a time against all splats."""
-    axis = torch.arange(size, device=footprints.centre.device, dtype=footprints.centre.dtype) + 0.5
+    axis = torch.arange(size, device=footprints.center.device, dtype=footprints.center.dtype) + 0.5
     pixels = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 2)
     cc, cr, rr = footprints.conic.unbind(-1)
     rows = []
     for part in pixels.split(max(1, sampling.chunk // max(1, len(cc)))):
-        dx, dy = (part[:, None] - footprints.centre).unbind(-1)
+        dx, dy = (part[:, None] - footprints.center).unbind(-1)
         power = -0.5 * (cc * dx * dx + rr * dy * dy) - cr * dx * dy
         alpha = footprints.opacity * power.exp()
         alpha = torch.where(alpha >= sampling.min_alpha, alpha.clamp_max(sampling.max_alpha), 0.0)
@@ -236,7 +236,7 @@ def _assemble(image: Tensor, cameras: Cameras, background: Tensor) -> Rendering:
 
 @cache
 def _gsplat() -> Callable | None:
-    """gsplat's rasteriser, or None where it is not installed (`pip install 'distill3d[splats]'`)."""
+    """gsplat's rasterizer, or None where it is not installed (`pip install 'distill3d[splats]'`)."""
     try:
         return importlib.import_module("gsplat").rasterization
     except ImportError:

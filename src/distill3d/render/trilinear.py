@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill3d.render.gather import weighted_rows
+from distill3d.render.interpolate import weighted_rows
 
 
 def trilinear(lattice: Tensor, points: Tensor) -> Tensor:

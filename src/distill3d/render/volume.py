@@ -26,7 +26,7 @@ from distill3d.types import Lighting, Rays, Rendering
 SLAB = 16  # samples that are marched together
 
 Field = Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]
-"""Maps points [N, 3] to density [N] (per world unit), colour [N, 3] in [0, 1], outward unit normal [N, 3] or None."""
+"""Maps points [N, 3] to density [N] (per world unit), color [N, 3] in [0, 1], outward unit normal [N, 3] or None."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def render_rays(
         rays: B pictures of rays [B, H, W, 3].
         field: see `Field`; asked only inside the box.
         bounds: lowest and highest corner [2, 3] of the box.
-        background: colours [B, 3], or a picture [B, 3, H, W].
+        background: colors [B, 3], or a picture [B, 3, H, W].
         filters: where the field need not be asked (see `Sampling` for what is given up).
         lighting: shades every sample (see `shading.shade`); the field must give normals unless it is albedo.
         generator: shifts all samples of a ray by one uniform draw within their strata (so that every stratum
@@ -330,7 +330,7 @@ def _composite(samples: _Samples, field: Field) -> Tensor:
 
 
 def _assemble(image: Tensor, background: Tensor) -> Rendering:
-    """A Rendering from channels [B, C, H, W]: colour, opacity, depth, variance and, if given, normal, orientation."""
+    """A Rendering from channels [B, C, H, W]: color, opacity, depth, variance and, if given, normal, orientation."""
     opacity = image[:, 3:4]
     background = background if background.ndim == 4 else background[:, :, None, None]
     rgb = image[:, :3] + (1 - opacity) * background.to(image)

@@ -1,4 +1,4 @@
-"""Backgrounds: what is seen past the object, a colour per view or per pixel."""
+"""Backgrounds: what is seen past the object, a color per view or per pixel."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from distill3d.types import Cameras
 
 @dataclass(frozen=True)
 class ConstantBackground:
-    """The same colour behind every view; three numbers in [0, 1], or one grey level."""
+    """The same color behind every view; three numbers in [0, 1], or one gray level."""
 
-    colour: float | Sequence[float] = 1.0
+    color: float | Sequence[float] = 1.0
 
     def __post_init__(self) -> None:
-        values = torch.as_tensor(self.colour, dtype=torch.float32)
+        values = torch.as_tensor(self.color, dtype=torch.float32)
         if values.shape not in ((), (3,)) or not bool(((values >= 0) & (values <= 1)).all()):
-            raise ValueError(f"a background is a grey level or three numbers in [0, 1], got {self.colour}")
+            raise ValueError(f"a background is a gray level or three numbers in [0, 1], got {self.color}")
 
     def build(self, device: torch.device | str | None = None) -> ConstantBackground:
         """The background itself: it has no parameters."""
         return self
 
     def __call__(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Tensor:
-        """Colours [B, 3]; size and generator are not used."""
+        """Colors [B, 3]; size and generator are not used."""
         device = cameras.fov_y.device
-        return torch.as_tensor(self.colour, dtype=torch.float32, device=device).expand(len(cameras), 3).clone()
+        return torch.as_tensor(self.color, dtype=torch.float32, device=device).expand(len(cameras), 3).clone()
 
 
 @dataclass(frozen=True)
-class RandomGrey:
-    """A neutral grey per view, uniform in [low, high].
+class RandomGray:
+    """A neutral gray per view, uniform in [low, high].
 
     A background that changes every step cannot be imitated by fog, so the volume has to become opaque or
-    empty. Neutral, for saturated colours leave the pictures that a small prior was trained on.
+    empty. Neutral, for saturated colors leave the pictures that a small prior was trained on.
     """
 
     low: float = 0.3
@@ -48,14 +48,14 @@ class RandomGrey:
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.high <= 1:
-            raise ValueError(f"grey levels must satisfy 0 <= low <= high <= 1, got {self.low} and {self.high}")
+            raise ValueError(f"gray levels must satisfy 0 <= low <= high <= 1, got {self.low} and {self.high}")
 
-    def build(self, device: torch.device | str | None = None) -> RandomGrey:
+    def build(self, device: torch.device | str | None = None) -> RandomGray:
         """The background itself: it has no parameters."""
         return self
 
     def __call__(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Tensor:
-        """Colours [B, 3]: drawn from `generator`, or without one the middle of the range."""
+        """Colors [B, 3]: drawn from `generator`, or without one the middle of the range."""
         share = torch.full((len(cameras), 1), 0.5)
         if generator is not None:
             share = torch.rand(share.shape, generator=generator, device=generator.device)
@@ -84,7 +84,7 @@ class LearnedBackground:
 
 
 class BackgroundNetwork(nn.Module):
-    """Colour = sigmoid(MLP(spherical harmonics of the direction)); ReLU between layers, no biases.
+    """Color = sigmoid(MLP(spherical harmonics of the direction)); ReLU between layers, no biases.
 
     The first 16 harmonics are smooth enough that no object can hide in the background.
     """
@@ -103,8 +103,8 @@ class BackgroundNetwork(nn.Module):
         """See `Scene`."""
         return [{"params": list(self.parameters()), "scale": self.options.scale}]
 
-    def colour(self, directions: Tensor) -> Tensor:
-        """Colours [..., 3] in [0, 1] in unit directions [..., 3]."""
+    def color(self, directions: Tensor) -> Tensor:
+        """Colors [..., 3] in [0, 1] in unit directions [..., 3]."""
         x = harmonics(directions)
         for weight in self.weights[:-1]:
             x = torch.relu(x @ weight.T)
@@ -112,7 +112,7 @@ class BackgroundNetwork(nn.Module):
 
     def forward(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Tensor:
         """Pictures [B, 3, size, size]; the generator is not used."""
-        return self.colour(rays(cameras, size, size).directions).permute(0, 3, 1, 2)
+        return self.color(rays(cameras, size, size).directions).permute(0, 3, 1, 2)
 
 
 def harmonics(directions: Tensor) -> Tensor:

@@ -13,16 +13,16 @@ SURFACE_OPACITY = 0.9
 
 
 def in_ball(count: int, radius: float, opacity: float, generator: torch.Generator) -> Splats:
-    """`count` grey round splats in a ball about the origin, densest in the middle.
+    """`count` gray round splats in a ball about the origin, densest in the middle.
 
     Their number per volume falls as 1 - r / radius, as the blob does that fields start from (DreamFusion,
-    appendix A). Each is as wide as the root mean square distance to its three nearest neighbours (Kerbl et al.
+    appendix A). Each is as wide as the root mean square distance to its three nearest neighbors (Kerbl et al.
     2023, section 5.1).
     """
     # The share r / radius then has density ~ u^2 (1 - u): the third smallest of four uniform draws.
     share = torch.rand(count, 4, generator=generator).sort(1).values[:, 2:3]
     means = radius * share * F.normalize(torch.randn(count, 3, generator=generator), dim=1)
-    width = neighbour_distance(means, fallback=radius)
+    width = neighbor_distance(means, fallback=radius)
     return Splats(
         means,
         F.normalize(torch.randn(count, 4, generator=generator), dim=1),
@@ -32,20 +32,20 @@ def in_ball(count: int, radius: float, opacity: float, generator: torch.Generato
     )
 
 
-def on_mesh(vertices: Tensor, faces: Tensor, colours: Tensor, count: int, generator: torch.Generator) -> Splats:
+def on_mesh(vertices: Tensor, faces: Tensor, colors: Tensor, count: int, generator: torch.Generator) -> Splats:
     """`count` flat splats spread evenly over a surface, each lying in its face.
 
     Args:
         vertices: [V, 3] world units.
         faces: [F, 3] indices.
-        colours: in [0, 1], [V, 3] of the vertices or [F, 3, 3] of the corners of the faces.
+        colors: in [0, 1], [V, 3] of the vertices or [F, 3, 3] of the corners of the faces.
 
     Raises:
         ValueError: where the mesh has no area, or a number is not finite.
     """
-    vertices, faces, colours = vertices.float().cpu(), faces.long().cpu(), colours.float().cpu()
-    if not bool(vertices.isfinite().all() and colours.isfinite().all()):
-        raise ValueError("a mesh that splats start from has vertices or colours that are not finite")
+    vertices, faces, colors = vertices.float().cpu(), faces.long().cpu(), colors.float().cpu()
+    if not bool(vertices.isfinite().all() and colors.isfinite().all()):
+        raise ValueError("a mesh that splats start from has vertices or colors that are not finite")
     corners = vertices[faces]  # [F, 3, 3]
     along, across = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     normal = torch.linalg.cross(along, across)
@@ -59,7 +59,7 @@ def on_mesh(vertices: Tensor, faces: Tensor, colours: Tensor, count: int, genera
     root, second = torch.rand(2, count, generator=generator)
     root = root.sqrt()
     weights = torch.stack((1 - root, root * (1 - second), root * second), 1)[:, None]
-    paint = colours[face] if colours.ndim == 3 else colours[faces[face]]
+    paint = colors[face] if colors.ndim == 3 else colors[faces[face]]
     # Discs that cover the surface: a spacing of sqrt(area / count), half of it as standard deviation.
     width = 0.5 * (area.sum() / count).sqrt()
     scales = width * torch.tensor([1.0, 1.0, FLAT])
@@ -80,10 +80,10 @@ def turning_up(directions: Tensor) -> Tensor:
     return F.normalize(torch.where(z[:, None] < -1 + 1e-6, flipped, halfway), dim=1)
 
 
-def neighbour_distance(points: Tensor, neighbours: int = 3, fallback: float = 1.0) -> Tensor:
-    """Root mean square distance [N] to the nearest neighbours of each point [N, 3]; `fallback` for a lone point."""
-    neighbours = min(neighbours, len(points) - 1)
-    if neighbours < 1:
+def neighbor_distance(points: Tensor, neighbors: int = 3, fallback: float = 1.0) -> Tensor:
+    """Root mean square distance [N] to the nearest neighbors of each point [N, 3]; `fallback` for a lone point."""
+    neighbors = min(neighbors, len(points) - 1)
+    if neighbors < 1:
         return points.new_full((len(points),), fallback)
-    rows = [torch.cdist(part, points).topk(neighbours + 1, largest=False).values for part in points.split(1024)]
+    rows = [torch.cdist(part, points).topk(neighbors + 1, largest=False).values for part in points.split(1024)]
     return torch.cat(rows)[:, 1:].square().mean(1).sqrt().clamp_min(1e-4 * fallback)

@@ -24,7 +24,7 @@ class SplatRates:
     """Learning rates as multiples of the recipe's.
 
     The ratios are those of DreamGaussian (Tang et al. 2024), whose runs are as short as ours, with a slower
-    opacity (10 there). The original's, for 30000 steps, are `ORIGINAL_RATES`. A raw colour goes through a sigmoid
+    opacity (10 there). The original's, for 30000 steps, are `ORIGINAL_RATES`. A raw color goes through a sigmoid
     here and through a spherical harmonic of 0.28 there: the slopes are alike.
     """
 
@@ -32,14 +32,14 @@ class SplatRates:
     quaternions: float = 1.0
     log_scales: float = 1.0
     opacities: float = 3.0
-    colours: float = 2.0
+    colors: float = 2.0
 
     def __post_init__(self) -> None:
         if min(getattr(self, f.name) for f in fields(self)) < 0:
             raise ValueError("learning rates of splats must be at least 0")
 
 
-ORIGINAL_RATES = SplatRates(means=0.032, quaternions=0.2, log_scales=1.0, opacities=10.0, colours=0.5)
+ORIGINAL_RATES = SplatRates(means=0.032, quaternions=0.2, log_scales=1.0, opacities=10.0, colors=0.5)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Gaussians(nn.Module):
     """Splats whose number changes while they are trained.
 
     Parameters: means [N, 3], quaternions [N, 4], log_scales [N, 3], opacities [N] (raw, see `Splats`) and
-    raw_colours [N, 3] (before a sigmoid). What decides their growth is kept in buffers, the state of the random
+    raw_colors [N, 3] (before a sigmoid). What decides their growth is kept in buffers, the state of the random
     generator among them, so that a run that is resumed goes on as if it had not been interrupted.
     """
 
@@ -104,7 +104,7 @@ class Gaussians(nn.Module):
     quaternions: nn.Parameter
     log_scales: nn.Parameter
     opacities: nn.Parameter
-    raw_colours: nn.Parameter
+    raw_colors: nn.Parameter
     pull: Tensor
     views: Tensor
     adapted: Tensor
@@ -116,15 +116,15 @@ class Gaussians(nn.Module):
         device: torch.device | str | None = None,
         splats: Splats | None = None,
     ):
-        """Starts from `splats` (see `Splats`; colours [N, 3]), or without them from a ball of grey ones."""
+        """Starts from `splats` (see `Splats`; colors [N, 3]), or without them from a ball of gray ones."""
         super().__init__()
         self.options = options
         generator = torch.Generator().manual_seed(options.seed)
         splats = splats or in_ball(options.count, options.radius, options.opacity, generator)
-        raw_colours = torch.logit(splats.colours.clamp(1e-3, 1 - 1e-3))
+        raw_colors = torch.logit(splats.colors.clamp(1e-3, 1 - 1e-3))
         for name, value in zip(
             NAMES,
-            (splats.means, splats.quaternions, splats.log_scales, splats.opacities, raw_colours),
+            (splats.means, splats.quaternions, splats.log_scales, splats.opacities, raw_colors),
             strict=True,
         ):
             self.register_parameter(name, nn.Parameter(value.detach().to(device, torch.float32).clone()))
@@ -137,20 +137,20 @@ class Gaussians(nn.Module):
     def from_mesh(
         vertices: Tensor,
         faces: Tensor,
-        colours: Tensor,
+        colors: Tensor,
         options: GaussianOptions = GaussianOptions(),
         device: torch.device | str | None = None,
     ) -> Gaussians:
         """`options.count` splats on the surface of a mesh; for the arguments and what is refused see `on_mesh`."""
         generator = torch.Generator().manual_seed(options.seed)
-        return Gaussians(options, device, on_mesh(vertices, faces, colours, options.count, generator))
+        return Gaussians(options, device, on_mesh(vertices, faces, colors, options.count, generator))
 
     def __len__(self) -> int:
         return self.means.shape[0]
 
     def splats(self) -> Splats:
         """The present splats, with gradients."""
-        return Splats(self.means, self.quaternions, self.log_scales, self.opacities, torch.sigmoid(self.raw_colours))
+        return Splats(self.means, self.quaternions, self.log_scales, self.opacities, torch.sigmoid(self.raw_colors))
 
     def render(
         self,
@@ -169,7 +169,7 @@ class Gaussians(nn.Module):
         watch = self._watch if self.training and torch.is_grad_enabled() else None
         splats = self.splats()
         if lighting is not None and needs_normals(lighting):
-            splats = replace(splats, colours=_lit(splats, cameras, lighting))
+            splats = replace(splats, colors=_lit(splats, cameras, lighting))
         return render_splats(splats, cameras, size, background, self.options.sampling, normals=normals, watch=watch)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -182,18 +182,18 @@ class Gaussians(nn.Module):
         return {}
 
     @torch.no_grad()
-    def adapt(self, step: int, total: int, optimiser: torch.optim.Optimizer) -> None:
+    def adapt(self, step: int, total: int, optimizer: torch.optim.Optimizer) -> None:
         """Adds, removes and resets splats where `options.densification` says so; the same step twice counts once."""
         if step == int(self.adapted):
             return
         self.adapted.fill_(step)
         plan = self.options.densification
         if plan.start * total <= step < plan.stop * total and step % plan.every == 0 and step > 0:
-            self._densify(plan, optimiser)
+            self._densify(plan, optimizer)
         if any(step == round(share * total) for share in plan.reset):
-            self._replace("opacities", self.opacities.clamp_max(RESET), optimiser)
+            self._replace("opacities", self.opacities.clamp_max(RESET), optimizer)
 
-    def _densify(self, plan: Densification, optimiser: torch.optim.Optimizer) -> None:
+    def _densify(self, plan: Densification, optimizer: torch.optim.Optimizer) -> None:
         """Clones and splits what is pulled at most; removes the faint and the huge."""
         old = self._values()
         size = old["log_scales"].exp().amax(1)
@@ -213,7 +213,7 @@ class Gaussians(nn.Module):
         rows = keep.nonzero()[:, 0]
         for name, value in old.items():
             added = torch.cat((clones[name], halves[name]))
-            self._replace(name, torch.cat((value[rows], added)), optimiser, _moments(rows, len(added)))
+            self._replace(name, torch.cat((value[rows], added)), optimizer, _moments(rows, len(added)))
         self.pull, self.views = self.pull.new_zeros(len(self)), self.views.new_zeros(len(self))
 
     def _halves(self, parents: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -223,7 +223,7 @@ class Gaussians(nn.Module):
         halves = {name: value.repeat(2, *[1] * (value.ndim - 1)) for name, value in parents.items()}
         drawn = torch.randn(halves["means"].shape, generator=generator).to(halves["means"])
         self.chance.copy_(generator.get_state())
-        shape = Splats(**{f.name: halves.get(f.name, halves["raw_colours"]) for f in fields(Splats)})
+        shape = Splats(**{f.name: halves.get(f.name, halves["raw_colors"]) for f in fields(Splats)})
         halves["means"] += (shape.axes() @ (shape.log_scales.exp() * drawn)[..., None])[..., 0]
         halves["log_scales"] -= torch.tensor(SHRINK).log()
         return halves
@@ -236,13 +236,13 @@ class Gaussians(nn.Module):
         self,
         name: str,
         value: Tensor,
-        optimiser: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer,
         change: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """Makes `value` the parameter `name`, in the optimiser too; see `replace_parameter`."""
+        """Makes `value` the parameter `name`, in the optimizer too; see `replace_parameter`."""
         old = getattr(self, name)
         setattr(self, name, nn.Parameter(value, requires_grad=old.requires_grad))
-        replace_parameter(optimiser, old, getattr(self, name), change)
+        replace_parameter(optimizer, old, getattr(self, name), change)
 
     def _watch(self, gradient: Tensor) -> None:
         """Remembers how strongly each view [B, N, 2] pulls at each splat."""
@@ -262,7 +262,7 @@ class Gaussians(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-NAMES = ("means", "quaternions", "log_scales", "opacities", "raw_colours")
+NAMES = ("means", "quaternions", "log_scales", "opacities", "raw_colors")
 RESET = -4.6  # raw opacity after a reset: 0.01
 
 
@@ -276,11 +276,11 @@ def half_of_two(raw: Tensor) -> Tensor:
 
 
 def _lit(splats: Splats, cameras: Cameras, lighting: Lighting) -> Tensor:
-    """Colours [B, N, 3] of splats under a light for each view."""
+    """Colors [B, N, 3] of splats under a light for each view."""
     normals = splats.normals(cameras.camera_to_world[:, :3, 3])
     shape = normals.shape
     albedo, points, light = (
-        values.expand(shape).reshape(-1, 3) for values in (splats.colours, splats.means, lighting.position[:, None])
+        values.expand(shape).reshape(-1, 3) for values in (splats.colors, splats.means, lighting.position[:, None])
     )
     return shade(albedo, normals.reshape(-1, 3), points, light, lighting).view(shape)
 

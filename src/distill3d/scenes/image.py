@@ -41,10 +41,10 @@ class ImageScene(nn.Module):
         self.hold = hold
 
     @staticmethod
-    def grey(shape: Sequence[int], level: float = 0.5) -> ImageScene:
-        """Pixels [B, 3, H, W] of one grey level in [0, 1]."""
+    def gray(shape: Sequence[int], level: float = 0.5) -> ImageScene:
+        """Pixels [B, 3, H, W] of one gray level in [0, 1]."""
         if not 0 <= level <= 1:
-            raise ValueError(f"a grey level lies in [0, 1], got {level}")
+            raise ValueError(f"a gray level lies in [0, 1], got {level}")
         return ImageScene(torch.full(tuple(shape), level), unit_range)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""A mesh as a scene: its colour is distilled, and its shape too where that is asked for."""
+"""A mesh as a scene: its color is distilled, and its shape too where that is asked for."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill3d.cameras import project
-from distill3d.meshes import Mesh, Placement, Up, place, read_mesh, usable_uv, weld, with_texture
+from distill3d.meshes.mesh import Mesh, Placement, Up, place, read_mesh, usable_uv, weld, with_texture
+from distill3d.meshes.texture import TexturedMesh, check_texture_size, paint_texels
 from distill3d.render.edges import Edges, antialias, mesh_edges
 from distill3d.render.mesh import Seen, see, shrink, vertex_normals
 from distill3d.render.shading import needs_normals, shade
-from distill3d.scenes.shell import Shell
-from distill3d.textured import TexturedMesh, check_texture_size, paint_texels
+from distill3d.scenes.surface_grid import Shell
 from distill3d.types import Cameras, Lighting, Rendering
 
-START = 0.02  # colours of a file are taken to lie in [START, 1 - START]: a logit of 0 or 1 could not move any more
+START = 0.02  # colors of a file are taken to lie in [START, 1 - START]: a logit of 0 or 1 could not move any more
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class MeshOptions:
     mesh: str = ""  # a .glb, .gltf, .obj or .ply file
     up: Up = "auto"  # the file's upward axis: y for glTF, z for the others
     turn: float = 0.0  # degrees by which the mesh is turned (from above, counter-clockwise) to face the front
-    refit: bool = True  # centred and scaled to the size of an object; else the file's unit is the world's
-    colours: bool = False  # begin with the colours of the file
-    levels: tuple[int, ...] = (16, 32, 64)  # lattice points a side of the colour, coarse to fine
+    refit: bool = True  # centered and scaled to the size of an object; else the file's unit is the world's
+    colors: bool = False  # begin with the colors of the file
+    levels: tuple[int, ...] = (16, 32, 64)  # lattice points a side of the color, coarse to fine
     supersample: int = 2  # squared, the samples a pixel
-    texture: int = 1024  # texels a side of the picture that the colour is written to
-    move: float = 0.0  # learning rate of the shape relative to that of the colour; 0 leaves the shape alone
+    texture: int = 1024  # texels a side of the picture that the color is written to
+    move: float = 0.0  # learning rate of the shape relative to that of the color; 0 leaves the shape alone
     shape_levels: tuple[int, ...] = (8, 16, 32)
 
     def __post_init__(self) -> None:
@@ -56,7 +56,7 @@ class MeshOptions:
 class MeshScene(nn.Module):
     """A mesh painted by values near its surface (see `Shell`); the picture of a place on it is its albedo.
 
-    colour = sigmoid(paint(rest place)), position = rest place + offset(rest place). Both are functions of the place,
+    color = sigmoid(paint(rest place)), position = rest place + offset(rest place). Both are functions of the place,
     so what a file splits at a seam stays together. Geometry is fixed unless `options.move` is above 0.
     """
 
@@ -81,8 +81,8 @@ class MeshScene(nn.Module):
         face, weights = self._samples(max((*options.levels, *options.shape_levels)))
         points = self.places(face, weights).to(self.rest.device)
         self.paint = Shell(points, options.levels, 3, self.half_size)
-        if options.colours:
-            known = torch.tensor(source.colours(face, weights), dtype=torch.float32).clamp(START, 1 - START)
+        if options.colors:
+            known = torch.tensor(source.colors(face, weights), dtype=torch.float32).clamp(START, 1 - START)
             self.paint.fit(points, torch.logit(known).to(points))
         self.offset = Shell(points, options.shape_levels, 3, self.half_size) if options.move else None
         for i, (index, weights) in enumerate([] if self.offset is None else self.offset.rows(self.rest)):
@@ -110,12 +110,12 @@ class MeshScene(nn.Module):
             groups.append({"params": list(self.offset.parameters()), "scale": self.options.move})
         return groups
 
-    def adapt(self, step: int, total: int, optimiser: torch.optim.Optimizer) -> None:
+    def adapt(self, step: int, total: int, optimizer: torch.optim.Optimizer) -> None:
         """Nothing: a mesh keeps its faces."""
 
     def penalties(self) -> dict[str, Callable[[], Tensor]]:
-        """Differences of the paint in the neighbourhood and, where vertices move, how unevenly they do."""
-        terms: dict[str, Callable[[], Tensor]] = {"smooth_colour": self.paint.roughness}
+        """Differences of the paint in the neighborhood and, where vertices move, how unevenly they do."""
+        terms: dict[str, Callable[[], Tensor]] = {"smooth_color": self.paint.roughness}
         if self.offset is not None:
             terms["smooth_shape"] = lambda: bending(self.vertices - self.rest, self.edges, self.edge)
         return terms
@@ -141,14 +141,14 @@ class MeshScene(nn.Module):
         if normals or needs_normals(lighting):
             normal = F.normalize(seen.interpolate(vertex_normals(vertices, self.faces), self.faces), dim=1)
             normal = torch.where((normal * offset).sum(1, keepdim=True) > 0, -normal, normal)
-        colour = self.colour(seen.interpolate(self.rest, self.faces))
+        color = self.color(seen.interpolate(self.rest, self.faces))
         if lighting is not None:
-            colour = shade(colour, normal, places, lighting.position[view], lighting)
-        channels = [colour, torch.ones_like(length), length] + ([normal] if normals and normal is not None else [])
+            color = shade(color, normal, places, lighting.position[view], lighting)
+        channels = [color, torch.ones_like(length), length] + ([normal] if normals and normal is not None else [])
         image = self._softened(cameras, vertices, seen, torch.cat(channels, dim=1))
         return _assemble(shrink(image, self.options.supersample), background)
 
-    def colour(self, places: Tensor) -> Tensor:
+    def color(self, places: Tensor) -> Tensor:
         """Albedo [N, 3] in [0, 1] at places [N, 3] of the surface at rest."""
         return torch.sigmoid(self.paint(places.detach()))
 
@@ -161,11 +161,11 @@ class MeshScene(nn.Module):
         size = size or self.options.texture
         uv, uv_faces, _ = usable_uv(self.source, size)
 
-        def colours(face: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        def colors(face: np.ndarray, weights: np.ndarray) -> np.ndarray:
             places = self.places(face, weights).to(self.rest.device)
-            return torch.cat([(self.colour(part) * 255).round().byte().cpu() for part in places.split(1 << 18)]).numpy()
+            return torch.cat([(self.color(part) * 255).round().byte().cpu() for part in places.split(1 << 18)]).numpy()
 
-        return with_texture(self._moved(), paint_texels(uv, uv_faces, size, colours), uv, uv_faces)
+        return with_texture(self._moved(), paint_texels(uv, uv_faces, size, colors), uv, uv_faces)
 
     def _moved(self) -> Mesh:
         """The source with its vertices where they are now."""
@@ -202,7 +202,7 @@ class MeshScene(nn.Module):
 
 
 def bending(values: Tensor, edges: Edges, edge: float) -> Tensor:
-    """How unevenly neighbours move: the mean over vertices of |mean of the neighbours' values - own value|^2 / edge^4.
+    """How unevenly neighbors move: the mean over vertices of |mean of the neighbors' values - own value|^2 / edge^4.
 
     The umbrella Laplacian goes with the square of the edges' length, so that divided by it a weight means the same on
     a coarse and on a fine mesh: the integral of (Laplace of u)^2, about, of a movement u.
@@ -226,7 +226,7 @@ def _turn(degrees: float) -> np.ndarray:
 
 
 def _assemble(image: Tensor, background: Tensor) -> Rendering:
-    """A Rendering from [B, H, W, C]: colour, opacity, ray length, each times the opacity, and perhaps the normal."""
+    """A Rendering from [B, H, W, C]: color, opacity, ray length, each times the opacity, and perhaps the normal."""
     image = image.permute(0, 3, 1, 2)
     opacity = image[:, 3:4].clamp(0, 1)
     behind = background.to(image)

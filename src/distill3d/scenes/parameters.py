@@ -1,4 +1,4 @@
-"""Parameters that change their size while an optimiser holds them."""
+"""Parameters that change their size while an optimizer holds them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 
 def replace_parameter(
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     old: nn.Parameter,
     new: nn.Parameter,
     change: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
-    """Puts `new` where an optimiser holds `old`.
+    """Puts `new` where an optimizer holds `old`.
 
     `change` makes new moments [like new] out of the old ones; without it they start anew.
     """
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["params"] = [new if p is old else p for p in group["params"]]
-    state = optimiser.state.pop(old, {})
+    state = optimizer.state.pop(old, {})
     if change is not None and state:
-        optimiser.state[new] = {k: change(v) if v.shape == old.shape else v for k, v in state.items()}
+        optimizer.state[new] = {k: change(v) if v.shape == old.shape else v for k, v in state.items()}

@@ -1,4 +1,4 @@
-"""The language of the toy world: colours, kinds, accents and view words, and sentences made of them."""
+"""The language of the toy world: colors, kinds, accents and view words, and sentences made of them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from importlib import resources
 
 import numpy as np
 
-from distill3d.toybox.shapes import COLOURS, KINDS
+from distill3d.toybox.shapes import COLORS, KINDS
 
 KIND_NAMES = tuple(KINDS)
-COLOUR_NAMES = tuple(COLOURS)
+COLOR_NAMES = tuple(COLORS)
 VIEW_WORDS = ("front", "side", "back", "overhead")
-COLOUR_WORDS: dict[str, tuple[str, ...]] = {
+COLOR_WORDS: dict[str, tuple[str, ...]] = {
     "red": ("red", "scarlet"),
     "orange": ("orange",),
     "yellow": ("yellow", "golden"),
@@ -33,21 +33,21 @@ class Claim:
     """What a caption says, as indices; -1 where it is silent."""
 
     kind: int = -1
-    colour: int = -1
+    color: int = -1
     accent: int = -1
     view: int = -1
 
 
 def held_out_pairs() -> frozenset[tuple[str, str]]:
-    """The (kind, colour) pairs that the prior never saw, read from `held_out.txt`."""
+    """The (kind, color) pairs that the prior never saw, read from `held_out.txt`."""
     text = resources.files("distill3d.toybox").joinpath("held_out.txt").read_text()
     rows = [line.split(",") for line in text.splitlines() if line and not line.startswith("#")]
-    return frozenset((kind.strip(), colour.strip()) for kind, colour in rows)
+    return frozenset((kind.strip(), color.strip()) for kind, color in rows)
 
 
 def default_accent(kind: int) -> int:
-    """Index of the accent colour that a kind has when the prompt names none."""
-    return COLOUR_NAMES.index(KINDS[KIND_NAMES[kind]][3])
+    """Index of the accent color that a kind has when the prompt names none."""
+    return COLOR_NAMES.index(KINDS[KIND_NAMES[kind]][3])
 
 
 def sentence(claim: Claim, rng: np.random.Generator | None = None) -> str:
@@ -57,25 +57,25 @@ def sentence(claim: Claim, rng: np.random.Generator | None = None) -> str:
     """
     pick = (lambda options: options[0]) if rng is None else (lambda options: options[rng.integers(len(options))])
     noun = pick(KINDS[KIND_NAMES[claim.kind]][1]) if claim.kind >= 0 else "toy"
-    words = f"{pick(COLOUR_WORDS[COLOUR_NAMES[claim.colour]])} {noun}" if claim.colour >= 0 else noun
+    words = f"{pick(COLOR_WORDS[COLOR_NAMES[claim.color]])} {noun}" if claim.color >= 0 else noun
     form = "{}" if rng is None else pick(TEMPLATES)
     if form in ("{}", "a photo of {}", "a 3d render of {}"):
         words = ("an " if words[0] in "aeiou" else "a ") + words
     text = form.format(words)
     if claim.accent >= 0 and claim.kind >= 0:
-        text += f" with {pick(COLOUR_WORDS[COLOUR_NAMES[claim.accent]])} {KINDS[KIND_NAMES[claim.kind]][2]}"
+        text += f" with {pick(COLOR_WORDS[COLOR_NAMES[claim.accent]])} {KINDS[KIND_NAMES[claim.kind]][2]}"
     if claim.view >= 0:
         text += f", {VIEW_WORDS[claim.view]} view"
     return text
 
 
-def random_claim(kind: int, colour: int, accent: int, view: int, rng: np.random.Generator) -> Claim:
+def random_claim(kind: int, color: int, accent: int, view: int, rng: np.random.Generator) -> Claim:
     """What a caption of this picture says: unusual accents always, the rest left out part of the time."""
     unusual = accent != default_accent(kind)
     say_accent = unusual or rng.random() < 0.1
     return Claim(
         kind if rng.random() < 0.97 or say_accent else -1,
-        colour if rng.random() < 0.95 else -1,
+        color if rng.random() < 0.95 else -1,
         accent if say_accent else -1,
         view if rng.random() < 0.75 else -1,
     )
@@ -86,7 +86,7 @@ def vocabulary() -> list[str]:
     words = set(EXTRA_WORDS) | set(VIEW_WORDS) | {"with", "an", "a", "toy"}
     for template in TEMPLATES:
         words |= set(template.replace("{}", "").split())
-    for synonyms in COLOUR_WORDS.values():
+    for synonyms in COLOR_WORDS.values():
         words |= set(synonyms)
     for _, nouns, accent, _ in KINDS.values():
         words |= {w for noun in nouns for w in noun.split()} | set(accent.split())
@@ -98,18 +98,18 @@ class Reading:
     """What was understood of a prompt: world names or None, and the words that mean nothing here."""
 
     kind: str | None
-    colour: str | None
+    color: str | None
     unknown: tuple[str, ...]
 
 
 def read_prompt(prompt: str) -> Reading:
-    """Finds the kind (longest noun first) and its colour in a prompt, and the words outside the vocabulary."""
+    """Finds the kind (longest noun first) and its color in a prompt, and the words outside the vocabulary."""
     words = "".join(c if c.isalnum() else " " for c in prompt.lower()).split()
     known = set(vocabulary())
     text = f" {' '.join(words)} "
     nouns = sorted(((noun, kind) for kind, row in KINDS.items() for noun in row[1]), key=lambda p: -len(p[0]))
     kind = next((kind for noun, kind in nouns if f" {noun} " in text), None)
     before = text.split(" with ")[0].split()
-    colours = {word: name for name, synonyms in COLOUR_WORDS.items() for word in synonyms}
-    colour = next((colours[w] for w in before if w in colours), None)
-    return Reading(kind, colour, tuple(w for w in words if w not in known))
+    colors = {word: name for name, synonyms in COLOR_WORDS.items() for word in synonyms}
+    color = next((colors[w] for w in before if w in colors), None)
+    return Reading(kind, color, tuple(w for w in words if w not in known))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distill3d.toybox.captions import COLOUR_NAMES, KIND_NAMES, VIEW_WORDS, default_accent, held_out_pairs
+from distill3d.toybox.captions import COLOR_NAMES, KIND_NAMES, VIEW_WORDS, default_accent, held_out_pairs
 from distill3d.toybox.world import build, draw, random_view
 
 SHARD = 2048
@@ -19,7 +19,7 @@ SPLITS = {"train": 24, "judge": 28, "test": 2}  # shards; every split has seeds 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Images [N, 64, 64, 3] uint8 and their attributes [N, 4]: kind, colour, accent, view (indices)."""
+    """Images [N, 64, 64, 3] uint8 and their attributes [N, 4]: kind, color, accent, view (indices)."""
 
     images: np.ndarray
     attributes: np.ndarray
@@ -32,17 +32,17 @@ def render_shard(path: Path, seed: int, with_held_out: bool) -> None:
     held_out = held_out_pairs()
     images, attributes = [], []
     while len(images) < SHARD:
-        kind, colour = int(rng.integers(len(KIND_NAMES))), int(rng.integers(len(COLOUR_NAMES)))
-        if (KIND_NAMES[kind], COLOUR_NAMES[colour]) in held_out and not with_held_out:
+        kind, color = int(rng.integers(len(KIND_NAMES))), int(rng.integers(len(COLOR_NAMES)))
+        if (KIND_NAMES[kind], COLOR_NAMES[color]) in held_out and not with_held_out:
             continue
         usual = default_accent(kind)
-        accent = int(rng.integers(len(COLOUR_NAMES))) if rng.random() < 0.3 else usual
-        toy = build(KIND_NAMES[kind], COLOUR_NAMES[colour], COLOUR_NAMES[accent], int(rng.integers(2**31)))
+        accent = int(rng.integers(len(COLOR_NAMES))) if rng.random() < 0.3 else usual
+        toy = build(KIND_NAMES[kind], COLOR_NAMES[color], COLOR_NAMES[accent], int(rng.integers(2**31)))
         for _ in range(VIEWS_PER_TOY):
             view = random_view(rng)
             picture = draw(toy, view, background=float(rng.uniform(0.5, 1.0)))
             images.append(np.round(picture * 255).astype(np.uint8))
-            attributes.append((kind, colour, accent, VIEW_WORDS.index(view.word())))
+            attributes.append((kind, color, accent, VIEW_WORDS.index(view.word())))
     temporary = path.with_suffix(".part.npz")
     np.savez(temporary, images=np.stack(images), attributes=np.array(attributes, dtype=np.int64))
     temporary.replace(path)

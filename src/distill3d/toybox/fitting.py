@@ -39,24 +39,24 @@ def train(
     interrupted and continued sees the same batches as one that was not.
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=fit.learning_rate, betas=(0.9, 0.99), weight_decay=fit.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=fit.learning_rate, betas=(0.9, 0.99), weight_decay=fit.weight_decay)
     average = [p.detach().clone() for p in parameters]
     state_file, start, seconds = folder / f"{name}.pt", 0, 0.0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         network.load_state_dict(state["network"])
-        optimiser.load_state_dict(state["optimiser"])
+        optimizer.load_state_dict(state["optimizer"])
         average, start, seconds = state["average"], state["step"], state["seconds"]
     began, running = time.monotonic(), math.nan
     network.train()
     for step in range(start, fit.steps):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = fit.rate(step)
         loss = loss_of(step, torch.Generator().manual_seed(step))
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        optimizer.step()
         keep = min(fit.ema, (step + 1) / (step + 10))
         torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - keep)
         running = loss.item() if math.isnan(running) else 0.98 * running + 0.02 * loss.item()
@@ -64,7 +64,7 @@ def train(
         if done % fit.save_every == 0 or done == fit.steps:
             total = seconds + time.monotonic() - began
             print(f"{name}: step {done}/{fit.steps}, loss {running:.4f}, {total:.0f} s", flush=True)
-            state = dict(network=network.state_dict(), optimiser=optimiser.state_dict(), average=average)
+            state = dict(network=network.state_dict(), optimizer=optimizer.state_dict(), average=average)
             torch.save(state | dict(step=done, seconds=total), state_file.with_suffix(".part"))
             state_file.with_suffix(".part").replace(state_file)
     with torch.no_grad():

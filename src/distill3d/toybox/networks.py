@@ -156,7 +156,7 @@ def make_scheduler() -> Any:
 
 
 @torch.no_grad()
-def normalise_latents(autoencoder: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
+def normalize_latents(autoencoder: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
     """Folds a whitening of the latents [N, 4, h, w] into the encoder's last convolution, its inverse into the decoder.
 
     Afterwards the encoder gives zero mean, unit variance and no correlation between channels, which is what a

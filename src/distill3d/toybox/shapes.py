@@ -1,6 +1,6 @@
 """The 24 kinds of toys: real geometry, the front towards +x, z up, sizes drawn anew for each toy.
 
-A kind is a function (toy, u): it adds coloured solids to `toy`, and `u(low, high)` draws a size. The colours
+A kind is a function (toy, u): it adds colored solids to `toy`, and `u(low, high)` draws a size. The colors
 MAIN and ACCENT are what the prompt names ("a MAIN car with ACCENT wheels"); everything else is fixed.
 """
 
@@ -12,10 +12,10 @@ import numpy as np
 
 from distill3d.toybox.solids import Solid, ball, box, capsule, curve, heart, lathe, plate, ring, rod, star
 
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 Draw = Callable[[float, float], float]
 
-COLOURS: dict[str, Colour] = {
+COLORS: dict[str, Color] = {
     "red": (0.86, 0.13, 0.14),
     "orange": (0.98, 0.52, 0.08),
     "yellow": (0.99, 0.84, 0.16),
@@ -27,25 +27,25 @@ COLOURS: dict[str, Colour] = {
     "white": (0.97, 0.96, 0.94),
     "black": (0.13, 0.13, 0.15),
 }
-MAIN: Colour = (-1.0, 0.0, 0.0)
-ACCENT: Colour = (-2.0, 0.0, 0.0)
-WHITE, DARK, WOOD = COLOURS["white"], (0.10, 0.10, 0.12), (0.78, 0.58, 0.38)
+MAIN: Color = (-1.0, 0.0, 0.0)
+ACCENT: Color = (-2.0, 0.0, 0.0)
+WHITE, DARK, WOOD = COLORS["white"], (0.10, 0.10, 0.12), (0.78, 0.58, 0.38)
 CREAM, METAL, GLASS = (0.98, 0.90, 0.76), (0.72, 0.75, 0.79), (0.66, 0.87, 0.97)
 LEAF, LIGHT, CARROT = (0.36, 0.70, 0.28), (1.0, 0.93, 0.55), (0.97, 0.50, 0.12)
 
 
 class Toy:
-    """Coloured solids under construction."""
+    """Colored solids under construction."""
 
     def __init__(self) -> None:
-        self.parts: list[tuple[Solid, Colour]] = []
+        self.parts: list[tuple[Solid, Color]] = []
 
-    def add(self, colour: Colour, *solids: Solid) -> None:
-        """Adds solids of one colour."""
-        self.parts.extend((s, colour) for s in solids)
+    def add(self, color: Color, *solids: Solid) -> None:
+        """Adds solids of one color."""
+        self.parts.extend((s, color) for s in solids)
 
     def eyes(self, x: float, z: float, apart: float, size: float) -> None:
-        """Two eyes looking along +x, centred at (x, +-apart, z): white with a dark pupil."""
+        """Two eyes looking along +x, centered at (x, +-apart, z): white with a dark pupil."""
         for y in (-apart, apart):
             self.add(WHITE, ball(0.6 * size, size, size).at(x, y, z))
             self.add(DARK, ball(0.5 * size, 0.62 * size, 0.62 * size).at(x + 0.3 * size, 0.94 * y, z))
@@ -240,7 +240,7 @@ def _cactus(toy: Toy, u: Draw) -> None:
         toy.add(MAIN, capsule((0, y * 0.8 * fat, z), (0, y * reach, z), 0.15))
         toy.add(MAIN, capsule((0, y * reach, z), (0, y * reach, z + u(0.25, 0.4)), 0.15))
     toy.add(
-        COLOURS["pink"],
+        COLORS["pink"],
         *(ball(0.12, 0.12, 0.1).at(0.11 * np.cos(a), 0.11 * np.sin(a), tall + fat) for a in (0, 2.1, 4.2)),
     )
     toy.eyes(0.93 * fat, 0.82 * tall, 0.13, 0.105)
@@ -273,7 +273,7 @@ def _apple(toy: Toy, u: Draw) -> None:
     fat, tall = u(0.78, 0.88), u(1.25, 1.4)
     body = [(0.1, 0.08), (0.35, 0), (0.8 * fat, 0.2 * tall), (fat, 0.58 * tall), (0.72 * fat, 0.94 * tall)]
     toy.add(MAIN, lathe(curve([*body, (0.3, tall), (0.08, 0.88 * tall)])))
-    toy.add(COLOURS["brown"], rod((0, 0, 0.85 * tall), (-0.06, 0.03, tall + 0.28), 0.05))
+    toy.add(COLORS["brown"], rod((0, 0, 0.85 * tall), (-0.06, 0.03, tall + 0.28), 0.05))
     toy.add(ACCENT, ball(0.12, 0.3, 0.06).turn("x", 25).at(0, 0.3, tall + 0.18))
     toy.eyes(0.93 * fat, 0.6 * tall, 0.22, 0.15)
     toy.add(DARK, ball(0.05, 0.12, 0.045).at(0.95 * fat, 0, 0.4 * tall))
@@ -289,7 +289,7 @@ def _fish(toy: Toy, u: Draw) -> None:
     for y in (-1, 1):
         toy.add(ACCENT, ball(0.24, 0.06, 0.14).turn("y", 25).turn("z", -30 * y).at(-0.05, y * (fat + 0.06), 0.58))
     toy.eyes(0.72 * long, 0.83, 0.2, 0.12)
-    toy.add(COLOURS["pink"], ring(0.085, 0.045, "x").at(0.98 * long, 0, 0.62))
+    toy.add(COLORS["pink"], ring(0.085, 0.045, "x").at(0.98 * long, 0, 0.62))
 
 
 def _airplane(toy: Toy, u: Draw) -> None:
@@ -358,7 +358,7 @@ def _train(toy: Toy, u: Draw) -> None:
 def _flower_pot(toy: Toy, u: Draw) -> None:
     r, tall = u(0.5, 0.58), u(0.62, 0.75)
     toy.add(MAIN, lathe([(0.7 * r, 0), (r, 0.78 * tall), (r + 0.08, 0.8 * tall), (r + 0.08, tall), (r - 0.05, tall)]))
-    toy.add(COLOURS["brown"], lathe([(r - 0.06, tall - 0.05), (r - 0.06, tall + 0.01)]))
+    toy.add(COLORS["brown"], lathe([(r - 0.06, tall - 0.05), (r - 0.06, tall + 0.01)]))
     top = tall + u(0.55, 0.7)
     toy.add(LEAF, rod((0, 0, tall), (0.05, 0, top), 0.06))
     for y in (-1, 1):
@@ -369,7 +369,7 @@ def _flower_pot(toy: Toy, u: Draw) -> None:
     toy.eyes(0.88 * r, 0.5 * tall, 0.16, 0.115)
 
 
-# kind -> (builder, words for it, what ACCENT colours, the accent's usual colour)
+# kind -> (builder, words for it, what ACCENT colors, the accent's usual color)
 KINDS: dict[str, tuple[Callable[[Toy, Draw], None], tuple[str, ...], str, str]] = {
     "mushroom": (_mushroom, ("mushroom", "toadstool"), "spots", "white"),
     "pine tree": (_pine_tree, ("pine tree", "fir tree"), "baubles", "red"),

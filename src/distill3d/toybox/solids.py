@@ -116,7 +116,7 @@ def _along(body: Solid, start: np.ndarray, direction: np.ndarray) -> Solid:
 
 
 def box(sx: float, sy: float, sz: float, rounding: float = 0.05) -> Solid:
-    """Box with the given full side lengths and rounded edges, centred at the origin.
+    """Box with the given full side lengths and rounded edges, centered at the origin.
 
     The Minkowski sum of a smaller box and a ball: each octant of a sphere moves to its corner, and the
     triangles across the coordinate planes stretch into the flat sides.
@@ -149,8 +149,8 @@ def plate(outline: Sequence[tuple[float, float]], thickness: float) -> Solid:
     """Flat shape facing +x: an outline of (y, z), star-shaped about its mean, extruded along x."""
     points = np.array(outline, dtype=float)
     n = len(points)
-    centre = points.mean(0, keepdims=True)
-    layer = np.concatenate((points, centre))
+    center = points.mean(0, keepdims=True)
+    layer = np.concatenate((points, center))
     x = np.full((n + 1, 1), thickness / 2)
     vertices = np.concatenate((np.hstack((x, layer)), np.hstack((-x, layer))))
     i, j, back = np.arange(n), (np.arange(n) + 1) % n, n + 1

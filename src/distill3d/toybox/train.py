@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distill3d.toybox import networks
-from distill3d.toybox.captions import COLOUR_NAMES, KIND_NAMES, VIEW_WORDS, Claim, random_claim, sentence
+from distill3d.toybox.captions import COLOR_NAMES, KIND_NAMES, VIEW_WORDS, Claim, random_claim, sentence
 from distill3d.toybox.data import Pictures, load_split, render_splits
 from distill3d.toybox.fitting import Fit, train
 
@@ -55,7 +55,7 @@ def _images(pictures: Pictures, index: Tensor) -> Tensor:
 def _claims(pictures: Pictures, index: Tensor, generator: torch.Generator) -> tuple[list[Claim], list[str]]:
     rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
     rows = pictures.attributes[index.numpy()].tolist()
-    claims = [random_claim(kind, colour, accent, view, rng) for kind, colour, accent, view in rows]
+    claims = [random_claim(kind, color, accent, view, rng) for kind, color, accent, view in rows]
     return claims, [sentence(claim, rng) for claim in claims]
 
 
@@ -81,7 +81,7 @@ def train_clip(name: str, folder: Path, fit: Fit, eye_fit: Fit, start: Any = Non
     """Both towers by contrast, then the vision tower alone against the finished texts; from `start` the latter only.
 
     In the first part a text may fit several pictures of a batch, and all of those are its targets. The second asks
-    what a judge is asked: which of all kinds and colours, which accent, which view.
+    what a judge is asked: which of all kinds and colors, which accent, which view.
     """
     torch.manual_seed(11 if name == "clip" else 22)
     tokenizer = networks.make_tokenizer(folder / "tokenizer")
@@ -92,7 +92,7 @@ def train_clip(name: str, folder: Path, fit: Fit, eye_fit: Fit, start: Any = Non
     def contrast(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(attributes), (BATCH[name],), generator=generator)
         claims, texts = _claims(pictures, index, generator)
-        said = torch.tensor([[c.kind, c.colour, c.accent, c.view] for c in claims])
+        said = torch.tensor([[c.kind, c.color, c.accent, c.view] for c in claims])
         fits = ((said[:, None] == attributes[index][None]) | (said[:, None] < 0)).all(-1).float()  # [text, picture]
         tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         with _mixed():
@@ -112,12 +112,12 @@ def train_clip(name: str, folder: Path, fit: Fit, eye_fit: Fit, start: Any = Non
 
     def examine(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(attributes), (BATCH[name],), generator=generator)
-        kind, colour, accent, view = attributes[index].T
+        kind, color, accent, view = attributes[index].T
         pixels = _degraded(pictures, index, generator)
         with _mixed():
             pooled = clip.visual_projection(clip.vision_model(pixel_values=pixels).pooler_output)
         seen = scale * F.normalize(pooled.float(), dim=-1)
-        pair = kind * len(COLOUR_NAMES) + colour
+        pair = kind * len(COLOR_NAMES) + color
         which_accent = torch.einsum("bd,bod->bo", seen, accents[pair])
         which_view = torch.einsum("bd,bod->bo", seen, views[pair])
         losses = (
@@ -140,8 +140,8 @@ def _answers(clip: Any, tokenizer: Any) -> tuple[Tensor, Tensor, Tensor]:
         out = torch.cat([clip.text_model(input_ids=part).pooler_output for part in tokens.split(256)])
         return F.normalize(clip.text_projection(out), dim=-1)
 
-    pairs = [(k, c) for k in range(len(KIND_NAMES)) for c in range(len(COLOUR_NAMES))]
-    accents = embed([Claim(k, c, accent=a) for k, c in pairs for a in range(len(COLOUR_NAMES))])
+    pairs = [(k, c) for k in range(len(KIND_NAMES)) for c in range(len(COLOR_NAMES))]
+    accents = embed([Claim(k, c, accent=a) for k, c in pairs for a in range(len(COLOR_NAMES))])
     views = embed([Claim(k, c, view=v) for k, c in pairs for v in range(len(VIEW_WORDS))])
     return (
         embed([Claim(*p) for p in pairs]),
@@ -171,7 +171,7 @@ def train_autoencoder(folder: Path, fit: Fit, decoder_fit: Fit) -> Any:
         images = images.contiguous(memory_format=torch.channels_last)
         with _mixed():
             latents = autoencoder.encode(images).latents.float()
-            # Noise of a twentieth of the spread makes neighbouring latents decode to neighbouring pictures.
+            # Noise of a twentieth of the spread makes neighboring latents decode to neighboring pictures.
             noisy = latents + 0.05 * latents.detach().std() * torch.randn(latents.shape, generator=generator)
             output = autoencoder.decode(noisy).sample.float()
         return _picture_loss(output, images) + 1e-3 * (latents.square().mean() - 1).square()
@@ -181,7 +181,7 @@ def train_autoencoder(folder: Path, fit: Fit, decoder_fit: Fit) -> Any:
         sample = torch.cat(
             [autoencoder.encode(_images(pictures, i) * 2 - 1).latents for i in torch.arange(4096).split(256)]
         )
-    networks.normalise_latents(autoencoder, sample)
+    networks.normalize_latents(autoencoder, sample)
     autoencoder.encoder.requires_grad_(False)
 
     def decoder_loss(step: int, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""From a kind, two colours and a seed to a mesh, and from a mesh and a camera to a picture."""
+"""From a kind, two colors and a seed to a mesh, and from a mesh and a camera to a picture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import trimesh
 
 from distill3d.render.raster import rasterize
-from distill3d.toybox.shapes import ACCENT, COLOURS, KINDS, MAIN, Toy
+from distill3d.toybox.shapes import ACCENT, COLORS, KINDS, MAIN, Toy
 from distill3d.toybox.solids import corner_normals
 
 RADIUS = 0.9  # every toy is scaled to touch this sphere about the origin
@@ -21,15 +21,15 @@ LIGHT = np.array([0.45, -0.35, 0.82]) / np.linalg.norm([0.45, -0.35, 0.82])  # f
 
 @dataclass(frozen=True)
 class ToyMesh:
-    """A coloured toy in the unit of the scene: front +x, z up, inside the sphere of `RADIUS`."""
+    """A colored toy in the unit of the scene: front +x, z up, inside the sphere of `RADIUS`."""
 
     vertices: np.ndarray  # [V, 3]
     faces: np.ndarray  # [F, 3]
-    face_colours: np.ndarray  # [F, 3] in [0, 1]
+    face_colors: np.ndarray  # [F, 3] in [0, 1]
 
     @cached_property
     def shaded(self) -> np.ndarray:
-        """Colour at each face corner [F, 3, 3] under the world's light.
+        """Color at each face corner [F, 3, 3] under the world's light.
 
         Light from the sky (from all above), a soft key light that wraps around, and a little darkening towards
         the ground; nothing depends on the viewer, so the shading belongs to the surface as an albedo does.
@@ -39,37 +39,37 @@ class ToyMesh:
         key = np.clip((normals @ LIGHT + 0.35) / 1.35, 0, None)
         ground = np.clip((self.vertices[self.faces][..., 2] + RADIUS) / RADIUS, 0, 1)
         shade = (0.50 + 0.22 * sky + 0.38 * key) * (0.90 + 0.10 * ground)
-        return np.clip(self.face_colours[:, None, :] * shade[..., None], 0, 1)
+        return np.clip(self.face_colors[:, None, :] * shade[..., None], 0, 1)
 
     def trimesh(self) -> trimesh.Trimesh:
-        """The same surface for trimesh (face colours, unshaded)."""
-        colours = (np.c_[self.face_colours, np.ones(len(self.faces))] * 255).astype(np.uint8)
-        return trimesh.Trimesh(self.vertices, self.faces, face_colors=colours, process=False)
+        """The same surface for trimesh (face colors, unshaded)."""
+        colors = (np.c_[self.face_colors, np.ones(len(self.faces))] * 255).astype(np.uint8)
+        return trimesh.Trimesh(self.vertices, self.faces, face_colors=colors, process=False)
 
 
-def build(kind: str, colour: str, accent: str | None = None, seed: int = 0) -> ToyMesh:
+def build(kind: str, color: str, accent: str | None = None, seed: int = 0) -> ToyMesh:
     """Builds one toy; `seed` draws its proportions, `accent` defaults to the kind's usual one.
 
     Raises:
-        ValueError: for a kind or colour that the world does not have.
+        ValueError: for a kind or color that the world does not have.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; the toybox has: {', '.join(KINDS)}")
     accent = KINDS[kind][3] if accent is None else accent
-    for name in (colour, accent):
-        if name not in COLOURS:
-            raise ValueError(f"unknown colour {name!r}; the toybox has: {', '.join(COLOURS)}")
+    for name in (color, accent):
+        if name not in COLORS:
+            raise ValueError(f"unknown color {name!r}; the toybox has: {', '.join(COLORS)}")
     rng = np.random.default_rng(seed)
     toy = Toy()
     KINDS[kind][0](toy, lambda low, high: float(rng.uniform(low, high)))
-    named = {MAIN: COLOURS[colour], ACCENT: COLOURS[accent]}
+    named = {MAIN: COLORS[color], ACCENT: COLORS[accent]}
     offsets = np.cumsum([0] + [len(s.vertices) for s, _ in toy.parts])
     vertices = np.concatenate([s.vertices for s, _ in toy.parts])
     faces = np.concatenate([s.faces + o for (s, _), o in zip(toy.parts, offsets, strict=False)])
-    colours = np.concatenate([np.broadcast_to(named.get(c, c), (len(s.faces), 3)) for s, c in toy.parts])
+    colors = np.concatenate([np.broadcast_to(named.get(c, c), (len(s.faces), 3)) for s, c in toy.parts])
     vertices = vertices - (vertices.min(0) + vertices.max(0)) / 2
     vertices = vertices * (RADIUS / np.linalg.norm(vertices, axis=1).max())
-    return ToyMesh(vertices, faces, colours)
+    return ToyMesh(vertices, faces, colors)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class View:
 
 
 def draw(toy: ToyMesh, view: View, background: float = 0.9, size: int = 64, supersample: int = 2) -> np.ndarray:
-    """A picture [size, size, 3] in [0, 1] over a grey background, `supersample`^2 samples a pixel."""
+    """A picture [size, size, 3] in [0, 1] over a gray background, `supersample`^2 samples a pixel."""
     n = size * supersample
     points = torch.from_numpy(view.to_camera(toy.vertices)).float()
     face, weights = rasterize(points, torch.from_numpy(np.ascontiguousarray(toy.faces)), np.radians(FOV), n, n)

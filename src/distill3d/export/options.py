@@ -1,0 +1,34 @@
+"""How a field becomes a mesh, as a value: part of every recipe, and light to import."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from distill3d.meshes.texture import check_texture_size
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a field becomes a mesh. The defaults give a file of one to two megabytes in a few seconds."""
+
+    texture: int | None = 1024  # texels a side; None paints the vertices instead
+    faces: int = 20_000  # a surface with more is simplified to about so many
+    resolution: int = 128  # lattice points a side for marching cubes
+    level: float | None = None  # density at the surface, per world unit; None fits the field's outlines
+    soften: float = 0.7  # lattice steps, see `extract_surface`
+    fit: int = 60  # steps in which a textured mesh is fitted to pictures of the field, see `fit_to_field`; 0 is off
+
+    def __post_init__(self) -> None:
+        if self.texture is not None:
+            check_texture_size(self.texture)
+        if self.faces < 4:
+            raise ValueError(f"a surface needs at least 4 faces, got {self.faces}; 20000 are usual")
+        if not 8 <= self.resolution <= 512:  # 512 take about 3 GB
+            raise ValueError(f"a surface is sought on 8 to 512 points a side, got {self.resolution}; 128 are usual")
+        if self.level is not None and not 0 < self.level < math.inf:
+            raise ValueError(f"the density at the surface is a number above 0, got {self.level}")
+        if not 0 <= self.soften < math.inf:
+            raise ValueError(f"a surface is softened over 0 lattice steps or more, got {self.soften}")
+        if self.fit < 0:
+            raise ValueError(f"a mesh is fitted in 0 steps or more, got {self.fit}; 60 are usual, 0 is off")

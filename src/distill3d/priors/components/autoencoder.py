@@ -1,0 +1,101 @@
+"""Between pictures and what the denoising network sees: a latent autoencoder, or pixels themselves."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from distill3d.priors.components.folder import freeze
+
+LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+
+class Codec(Protocol):
+    """Pictures in [0, 1] to x in the unit of the noise schedule, and back."""
+
+    channels: int
+    factor: int  # pixels a side for each element of x
+
+    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
+    def decode(self, x: Tensor) -> Tensor: ...
+    def modules(self) -> dict[str, nn.Module]: ...
+
+
+class Pixels:
+    """No autoencoder: x is the picture, in [-1, 1]."""
+
+    channels, factor = 3, 1
+
+    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """[B, 3, H, W] in [0, 1] to [-1, 1]; nothing is drawn."""
+        return images * 2 - 1
+
+    def decode(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] to [0, 1]."""
+        return (x / 2 + 0.5).clamp(0, 1)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """None."""
+        return {}
+
+
+class Autoencoder:
+    """A frozen autoencoder of diffusers (AutoencoderKL or AutoencoderTiny), float32 in and out.
+
+    Latents are normalized as the noise schedule wants them: (z - shift) * scale, or by channel where the
+    configuration has latents_mean and latents_std. With float16 or bfloat16 it stays float32, because its
+    gradient is what reaches the scene and float16 overflows in its decoder.
+    """
+
+    def __init__(
+        self, vae: Any, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
+        slicing: bool = False, tiling: bool = False, checkpointing: bool = False,
+    ):  # fmt: skip
+        """slicing: one picture at a time; tiling: overlapping tiles (their seams are blended, so the result is
+        near, not equal); checkpointing: the encoder's inner values are computed again for its gradient."""
+        inside = torch.float32 if dtype in LOW_PRECISION else dtype
+        self.vae = freeze(vae, device, inside).to(memory_format=torch.channels_last)
+        config = vae.config
+        self.channels = int(config.latent_channels)
+        self.factor = 2 ** (len(config.block_out_channels) - 1)
+        scale = torch.tensor(float(config.scaling_factor or 1.0))
+        shift = torch.tensor(float(getattr(config, "shift_factor", None) or 0.0))
+        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        if mean is not None and std is not None:
+            shift, scale = torch.tensor(mean).view(1, -1, 1, 1), scale / torch.tensor(std).view(1, -1, 1, 1)
+        self._scale, self._shift = scale.to(device), shift.to(device)
+        if slicing:
+            vae.enable_slicing()
+        if tiling:
+            vae.enable_tiling()
+        if checkpointing:
+            vae.enable_gradient_checkpointing()
+
+    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """[B, 3, H, W] in [0, 1] to [B, channels, H / factor, W / factor]; differentiable.
+
+        The mean of the posterior, or a draw from it if a generator is given (an AutoencoderTiny has no spread).
+        """
+        out = self.vae.encode(self._inside(images * 2 - 1))
+        if not hasattr(out, "latent_dist"):
+            z = out.latents
+        elif generator is None:
+            z = out.latent_dist.mean
+        else:
+            z = out.latent_dist.sample(generator)
+        z = z.to(images.dtype)
+        return (z - self._shift.to(z)) * self._scale.to(z)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Latents to pictures in [0, 1]."""
+        images = self.vae.decode(self._inside(x / self._scale.to(x) + self._shift.to(x))).sample
+        return (images.to(x.dtype) / 2 + 0.5).clamp(0, 1)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The autoencoder."""
+        return {"vae": self.vae}
+
+    def _inside(self, values: Tensor) -> Tensor:
+        return values.to(self.vae.dtype).contiguous(memory_format=torch.channels_last)

