@@ -59,7 +59,7 @@ def main() -> None:
         x = prior.encode(images)
         guidance = objective.guidance(x, prior, conditioning, 0, generator, 10000)
         attach(x, guidance.gradient).backward()
-        return guidance.evaluations
+        return guidance.nfe
 
     limits = {"network": matmul_rate(device, dtype), "encoder": matmul_rate(device, torch.float32)}
     print(

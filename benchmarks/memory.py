@@ -47,7 +47,7 @@ def main() -> None:
     report(f"encoding a picture of {size} px, for its gradient")
     objective = sdi(inversion_steps=arguments.inversion_steps)
     guidance = objective.guidance(x, prior, conditioning, 0, torch.Generator().manual_seed(0), 10)
-    report(f"SDI: {guidance.evaluations} network rows")
+    report(f"SDI: {guidance.nfe} network rows")
     attach(x, guidance.gradient).backward()
     report("gradient through the encoder")
     assert images.grad is not None and bool(images.grad.isfinite().all())

@@ -53,7 +53,7 @@ def main() -> None:
     x = prior.encode(rendering.rgb)
     report("encoding the picture, for its gradient")
     guidance = run.objective.guidance(x, prior, conditioning, arguments.step, run.generator, recipe.steps)
-    report(f"SDI at t = {float(guidance.t.mean()):.2f}: {guidance.evaluations} network rows")
+    report(f"SDI at t = {float(guidance.t.mean()):.2f}: {guidance.nfe} network rows")
     loss = attach(x, guidance.gradient) + sum(run.penalties(arguments.step, rendering).values())
     loss.backward()
     report("gradient through encoder and renderer, regularizers")

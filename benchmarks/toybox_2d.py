@@ -58,7 +58,7 @@ def cell(
             generator = torch.Generator().manual_seed(seed + start)
             done = paint(prior, text_conditioning(prior, part), method, recipe, generator)
             images.append(done.images)
-            seconds, rows = seconds + done.seconds, rows + done.evaluations
+            seconds, rows = seconds + done.seconds, rows + done.nfe
         with replacing(path) as draft:
             np.savez(draft, images=torch.cat(images).numpy(), cost=[seconds / len(texts), rows / len(texts)])
     saved = np.load(path)
@@ -82,7 +82,7 @@ def main() -> None:
     prior, judge = load_prior(arguments.weights or "toybox", dtype=fast_dtype("cpu")), ToyboxJudge()
     reference = torch.cat([cell(arguments.out, prior, texts, "ddim", seed, 1)[0] for seed in REFERENCE_SEEDS])
     features = judge.pictures(reference)
-    print("| method | kind and color | score | Frechet distance | sharpness | saturation | seconds | evaluations |")
+    print("| method | kind and color | score | Frechet distance | sharpness | saturation | seconds | NFE |")
     print("|---|---|---|---|---|---|---|---|")
     sheet = []
     for name in arguments.methods.split(","):

@@ -58,7 +58,7 @@ def make(prior: Prior, kind: str, color: str, method: str, seed: int) -> tuple[t
     run.scene.eval()
     pictures = render_views(run.scene, VIEWS, SIZE, ELEVATION, GRAY)
     filled = float(((pictures - GRAY).abs().amax(1) > 0.05).float().mean())
-    return pictures, {"seconds": seconds, "rows": history[-1].evaluations, "filled": filled}
+    return pictures, {"seconds": seconds, "rows": history[-1].nfe, "filled": filled}
 
 
 def world_views(kind: str, color: str) -> torch.Tensor:

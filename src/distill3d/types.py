@@ -174,7 +174,7 @@ class Guidance:
     prediction: Tensor  # guided noise prediction at (x_t, t)
     x0: Tensor  # one-step denoised sample: the target that x is pulled towards
     gradient: Tensor  # w(t) (prediction - reference), to be attached to x
-    evaluations: int  # network rows that were evaluated
+    nfe: int  # network function evaluations: rows that the network was given
 
 
 class Schedule(Protocol):

@@ -42,7 +42,7 @@ def test_a_cell_holds_its_pictures_and_what_it_took(finished):
     assert not list((out / "work").iterdir()) and read_outcome(folder) == outcome
     assert outcome.steps == 4 and not outcome.failure and outcome.peak_memory > 2**20
     lines = history(folder)
-    assert lines[-1]["evaluations"] == outcome.evaluations > 0
+    assert lines[-1]["nfe"] == outcome.nfe > 0
     assert lines[-1]["seconds"] == outcome.seconds >= lines[0]["seconds"] > 0
     views, (opacity, depth) = read_views(folder, whole), read_maps(folder)
     assert views.shape == (4, 3, 16, 16) and opacity.shape == depth.shape == (4, 1, 16, 16)
@@ -134,8 +134,8 @@ def test_scores_are_kept_until_what_they_depend_on_changes(finished):
     stamp = path.stat().st_mtime_ns
     (again,) = score(out, whole, Judges(), ("saturation",))
     assert again.scores == first.scores and path.stat().st_mtime_ns == stamp
-    (more,) = score(out, whole, Judges(), ("saturation", "evaluations"))
-    assert more.scores["saturation"] == first.scores["saturation"] and "evaluations" in more.scores
+    (more,) = score(out, whole, Judges(), ("saturation", "nfe"))
+    assert more.scores["saturation"] == first.scores["saturation"] and "nfe" in more.scores
     score(out, whole, Judges(label="another"), ("saturation",))
     assert path.stat().st_mtime_ns > stamp
 

@@ -9,7 +9,7 @@ import time
 from distill3d.cli.main import main as cli
 
 SETTINGS = [
-    "--methods", "sdi,sds", "--seeds", "0,1", "--views", "4", "--metrics", "saturation,evaluations,diverged",
+    "--methods", "sdi,sds", "--seeds", "0,1", "--views", "4", "--metrics", "saturation,nfe,diverged",
     "--recipe.steps", "3", "--recipe.views", "1", "--recipe.scene.resolution", "12",
     "--recipe.sdi.inversion-steps", "2", "--picture-side", "16",
 ]  # fmt: skip

@@ -129,7 +129,7 @@ def test_the_price_of_a_step_is_that_of_a_real_run(method, kl_folder):
     progress = []
     ObjectRun(config.recipe, method, config.prompts, config.load_prior(prior)).distill(range(12), progress.append)
     price = rows_of_a_step(Variant(method, method, config.recipe), prior)
-    assert price == pytest.approx(progress[-1].evaluations / 12, abs=1.0 if method in ("sdi", "ism") else 1e-9)
+    assert price == pytest.approx(progress[-1].nfe / 12, abs=1.0 if method in ("sdi", "ism") else 1e-9)
 
 
 def test_the_price_includes_the_second_objective(kl_folder):
@@ -137,14 +137,14 @@ def test_the_price_includes_the_second_objective(kl_folder):
     recipe = dataclasses.replace(SMALL, steps=4, supervision=supervision)
     config, progress = Config("a cat", recipe, "sds", str(kl_folder)), []
     ObjectRun(recipe, "sds", config.prompts, config.load_prior()).distill(range(4), progress.append)
-    assert rows_of_a_step(Variant("both", "sds", recipe), load_prior(str(kl_folder))) == progress[-1].evaluations / 4
+    assert rows_of_a_step(Variant("both", "sds", recipe), load_prior(str(kl_folder))) == progress[-1].nfe / 4
 
 
-def test_a_budget_of_evaluations_gives_each_its_steps(kl_folder):
+def test_a_budget_of_nfe_gives_each_its_steps(kl_folder):
     prior = load_prior(str(kl_folder))
     variants = protocol().variants
     assert with_budget(variants, "steps", prior) == variants
-    sdi, sds = with_budget(variants, "evaluations", prior)
+    sdi, sds = with_budget(variants, "nfe", prior)
     price = rows_of_a_step(variants[0], prior)
     assert sdi.recipe.steps == 4 and sds.recipe.steps == int(4 * price / 2)  # SDS: two rows a step and view
     assert [v.recipe.steps for v in with_budget(variants, "40", prior)] == [int(40 / price), 20]

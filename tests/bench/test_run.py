@@ -13,7 +13,7 @@ from distill3d.priors.loading import load_prior
 SMALL = dataclasses.replace(
     LAPTOP, steps=3, views=1, scene=dataclasses.replace(LAPTOP.scene, resolution=12), sdi=SDI(inversion_steps=2)
 )
-METRICS = ("saturation", "evaluations")
+METRICS = ("saturation", "nfe")
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def prompts(tmp_path):
         (["--seeds", "0,0"], "seed 0 is given twice"),
         (["--views", "0"], "at least 2 views"),
         (["--views", "-3"], "at least 2 views"),
-        (["--budget", "lots"], "a budget is steps, evaluations or a number"),
+        (["--budget", "lots"], "the budget must be steps, nfe or a number"),
         (["--recipe.steps", "0"], "at least one step"),
         (["--recipe", "soup"], "unknown recipe 'soup'"),
         (["--evaluator", "nowhere"], "no evaluator in nowhere"),

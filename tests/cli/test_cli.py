@@ -48,7 +48,7 @@ def test_the_run_folder_is_complete(run):
     assert all(np.isfinite(list(line.values())).all() for line in lines)
     assert lines[0]["t"] == pytest.approx(config.recipe.sdi.start)
     assert lines[-1]["t"] == pytest.approx(config.recipe.sdi.stop)
-    assert lines[-1]["evaluations"] > lines[0]["evaluations"] > 0
+    assert lines[-1]["nfe"] > lines[0]["nfe"] > 0
 
 
 def test_the_mesh_opens_upright_and_closed(run):

@@ -26,15 +26,15 @@ def test_compare_writes_one_picture_and_one_table(kl_folder, tmp_path, capsys):
     with (folder / "compare.csv").open() as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["ddim", "sds", "sdi_cached", "sdi"]
-    assert [rows[m]["evaluations"] for m in ("ddim", "sds", "sdi_cached")] == ["6"] * 3  # two rows a step
+    assert [rows[m]["nfe"] for m in ("ddim", "sds", "sdi_cached")] == ["6"] * 3  # two rows a step
     # sdi: two for its start; ten hops of an inversion at most, one at least, and the step itself, two rows each.
-    assert 2 + 3 * 4 <= int(rows["sdi"]["evaluations"]) <= 2 + 3 * 22
+    assert 2 + 3 * 4 <= int(rows["sdi"]["nfe"]) <= 2 + 3 * 22
     assert all(row["steps"] == "3" and row["score"] == "" for row in rows.values())  # no evaluator here
     assert float(rows["ddim"]["sharpness"]) == 1.0
     for column in ("sharpness", "saturation"):
         assert float(rows["sdi_cached"][column]) == pytest.approx(float(rows["ddim"][column]), rel=1e-2)
     printed = capsys.readouterr().out
-    assert all(name in printed for name in (*rows, "evaluations", "saturation"))
+    assert all(name in printed for name in (*rows, "nfe", "saturation"))
     _check_sheet(folder / "compare.png", 4, 192)
 
 

@@ -11,7 +11,7 @@ from distill3d.priors.options import PriorOptions
 
 TABLES = {"table.md", "table.tex", "table.csv"}
 SMALL = {
-    "table1": (["--methods", "sdi,sds", "--budget", "evaluations"], {"SDS", "SDI"}),
+    "table1": (["--methods", "sdi,sds", "--budget", "nfe"], {"SDS", "SDI"}),
     "ism": (["--metrics", "saturation"], {"ISM", "SDI"}),
     "ablation": ([], {"SDS, 8 px", "+ 16 px", "+ annealed t", "+ scale and weight of SDI", "+ DDIM inversion (SDI)"}),
     "noise": (
@@ -74,7 +74,7 @@ def test_a_dollar_in_a_prompt_is_a_dollar(prompts, kl_folder):
     [
         (["table"], "table"),
         (["table1", "--methods", "sds,magic"], "unknown method 'magic'"),
-        (["table1", "--budget", "lots"], "a budget is steps, evaluations or a number"),
+        (["table1", "--budget", "lots"], "the budget must be steps, nfe or a number"),
         (["ism", "--steps", "0"], "at least one step"),
         (["ism", "--prompts", "empty.txt"], "holds no prompt"),
         (["ism", "--prompts", "nowhere.txt"], "no prompt file nowhere.txt"),

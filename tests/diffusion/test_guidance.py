@@ -68,7 +68,7 @@ def test_guided_selects_conditions_by_rows_and_counts(mixture, conditions, point
     whole, _ = guided_prediction(mixture, x, t, conditioning, 7.5)
     torch.testing.assert_close(model(x[rows], t[rows], rows), whole[rows])
     model(x, t, torch.arange(3))
-    assert model.evaluations == 4 + 6
+    assert model.nfe == 4 + 6
 
 
 def test_one_condition_per_sample(mixture, conditions, point):

@@ -177,7 +177,7 @@ def test_ism_by_hand(evaluated, mixture, counting):
     e_s = e_0 + 3.0 * (mixture.predict(here, t, evaluated.conditioning.positive) - e_0)
     alpha, sigma = coefficients(mixture.schedule, t, x)
     torch.testing.assert_close(out.gradient, 0.1 * sigma / alpha * (e_s - e_u))
-    assert prior.calls == [3, 3, 3, 6] and out.evaluations == 15 and s[0] == 0.4
+    assert prior.calls == [3, 3, 3, 6] and out.nfe == 15 and s[0] == 0.4
 
 
 def test_the_interval_shrinks_by_step(evaluated, mixture):
@@ -211,7 +211,7 @@ def test_esd_mixes_the_student_with_and_without_camera(evaluated, mixture, entro
     out = evaluated(esd(Exact(mixture), 7.5, entropy))
     torch.testing.assert_close(out.gradient, (1 - entropy) * a + entropy * b)
     rows = 3 if entropy in (0.0, 1.0) else 6
-    assert out.evaluations == 6 + rows + 3  # prior, student, the student's lesson
+    assert out.nfe == 6 + rows + 3  # prior, student, the student's lesson
 
 
 def test_rfds_is_the_difference_of_velocities(mixture, conditions, randn):
@@ -246,10 +246,10 @@ def test_batch_and_times_one_by_one(mixture, conditions, randn, method, perp):
         one = torch.tensor([i])
         alone = at(family(mixture)[method], times[i : i + 1])
         out = alone.guidance(x[one], mixture, conditioning[one], 2, seeds(3)[i : i + 1], 9)
-        rows += out.evaluations
+        rows += out.nfe
         for field in GUIDANCE:
             torch.testing.assert_close(getattr(together, field)[one], getattr(out, field), rtol=1e-8, atol=1e-8)
-    assert together.evaluations == rows
+    assert together.nfe == rows
 
 
 # Rows of one network call at x_t for three samples, and all rows; the student is not the prior.
@@ -263,13 +263,13 @@ CALLS = {
 def test_one_call_for_prediction_and_reference(evaluated, mixture, counting, method):
     prior = counting(mixture)
     out = evaluated(family(mixture)[method], (0.9, 0.5, 0.3), prior)
-    assert (prior.calls, out.evaluations) == CALLS[method]
+    assert (prior.calls, out.nfe) == CALLS[method]
 
 
 def test_a_text_that_counts_nothing_is_not_shown(evaluated, mixture, counting):
     prior = counting(mixture)
     out = evaluated(nfsd(7.5, "odd"), (0.9, 0.2, 0.1), prior)  # the third is below 0.2
-    assert prior.calls == [8] and out.evaluations == 8
+    assert prior.calls == [8] and out.nfe == 8
 
 
 def test_perp_neg_enters_a_contrast_as_it_enters_guidance(mixture, conditions, randn):

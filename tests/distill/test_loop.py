@@ -26,7 +26,7 @@ def one_step(prior, picture_weight):
     distill(
         lambda step: (Rendering(picture, empty, empty, empty), conditioning), prior, sds(7.5),
         lambda step: torch.optim.SGD([picture], lr=1.0), lambda step, rendering: {}, range(1), 1,
-        torch.Generator().manual_seed(0), reports.append, evaluations=100, picture_weight=picture_weight,
+        torch.Generator().manual_seed(0), reports.append, nfe=100, picture_weight=picture_weight,
     )  # fmt: skip
     return start, picture.detach(), reports[0]
 
@@ -41,7 +41,7 @@ def test_the_pull_on_pictures_is_added_to_the_pull_on_x(kl_folder):
     difference = start - prior.decode(guidance.x0).detach()
     torch.testing.assert_close(pulled - plain, -3.0 * difference / difference.numel(), atol=1e-7, rtol=1e-4)
     assert after.loss - before.loss == pytest.approx(1.5 * float(difference.square().mean()), rel=1e-4)
-    assert before.evaluations == after.evaluations == 100 + guidance.evaluations
+    assert before.nfe == after.nfe == 100 + guidance.nfe
 
 
 def test_a_scene_rendered_small_is_enlarged_to_what_the_prior_sees(kl_folder):

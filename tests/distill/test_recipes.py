@@ -82,7 +82,7 @@ def test_a_run_of_the_papers_recipe_trains_what_it_says(kl_folder):
     for name, value in run.module.named_parameters():
         assert bool(value.isfinite().all()) and not torch.equal(value, before[name]), name
     assert all(0 < r.opacity < 1 and r.penalty > 0 for r in reports)
-    assert reports[0].evaluations % 4 == 0  # Perp-Neg: four rows each
+    assert reports[0].nfe % 4 == 0  # Perp-Neg: four rows each
     terms = run.penalties(0, run.views(0)[0])
     assert terms.keys() == {"orientation", "sparsity", "opaque", "z_variance", "convexity"}
 
@@ -103,7 +103,7 @@ def test_every_kind_of_noise_costs_what_it_should(kind, rows, mixture, counting,
     told = conditions(mixture, ["left"])
     x = randn(1, 2, 2, 2)
     guidance = settings.build().guidance(x, prior, told, 0, chance, 10)
-    assert guidance.evaluations == sum(prior.calls) and rows - 1 <= guidance.evaluations <= rows + 1
+    assert guidance.nfe == sum(prior.calls) and rows - 1 <= guidance.nfe <= rows + 1
     torch.testing.assert_close(guidance.gradient, x - guidance.x0)  # the weight stays SDI's
 
 

@@ -83,7 +83,7 @@ def test_the_gradient_reaches_the_density_and_is_that_of_the_picture(kind, metho
     with torch.no_grad():
         told = small.shape.prompts.conditioning(small.cameras.azimuth, small.cameras.elevation, small.prior.embed)
         out = small.shape.objective.guidance(picture(), small.prior, told, 3, seed(), 10)
-    assert rows == out.evaluations
+    assert rows == out.nfe
     torch.testing.assert_close(loss.detach(), 2 * attach(picture(), out.gradient).detach())
     for k in range(3):
         way = 1e-6 * torch.randn(small.field.raw.shape, generator=seed(10 + k), dtype=torch.float64)
@@ -129,7 +129,7 @@ def test_until_its_weight_rises_a_run_is_bit_for_bit_the_run_without(kl_folder):
     assert torch.equal(plain, same) and before == after
     (plain, before), (other, after) = (fields(r, prior, 3) for r in (SMALL, late))
     assert not torch.equal(plain, other)
-    assert after[2].shape > 0 == before[2].shape and after[2].evaluations > before[2].evaluations
+    assert after[2].shape > 0 == before[2].shape and after[2].nfe > before[2].nfe
     assert after[2].loss == before[2].loss  # the first objective does not see the second one's draws
 
 

@@ -119,21 +119,21 @@ def test_a_batch_equals_its_samples(mixture, conditions, randn, objective, perp)
                 objective.reference, objective.weight,
             )  # fmt: skip
         alone = single.guidance(x[one], mixture, conditioning[one], 2, seeds(3)[i : i + 1], 9)
-        rows += alone.evaluations
+        rows += alone.nfe
         for field in ("t", "noise", "prediction", "x0", "gradient"):
             torch.testing.assert_close(getattr(together, field)[one], getattr(alone, field), rtol=1e-8, atol=1e-8)
-    assert together.evaluations == rows
+    assert together.nfe == rows
 
 
-def test_evaluations_are_the_rows_the_network_saw(mixture, counting, conditions, randn):
+def test_nfe_counts_the_rows_the_network_saw(mixture, counting, conditions, randn):
     x, prior = 0.5 * randn(2, 2, 2, 2), counting(mixture)
     conditioning = conditions(prior, TEXTS[:2])
     for step, hops in ((0, 10), (99, 3)):  # t = 0.98 and 0.25, inverted to t + 0.01
         prior.calls.clear()
         out = sdi(overshoot=0.01).guidance(x, prior, conditioning, step, torch.Generator(), 100)
-        assert prior.calls == [4] * (hops + 1) and out.evaluations == sum(prior.calls)
+        assert prior.calls == [4] * (hops + 1) and out.nfe == sum(prior.calls)
     prior.calls.clear()
-    assert sds(1.0).guidance(x, prior, conditioning, 0, torch.Generator(), 1).evaluations == 2
+    assert sds(1.0).guidance(x, prior, conditioning, 0, torch.Generator(), 1).nfe == 2
     assert prior.calls == [2]
 
 

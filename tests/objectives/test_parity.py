@@ -150,7 +150,7 @@ def check_sdi(case):
     case.agree(out.gradient, case["latents"] - case["target"], "gradient")
 
     assert [len(x) for x, _, _ in prior.calls] == case["unet_batch"].tolist()
-    assert out.evaluations == case["unet_batch"].sum()
+    assert out.nfe == case["unet_batch"].sum()
     assert torch.stack([told_t for _, told_t, _ in prior.calls]).equal(case["unet_t"])
     case.agree(torch.stack([y for _, _, y in prior.calls]), case["unet_out"], "unet_out")
     case.agree(torch.stack([x[:1] for x, _, _ in prior.calls]), case["traj_latents"], "traj_latents")

@@ -148,11 +148,11 @@ def test_a_batch_of_groups_equals_its_groups(prior, name):
     for first in (0, 4):
         here = torch.arange(first, first + 4)
         part = objective.guidance(x[here], prior, conditioning[here], 3, seeds(here.tolist()), 9)
-        rows += part.evaluations
+        rows += part.nfe
         assert part.t.unique().numel() == 1
         for field in ("t", "noise", "x0", "gradient"):
             torch.testing.assert_close(getattr(whole, field)[here], getattr(part, field), rtol=1e-3, atol=1e-4)
-    assert whole.evaluations == rows and whole.gradient.abs().max() > 0
+    assert whole.nfe == rows and whole.gradient.abs().max() > 0
 
 
 def test_inversion_of_groups_keeps_each_at_one_time(prior):

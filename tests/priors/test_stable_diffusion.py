@@ -107,7 +107,7 @@ def test_sdi_reaches_the_pixels(prior):
     conditioning = Conditioning(prior.embed([TEXT, "cat"]), prior.embed(["", ""]))
     out = sdi().guidance(x, prior, conditioning, 0, torch.Generator().manual_seed(0), 10)
     attach(x, out.gradient).backward()
-    assert out.evaluations == 4 * 11
+    assert out.nfe == 4 * 11
     assert images.grad.isfinite().all() and images.grad.abs().max() > 0
 
 

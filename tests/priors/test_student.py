@@ -48,7 +48,7 @@ def test_a_new_student_is_the_prior(prior, conditioning):
     objective = dataclasses.replace(vsd(student, 1.0), timesteps=timesteps.listed([[0.3, 0.8]]))
     out = objective.guidance(noise(), prior, conditioning, 0, generator(), 1)
     assert out.gradient.abs().max() < 1e-4 < out.prediction.abs().max()
-    assert out.evaluations == 3 * 2  # prior, student, the lesson
+    assert out.nfe == 3 * 2  # prior, student, the lesson
 
 
 def test_the_prior_is_shared_and_untouched(prior, conditioning):
@@ -107,7 +107,7 @@ def test_esd_asks_with_and_without_the_camera_in_one_call(prior, conditioning):
     both = student.predict(noise()[rows], TIMES[rows], conditioning[rows], posed)
     torch.testing.assert_close(both, torch.cat([told, free]), rtol=1e-5, atol=1e-6)
     out = esd(student).guidance(noise(), prior, conditioning, 0, generator(), 1)
-    assert out.evaluations == 4 + 4 + 2 and out.gradient.isfinite().all()
+    assert out.nfe == 4 + 4 + 2 and out.gradient.isfinite().all()
 
 
 def test_checkpoint_round_trip(prior, conditioning, tmp_path):

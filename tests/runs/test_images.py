@@ -30,7 +30,7 @@ def test_cached_kappa_is_the_ddim_sampler(prior, scale, steps):
     sdi = painted(prior, "sdi_cached", scale=scale, steps=steps, prompts=prompts)
     assert (sdi.x - ddim.x).norm() < 1e-4 * ddim.x.norm()  # float32, through ten network calls
     torch.testing.assert_close(sdi.images, ddim.images, atol=1e-4, rtol=0)
-    assert sdi.evaluations == ddim.evaluations == steps * len(prompts) * (2 if scale == 5 else 1)
+    assert sdi.nfe == ddim.nfe == steps * len(prompts) * (2 if scale == 5 else 1)
 
 
 @pytest.mark.parametrize(("scale", "steps"), [(1.0, 25), (7.5, 10)])
@@ -41,11 +41,11 @@ def test_cached_kappa_is_the_ddim_sampler_of_the_bundled_prior(scale, steps):
     assert (sdi.x - ddim.x).norm() < 1e-4 * ddim.x.norm()
 
 
-def test_evaluations_are_the_rows_that_the_network_was_shown(prior, counting):
+def test_nfe_counts_the_rows_that_the_network_was_shown(prior, counting):
     for method in ("ddim", "sds", "sdi"):
         watched = counting(prior)
         done = painted(watched, method, steps=3)
-        assert done.steps == 3 and done.evaluations == sum(watched.calls)
+        assert done.steps == 3 and done.nfe == sum(watched.calls)
 
 
 @pytest.mark.parametrize("method", ["ddim", "sds", "sdi"])
@@ -63,7 +63,7 @@ def test_every_method_makes_a_picture(prior, method):
     done = painted(prior, method, steps=2)
     assert done.images.shape == (1, 3, prior.image_size, prior.image_size)
     assert bool(done.images.isfinite().all()) and done.images.min() >= 0 and done.images.max() <= 1
-    assert done.evaluations > 0 and not done.x.requires_grad and not done.images.requires_grad
+    assert done.nfe > 0 and not done.x.requires_grad and not done.images.requires_grad
 
 
 def test_a_rate_of_zero_takes_the_target_whole(prior):
@@ -117,7 +117,7 @@ def test_an_interrupted_run_leaves_the_picture_it_has(prior):
         recipe = dataclasses.replace(picture_recipe(method), steps=5)
         conditioning = text_conditioning(prior, ["a red dot"])
         done = paint(prior, conditioning, method, recipe, torch.Generator().manual_seed(0), stop)
-        assert done.interrupted and done.steps == 2 and done.evaluations == 4
+        assert done.interrupted and done.steps == 2 and done.nfe == 4
         assert bool(done.images.isfinite().all())
 
 
@@ -132,7 +132,7 @@ def test_the_run_folder_holds_everything(kl_folder, tmp_path):
     assert PictureRecipe(**content["recipe"]) == recipe and content["versions"]
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2]
-    assert lines[-1]["evaluations"] == result.painting.evaluations
+    assert lines[-1]["nfe"] == result.painting.nfe
     with Image.open(result.picture) as picture:
         assert picture.size == (40, 40)
 

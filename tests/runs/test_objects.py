@@ -37,7 +37,7 @@ def test_every_method_moves_the_field_and_stays_finite(method, kl_folder, tmp_pa
     assert bool(torch.isfinite(scene.raw).all())
     assert scene.raw.shape[0] == SMALL.scene.resolution_at(1) == 18  # refined on the way
     assert float(scene.raw[..., 1:].detach().abs().max()) > 0.1  # colors start from 0
-    assert lines(result.folder)[-1]["evaluations"] >= 4 * 2 * 2
+    assert lines(result.folder)[-1]["nfe"] >= 4 * 2 * 2
 
 
 def test_an_interrupted_run_with_a_student_continues_to_the_same_end(kl_folder, tmp_path):
@@ -56,7 +56,7 @@ def test_an_interrupted_run_with_a_student_continues_to_the_same_end(kl_folder, 
         metrics.write(json.dumps({"step": 2, "loss": 0.0}) + "\n")
     resume(part.folder)
     assert [line["loss"] for line in lines(part.folder)] == [line["loss"] for line in lines(whole.folder)]
-    assert [line["evaluations"] for line in lines(part.folder)] == [line["evaluations"] for line in lines(whole.folder)]
+    assert [line["nfe"] for line in lines(part.folder)] == [line["nfe"] for line in lines(whole.folder)]
     assert torch.equal(load_scene(part.folder).raw, load_scene(whole.folder).raw)
 
 

@@ -27,7 +27,7 @@ def with_budget(variants: Sequence[Variant], budget: str, prior: Prior) -> tuple
     """The variants with their numbers of steps for a budget.
 
     Args:
-        budget: "steps": as the recipes say. "evaluations": every variant gets the network rows that the first one
+        budget: "steps": as the recipes say. "nfe": every variant gets the network rows that the first one
             takes for its recipe's steps. A number: so many network rows.
 
     Raises:
@@ -36,12 +36,12 @@ def with_budget(variants: Sequence[Variant], budget: str, prior: Prior) -> tuple
     if budget == "steps":
         return tuple(variants)
     first = variants[0]
-    if budget == "evaluations":
+    if budget == "nfe":
         rows = rows_of_a_step(first, prior) * first.recipe.steps
     elif budget.isdecimal() and int(budget) > 0:
         rows = float(budget)
     else:
-        raise ValueError(f"a budget is steps, evaluations or a number of network evaluations, got {budget!r}")
+        raise ValueError(f"the budget must be steps, nfe or a number of network evaluations (NFE), got {budget!r}")
     return tuple(_spending(variant, rows, prior) for variant in variants)
 
 
@@ -80,9 +80,9 @@ def rows_of_a_step(variant: Variant, prior: Prior) -> float:
         views = recipe.cameras.sample(recipe.views, generator)
         told = prompts.conditioning(views.azimuth, views.elevation, hollow.embed)
         x = torch.zeros(recipe.views, *hollow.sample_shape)
-        rows += objective.guidance(x, hollow, told, step, generator, total).evaluations
+        rows += objective.guidance(x, hollow, told, step, generator, total).nfe
         if recipe.supervision.weight(step * recipe.steps // total) > 0:
-            rows += shape.guidance(x, hollow, told, step, generator, total).evaluations
+            rows += shape.guidance(x, hollow, told, step, generator, total).nfe
     return rows / total
 
 

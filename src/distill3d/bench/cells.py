@@ -57,7 +57,7 @@ class Outcome:
     seed: int
     steps: int
     seconds: float  # of the loop
-    evaluations: int  # network rows
+    nfe: int  # network rows
     peak_memory: int  # bytes, see `evaluation.cost.Meter`; of the part after it, where the cell was continued
     failure: str = ""
 
@@ -85,9 +85,9 @@ def make_cell(out: Path, protocol: Protocol, task: Task, prior: Prior, on_step: 
     shutil.rmtree(work / "checkpoint", ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     write_config(work, config)
-    last = (history(work) or [{"step": -1, "seconds": 0.0, "evaluations": 0}])[-1]
+    last = (history(work) or [{"step": -1, "seconds": 0.0, "nfe": 0}])[-1]
     outcome = Outcome(
-        task.variant.name, task.prompt, task.seed, last["step"] + 1, last["seconds"], last["evaluations"],
+        task.variant.name, task.prompt, task.seed, last["step"] + 1, last["seconds"], last["nfe"],
         meter.peak_memory, failure,
     )  # fmt: skip
     with replacing(work / "cell.json") as draft:
@@ -199,7 +199,7 @@ def _distilled(work: Path, config: Config, prior: Prior, on_step: Report) -> Obj
             shutil.rmtree(work)
             return _distilled(work, config, prior, on_step)
     work.mkdir(parents=True, exist_ok=True)
-    done, rows = start, before[-1]["evaluations"] if before else 0
+    done, rows = start, before[-1]["nfe"] if before else 0
     saved = time.monotonic()
     began = saved - (before[-1]["seconds"] if before else 0.0)
 

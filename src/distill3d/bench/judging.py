@@ -31,7 +31,7 @@ HEADLINE = (
     "clip_score", "clip_r_precision", "clip_iqa_quality", "clip_iqa_sharpness", "clip_iqa_real", "image_reward",
     "sharpness", "edge_concentration", "spectrum_gap", "saturation", "janus_rate", "lost_back",
     "silhouette_iou", "chamfer", "diversity", "diverged",
-    "seconds", "evaluations", "peak_memory",
+    "seconds", "nfe", "peak_memory",
 )  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def measurable(protocol: Protocol, judges: Judges) -> tuple[str, ...]:
         cell = Cell(
             prompt, pictures=blank.expand(-1, 3, 8, 8), azimuths=around, opacity=blank, depth=blank,
             vertices=np.zeros((3, 3)), faces=np.array([[0, 1, 2]]), evaluator=judges.evaluator,
-            reference=judges.reference_for(prompt), prompts=protocol.prompts, seconds=0.0, evaluations=0.0,
+            reference=judges.reference_for(prompt), prompts=protocol.prompts, seconds=0.0, nfe=0.0,
             peak_memory=0.0,
         )  # fmt: skip
         possible |= {name for name, metric in KNOWN.items() if all(NEEDS[need](cell) for need in metric.needs)}
@@ -197,7 +197,7 @@ def measured_cell(folder: Path, outcome: Outcome, protocol: Protocol, judges: Ju
     common: dict[str, Any] = dict(
         prompt=outcome.prompt, prompts=protocol.prompts, elevation=protocol.elevation, distance=protocol.distance,
         fov=protocol.fov, background=protocol.background, seconds=outcome.seconds,
-        evaluations=outcome.evaluations, peak_memory=outcome.peak_memory, failure=outcome.failure,
+        nfe=outcome.nfe, peak_memory=outcome.peak_memory, failure=outcome.failure,
     )  # fmt: skip
     if outcome.failure:
         return Cell(**common)

@@ -132,7 +132,7 @@ def _courses(protocol: Protocol, cells: Sequence[Scored], histories: History, ke
         rows = [histories[c.task] for c in cells if c.task.variant.name == name and not c.outcome.failure]
         if rows:
             together = list(zip(*rows, strict=False))
-            x = [_mean([one["evaluations"] for one in step]) for step in together]
+            x = [_mean([one["nfe"] for one in step]) for step in together]
             lines.append(Line(i, name, x, [_mean([one[key] for one in step]) for step in together]))
     return line_plot(lines, title, "network evaluations", log)
 
@@ -170,7 +170,7 @@ def _prompt_plots(protocol: Protocol, own: Sequence[Scored], histories: History)
         for cell in own:
             steps, name = histories[cell.task], cell.task.variant.name
             index = protocol.names.index(name)
-            x, y = [s["evaluations"] for s in steps], [s[key] for s in steps]
+            x, y = [s["nfe"] for s in steps], [s[key] for s in steps]
             lines.append(Line(index, f"{name}, seed {cell.task.seed}", x, y))
         plots.append(line_plot(lines, title, "network evaluations", log))
     return "".join(plots)

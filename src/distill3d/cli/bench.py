@@ -39,7 +39,7 @@ class Bench:
     views: int = 50
     """Pictures around each object that are judged."""
     budget: str = "steps"
-    """What is equal: steps (the recipe's), evaluations (network rows of the first method), or a number of these."""
+    """What is equal: steps (the recipe's), nfe (network evaluations of the first method), or a number of these."""
     metrics: str | None = None
     """Metrics with commas between, or all that can be measured; default: the most telling of these."""
     prior: str | None = None

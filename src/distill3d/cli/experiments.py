@@ -77,7 +77,7 @@ class Table1(Objects):
     methods: str = "sds,sjc,vsd,esd,hifa,sdi"
     """Rows of the table, with commas between; the first is the one that others are compared with."""
     budget: str = "steps"
-    """What is equal, as for bench: steps, evaluations, or a number of these."""
+    """What is equal, as for bench: steps, nfe, or a number of these."""
 
     def chosen(self, experiment: Experiment, recipe: Recipe, size: int) -> tuple[Variant, ...]:
         """The methods that were named."""

@@ -104,7 +104,7 @@ def run_image(command: Image) -> int:
         with progress_bar(recipe.steps, command.method) as on_step:
             result = draw_picture(config, command.out, command.size, command.force, on_step, prior)
         done = result.painting
-        print(f"{done.steps} steps, {done.evaluations} network evaluations, {done.seconds:.1f} s: {result.picture}")
+        print(f"{done.steps} steps, {done.nfe} network evaluations, {done.seconds:.1f} s: {result.picture}")
         if done.interrupted:
             print("distill3d: interrupted; the picture is that of the last step", file=sys.stderr)
             return 130
@@ -158,10 +158,10 @@ def _print_table(rows: Any) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE)
-    for name in ("method", "steps", "evaluations", "seconds", "score", "sharpness", "saturation"):
+    for name in ("method", "steps", "nfe", "seconds", "score", "sharpness", "saturation"):
         table.add_column(name, justify="left" if name == "method" else "right")
     for row in rows:
         score = "-" if row.score is None else f"{row.score:.1f}"
         numbers = (f"{row.seconds:.1f}", score, f"{row.sharpness:.2f}", f"{row.saturation:.3f}")
-        table.add_row(row.method, str(row.steps), str(row.evaluations), *numbers)
+        table.add_row(row.method, str(row.steps), str(row.nfe), *numbers)
     Console(width=100).print(table)

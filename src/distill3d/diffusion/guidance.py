@@ -89,12 +89,12 @@ class Guided:
 
     def __init__(self, prior: Prior, conditioning: Conditioning, scale: float):
         self.prior, self.conditioning, self.scale = prior, conditioning, scale
-        self.evaluations = 0
+        self.nfe = 0
 
     def __call__(self, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
         """Guided noise for the samples `rows` [N] of the batch: x [N, ...], t [N]."""
         every = len(rows) == len(self.conditioning)
         conditioning = self.conditioning if every else self.conditioning[rows]
         eps, count = guided_prediction(self.prior, x, t, conditioning, self.scale)
-        self.evaluations += count
+        self.nfe += count
         return eps

@@ -47,7 +47,7 @@ class Progress:
     loss: float  # 0.5 mean((x - target)^2), that of the pictures added
     penalty: float  # sum of the weighted regularizers
     opacity: float  # mean opacity of the views
-    evaluations: int  # network rows so far
+    nfe: int  # network rows so far
     shape: float = 0.0  # the second objective's loss, weighted
 
 
@@ -62,7 +62,7 @@ def distill(
     generator: torch.Generator,
     on_step: Callable[[Progress], None],
     encode: Callable[[Tensor], Tensor] | None = None,
-    evaluations: int = 0,
+    nfe: int = 0,
     picture_weight: float = 0.0,
     shape: Callable[[int, Rendering], tuple[Tensor, int]] | None = None,
 ) -> None:
@@ -76,7 +76,7 @@ def distill(
             parameters in order.
         encode: rendered pictures -> x; default: prior.encode. A scene whose parameters are x itself gives the
             identity.
-        evaluations: network rows of the steps before these.
+        nfe: network rows of the steps before these.
         picture_weight: of 0.5 mean((rgb - decode(x0_hat))^2), the pull of the pictures themselves towards the
             decoded target (HiFA, Zhu et al. 2023). The encoder overlooks much that a renderer can do: colors
             beyond the prior's, faint fog.
@@ -98,7 +98,7 @@ def distill(
         stepper.zero_grad(set_to_none=True)
         (loss + penalty + second).backward()
         stepper.step()
-        evaluations += guidance.evaluations + rows
+        nfe += guidance.nfe + rows
         on_step(
             Progress(
                 step=step,
@@ -106,7 +106,7 @@ def distill(
                 loss=float(loss.detach()),
                 penalty=float(penalty.detach()),
                 opacity=float(rendering.opacity.detach().mean()),
-                evaluations=evaluations,
+                nfe=nfe,
                 shape=float(second.detach()),
             )
         )
@@ -143,11 +143,11 @@ class ObjectRun:
         self._check_penalties()
         self.restart_optimizer()
 
-    def distill(self, steps: range, on_step: Callable[[Progress], None], evaluations: int = 0) -> None:
-        """Goes through `steps` of the recipe's; `evaluations` network rows were spent before them."""
+    def distill(self, steps: range, on_step: Callable[[Progress], None], nfe: int = 0) -> None:
+        """Goes through `steps` of the recipe's; `nfe` network rows were spent before them."""
         distill(
             self.views, self.prior, self.objective, self.optimizer, self.penalties,
-            steps, self.recipe.steps, self.generator, on_step, evaluations=evaluations,
+            steps, self.recipe.steps, self.generator, on_step, nfe=nfe,
             picture_weight=self.recipe.picture_weight, shape=self.shape_loss if self.shape else None,
         )  # fmt: skip
 

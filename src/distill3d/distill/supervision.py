@@ -89,4 +89,4 @@ class ShapeObjective:
         x = self.prior.encode(picture)
         conditioning = told(self.prompts, self.prior, rendering, cameras)
         guidance = self.objective.guidance(x, self.prior, conditioning, step, generator, self.total)
-        return weight * attach(x, guidance.gradient), guidance.evaluations
+        return weight * attach(x, guidance.gradient), guidance.nfe

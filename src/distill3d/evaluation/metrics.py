@@ -77,7 +77,7 @@ class Cell:
     reference: Tensor | None = None  # [M, 3, H, W] pictures of what it should look like
     prompts: tuple[str, ...] = ()  # of the whole benchmark, its own among them; for R-precision
     seconds: float | None = None  # wall time
-    evaluations: float | None = None  # network rows
+    nfe: float | None = None  # network rows
     peak_memory: float | None = None  # bytes
     failure: str = ""  # why the run ended early: "out of memory", "nan"; empty where it did not
 
@@ -145,7 +145,7 @@ NEEDS: dict[str, Callable[[Any], bool]] = {
     "toybox": lambda cell: true_kind(cell.prompt) is not None,
     "imagereward": lambda cell: has_image_reward(),
     "seconds": lambda cell: cell.seconds is not None,
-    "evaluations": lambda cell: cell.evaluations is not None,
+    "nfe": lambda cell: cell.nfe is not None,
     "peak_memory": lambda cell: cell.peak_memory is not None,
 }
 
@@ -197,7 +197,7 @@ _ALL = [
            lambda c: chamfer_to_truth(c.vertices, c.faces, true_kind(c.prompt) or "")),
     Metric("diverged", "", "lower", (), lambda c: float(bool(divergence(c)))),
     Metric("seconds", "s", "lower", ("seconds",), lambda c: float(c.seconds)),
-    Metric("evaluations", "rows", "lower", ("evaluations",), lambda c: float(c.evaluations)),
+    Metric("nfe", "rows", "lower", ("nfe",), lambda c: float(c.nfe)),
     Metric("peak_memory", "GiB", "lower", ("peak_memory",), lambda c: c.peak_memory / 2**30),
 ]  # fmt: skip
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}

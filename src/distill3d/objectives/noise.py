@@ -154,7 +154,7 @@ def ddim_inversion(
         model = Guided(query.prior, query.conditioning, scale)
         end = ddim.invert(model, x, schedule, times, solver, eta, query.generator)
         alpha, sigma = coefficients(schedule, times[-1], x)
-        return to_eps("x0", x, end, alpha, sigma), model.evaluations
+        return to_eps("x0", x, end, alpha, sigma), model.nfe
 
     return noise
 
@@ -181,7 +181,7 @@ def interval_inversion(steps: int = 5, wide: float = 0.1, narrow: float = 0.08, 
         e_u = model(x_s, s, torch.arange(len(x), device=x.device))
         query.notes[INTERVAL_START] = e_u
         x_t = ddim.ddim_step(x_s, e_u, schedule, s, t)
-        return to_eps("x0", x, x_t, *coefficients(schedule, t, x)), model.evaluations
+        return to_eps("x0", x, x_t, *coefficients(schedule, t, x)), model.nfe
 
     return noise
 

@@ -108,7 +108,7 @@ class Objective:
             prediction=prediction,
             x0=(x_t - sigma * prediction) / alpha,
             gradient=expand(self.weight(prior.schedule, t), x) * (prediction - reference),
-            evaluations=noise_rows + rows + reference_rows,
+            nfe=noise_rows + rows + reference_rows,
         )
 
 

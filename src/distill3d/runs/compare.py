@@ -47,7 +47,7 @@ class Row:
 
     method: str
     steps: int
-    evaluations: int  # network rows
+    nfe: int  # network rows
     seconds: float
     score: float | None  # how well the prompt fits, 0 to 100; None without an evaluator
     sharpness: float  # high-frequency energy as a share of the first method's
@@ -137,7 +137,7 @@ def measure(paintings: dict[str, Painting], prompt: str, judge: Judge | None) ->
             Row(
                 method=method,
                 steps=painting.steps,
-                evaluations=painting.evaluations,
+                nfe=painting.nfe,
                 seconds=painting.seconds,
                 score=score,
                 sharpness=sharpness(images, reference),
@@ -178,4 +178,4 @@ def labeled(pictures: Sequence[Image.Image], labels: Sequence[str], gap: int = 8
 
 def _label(row: Row) -> str:
     score = "" if row.score is None else f"\nscore {row.score:.1f}"
-    return f"{row.method}\n{row.steps} steps, {row.evaluations} evals{score}"
+    return f"{row.method}\n{row.steps} steps, {row.nfe} NFE{score}"

@@ -58,7 +58,7 @@ class Painting:
     x: Tensor  # [B, *sample_shape]
     images: Tensor  # [B, 3, H, W] in [0, 1]
     steps: int  # finished
-    evaluations: int  # network rows
+    nfe: int  # network rows
     seconds: float
     interrupted: bool = False
 
@@ -79,7 +79,7 @@ class PictureResult:
 class Run(Protocol):
     """A way to make pictures: `run` makes them, and may be left at any step by an exception."""
 
-    evaluations: int  # network rows before the first step
+    nfe: int  # network rows before the first step
 
     def run(self, on_step: Report) -> None: ...
     def x(self) -> Tensor: ...
@@ -91,7 +91,7 @@ class DDIMRun:
 
     def __init__(self, recipe: PictureRecipe, prior: Prior, conditioning: Conditioning, generator: torch.Generator):
         self.recipe, self.prior, self.conditioning, self.generator = recipe, prior, conditioning, generator
-        self.evaluations = 0
+        self.nfe = 0
         self._x0 = torch.zeros(len(conditioning), *prior.sample_shape, device=prior.device)
 
     @torch.no_grad()
@@ -110,7 +110,7 @@ class DDIMRun:
             if step + 1 < len(times):
                 x = ddim_step(x, eps, schedule, t, times[step + 1])
             loss = 0.5 * float((self._x0 - before).square().mean())
-            on_step(Progress(step, float(t.mean()), loss, penalty=0.0, opacity=1.0, evaluations=model.evaluations))
+            on_step(Progress(step, float(t.mean()), loss, penalty=0.0, opacity=1.0, nfe=model.nfe))
 
     def x(self) -> Tensor:
         """The denoised pictures [B, *sample_shape] so far."""
@@ -132,7 +132,7 @@ class PictureRun:
         self.recipe, self.objective, self.prior = recipe, objective, prior
         self.conditioning, self.generator = conditioning, generator
         self.pixels = recipe.space == "pixels"
-        values, self.evaluations = _start(recipe, prior, conditioning, generator)
+        values, self.nfe = _start(recipe, prior, conditioning, generator)
         hold = encodable(prior.encode, prior.decode) if recipe.project else None
         self.scene = ImageScene(values, unit_range if self.pixels else hold)
         parameters = self.scene.parameters()
@@ -198,7 +198,7 @@ def finish(run: Run, on_step: Report = lambda progress: None) -> Painting:
 
     def after(progress: Progress) -> None:
         nonlocal last
-        last = dataclasses.replace(progress, evaluations=progress.evaluations + run.evaluations)
+        last = dataclasses.replace(progress, nfe=progress.nfe + run.nfe)
         on_step(last)
 
     interrupted = False
@@ -206,8 +206,8 @@ def finish(run: Run, on_step: Report = lambda progress: None) -> Painting:
         run.run(after)
     except KeyboardInterrupt:
         interrupted = True
-    steps, evaluations = (last.step + 1, last.evaluations) if last else (0, run.evaluations)
-    return Painting(run.x(), run.images(), steps, evaluations, time.monotonic() - began, interrupted)
+    steps, nfe = (last.step + 1, last.nfe) if last else (0, run.nfe)
+    return Painting(run.x(), run.images(), steps, nfe, time.monotonic() - began, interrupted)
 
 
 def draw_picture(
@@ -320,7 +320,7 @@ def _start(
             one = DDIMRun(dataclasses.replace(recipe, steps=1), prior, conditioning, generator)
             seen: list[Progress] = []
             one.run(seen.append)
-            x, rows = one.x(), seen[-1].evaluations
+            x, rows = one.x(), seen[-1].nfe
         return (prior.decode(x) if pixels else x), rows
     gray = recipe.start == "gray"
     images = ImageScene.gray(shape).values if gray else read_picture(recipe.start, shape[-1]).expand(shape)

@@ -195,7 +195,7 @@ def _finish(run: ObjectRun, folder: Path, start: int, on_step: Report) -> Result
     # A killed run may have written lines after its last checkpoint; those steps come again.
     log = folder / "metrics.jsonl"
     before = log.read_text().splitlines()[:start] if start else []
-    evaluations = json.loads(before[-1])["evaluations"] if before else 0
+    nfe = json.loads(before[-1])["nfe"] if before else 0
 
     def save() -> None:
         save_checkpoint(folder / "checkpoint", run.module, run.adam, done, run.generator, run.student)
@@ -217,7 +217,7 @@ def _finish(run: ObjectRun, folder: Path, start: int, on_step: Report) -> Result
             between = done == run.recipe.steps
 
         try:
-            run.distill(range(start, run.recipe.steps), after, evaluations)
+            run.distill(range(start, run.recipe.steps), after, nfe)
         except KeyboardInterrupt:
             interrupted = True
     seconds = time.monotonic() - began

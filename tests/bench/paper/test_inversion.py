@@ -17,9 +17,9 @@ def test_on_a_ddim_trajectory_its_own_noise_solves_equation_8_and_random_noise_d
     assert {p.strategy for p in findings.points} == set(STRATEGIES) == {name for _, name in findings.pictures}
     for point in findings.points:
         if point.strategy == "DDIM's own":
-            assert point.residual < 1e-12 and point.evaluations == 0  # float32: (1e-7)^2, and some room
+            assert point.residual < 1e-12 and point.nfe == 0  # float32: (1e-7)^2, and some room
         if point.strategy == "random draw" and point.t < 0.9:  # near pure noise every noise is nearly right
-            assert point.residual > 0.02 and point.evaluations == 0
+            assert point.residual > 0.02 and point.nfe == 0
 
 
 def test_the_trajectory_is_the_sampler(mixture, conditions):
@@ -36,7 +36,7 @@ def test_the_trajectory_is_the_sampler(mixture, conditions):
 
 def test_the_price_of_an_inversion_is_what_its_hops_cost(mixture):
     findings = investigate(mixture, STUDY, {"ten": inversion(10), "free": inversion(10, 0.0)})
-    price = {(p.strategy, p.scale, round(p.t, 2)): p.evaluations for p in findings.points}
+    price = {(p.strategy, p.scale, round(p.t, 2)): p.nfe for p in findings.points}
     assert price["ten", 3.0, 0.98] == 20 and price["ten", 1.0, 0.98] == price["free", 3.0, 0.98] == 10
     assert price["ten", 3.0, 0.02] == 2
 

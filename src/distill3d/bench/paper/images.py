@@ -35,7 +35,7 @@ from distill3d.runs.images import finish, prepare, text_conditioning
 STEPS = 50  # of DDIM
 STRONG = 100.0  # the published guidance scale of SDS
 OTHER = 1000  # added to the seed for pictures that share no noise with the others
-NAMES = ("clip_score", "clip_r_precision", "sharpness", "edge_concentration", "saturation", "evaluations", "seconds")
+NAMES = ("clip_score", "clip_r_precision", "sharpness", "edge_concentration", "saturation", "nfe", "seconds")
 DISTANCE = Metric("distance_to_ddim", "mean square", "lower", ("pictures",), lambda cell: float("nan"))
 KERNEL = METRICS["kernel"]
 PANELS = (DISTANCE.name, "clip_score", "sharpness", "saturation")
@@ -108,7 +108,7 @@ class Picture:
 
     image: Tensor  # [3, H, W]
     seconds: float
-    evaluations: int  # network rows
+    nfe: int  # network rows
 
     @property
     def sound(self) -> bool:
@@ -164,7 +164,7 @@ def make_picture(path: Path, study: Study, row: Row, prompt: str, prior: FrozenP
         raise KeyboardInterrupt
     with replacing(path) as draft, draft.open("wb") as file:
         image = painting.images[0].float().cpu().numpy()
-        np.savez(file, image=image, cost=[painting.seconds, float(painting.evaluations)])
+        np.savez(file, image=image, cost=[painting.seconds, float(painting.nfe)])
 
 
 def read_picture_file(path: Path) -> Picture:
@@ -188,7 +188,7 @@ def score_rows(
             cell = Cell(
                 prompt=prompt, pictures=picture.image.clamp(0, 1)[None], prompts=study.prompts, evaluator=evaluator,
                 reference=reference[i].clamp(0, 1) if len(reference[i]) else None, seconds=picture.seconds,
-                evaluations=picture.evaluations,
+                nfe=picture.nfe,
             )  # fmt: skip
             names = [n for n in NAMES if all(NEEDS[need](cell) for need in METRICS[n].needs)]
             values = measure(cell, names)

@@ -81,7 +81,7 @@ class Point:
     t: float
     residual: float  # mean over the samples of the mean squared residual of equation 8
     spread: float  # standard deviation over the samples
-    evaluations: float  # network rows a sample
+    nfe: float  # network rows a sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,13 +205,13 @@ def _curves(part: Any, findings: Findings, names: Sequence[str]) -> dict[str, An
     for panel, scale in zip(panels, findings.study.scales, strict=True):
         for (letter, name), (color, marker, dash) in zip(_lettered(names), _looks(), strict=False):
             points = [p for p in findings.points if (p.scale, p.strategy) == (scale, name)]
-            price = [p.evaluations for p in findings.points if p.strategy == name]
+            price = [p.nfe for p in findings.points if p.strategy == name]
             (line,) = panel.plot(
                 [p.t for p in points], [max(p.residual, FLOOR) for p in points],
                 color=color, marker=marker, linestyle=dash, markersize=4, linewidth=1.2,
             )  # fmt: skip
             spent = f"{min(price):.0f} to {max(price):.0f}" if max(price) > min(price) else f"{max(price):.0f}"
-            handles[f"{letter} {name} ({spent} evaluations)"] = line
+            handles[f"{letter} {name} ({spent} NFE)"] = line
         panel.set_yscale("log")
         panel.set_title(f"guidance scale {scale:g}", fontsize=9)
         panel.set_xlabel("t (1 is pure noise)", fontsize=8)
