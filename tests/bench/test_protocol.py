@@ -148,7 +148,7 @@ def test_a_budget_of_nfe_gives_each_its_steps(kl_folder):
     price = rows_of_a_step(variants[0], prior)
     assert sdi.recipe.steps == 4 and sds.recipe.steps == int(4 * price / 2)  # SDS: two rows a step and view
     assert [v.recipe.steps for v in with_budget(variants, "40", prior)] == [int(40 / price), 20]
-    for wrong, told in (("many", "a budget is"), ("0", "a budget is"), ("1", "too few")):
+    for wrong, told in (("many", "the budget must"), ("0", "the budget must"), ("1", "too few")):
         with pytest.raises(ValueError, match=told):
             with_budget(variants, wrong, prior)
 
