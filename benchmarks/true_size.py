@@ -19,7 +19,7 @@ from distill3d.priors.components.text_cache import Texts
 from distill3d.priors.flow import SD3Prior
 from distill3d.priors.sdxl import SDXLPrior
 from distill3d.priors.stable_diffusion import LatentPrior
-from distill3d.types import TextEmbedding
+from distill3d.types import Condition
 
 SD21_UNET = {
     "sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2,
@@ -53,10 +53,10 @@ class RandomTexts:
     pooled: int | None
     generator: torch.Generator
 
-    def encode(self, text: str) -> TextEmbedding:
+    def encode(self, text: str) -> Condition:
         """hidden [1, L, C] and, for some models, pooled [1, P]."""
         pooled = None if self.pooled is None else torch.randn(1, self.pooled, generator=self.generator)
-        return TextEmbedding(torch.randn(1, *self.hidden, generator=self.generator), pooled)
+        return Condition(torch.randn(1, *self.hidden, generator=self.generator), pooled)
 
     def modules(self) -> dict[str, nn.Module]:
         """None."""

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from distill3d.prompts import ViewPrompts, direction_of, perp_neg_mix, read_prompts, weighted_parts
-from distill3d.types import TextEmbedding
+from distill3d.types import Condition
 
 
 def spell(texts):
     """An embedding that can be read back: the codes of the first letters of the last two words."""
     rows = [[float(ord(word[0])) for word in (["#", "#", *text.split()])[-2:]] for text in texts]
-    return TextEmbedding(torch.tensor(rows)[:, :, None])
+    return Condition(torch.tensor(rows)[:, :, None])
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_every_text_of_a_run_is_told_in_advance():
 
     def embed(texts):
         asked.update(texts)
-        return TextEmbedding(torch.zeros(len(texts), 2, 3))
+        return Condition(torch.zeros(len(texts), 2, 3))
 
     for perp_neg in (False, True):
         prompts = ViewPrompts("a car", "blurry", perp_neg, {"front": "a face"})

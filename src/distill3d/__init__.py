@@ -16,18 +16,18 @@ from distill3d import cameras, diffusion, objectives, scenes
 from distill3d.distill import regularizers
 from distill3d.priors.loading import load_prior
 from distill3d.prompts import ViewPrompts
-from distill3d.types import Conditioning, Guidance, Prior, Rays, Rendering, Scene, TextEmbedding
+from distill3d.types import Condition, Conditioning, Guidance, Prior, Rays, Rendering, Scene
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Condition",
     "Conditioning",
     "Guidance",
     "Prior",
     "Rays",
     "Rendering",
     "Scene",
-    "TextEmbedding",
     "ViewPrompts",
     "__version__",
     "cameras",

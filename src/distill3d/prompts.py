@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distill3d.types import Conditioning, TextEmbedding
+from distill3d.types import Condition, Conditioning
 
 DIRECTIONS = ("front", "side", "back", "overhead")
 WEIGHTED = re.compile(r"\(([^()]+):(-?[0-9]*\.?[0-9]+)\)")
-Embed = Callable[[Sequence[str]], TextEmbedding]
+Embed = Callable[[Sequence[str]], Condition]
 
 
 def direction_of(azimuth: float, elevation: float) -> str:
@@ -117,7 +117,7 @@ class ViewPrompts:
         pooled = None
         if first.pooled is not None and second.pooled is not None:
             pooled = share[:, 0] * first.pooled + (1 - share[:, 0]) * second.pooled
-        positive = TextEmbedding(share * first.hidden + (1 - share) * second.hidden, pooled)
+        positive = Condition(share * first.hidden + (1 - share) * second.hidden, pooled)
         away = table[torch.tensor([DIRECTIONS.index(d) for m in mixed for d in m.away])]
         weights = torch.tensor([m.weights for m in mixed]).to(table.hidden)
         return Conditioning(positive, negative, away, weights)

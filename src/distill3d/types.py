@@ -8,6 +8,7 @@ the noise schedule is defined; time t lies in [0, 1] with 1 pure noise, one valu
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol
@@ -74,9 +75,13 @@ class Rendering:
 
 
 @dataclass(frozen=True)
-class TextEmbedding:
-    """What N network rows are told: hidden [N, L, C], for some families pooled [N, P], where a ControlNet is
-    attached to the prior a picture [N, 3, H, W] in [0, 1], and in 3D a camera [N, 4, 4] (camera to world)."""
+class Condition:
+    """What each of N network rows is conditioned on.
+
+    hidden [N, L, C] are the text encoder's token features and pooled [N, P] its features of the whole text (only
+    some model families have them). control [N, 3, H, W] in [0, 1] is the image for a ControlNet, camera [N, 4, 4]
+    the camera-to-world matrix of the view; a prior that has no use for them ignores them.
+    """
 
     hidden: Tensor
     pooled: Tensor | None = None
@@ -86,57 +91,49 @@ class TextEmbedding:
     def __len__(self) -> int:
         return self.hidden.shape[0]
 
-    def __getitem__(self, rows) -> TextEmbedding:
-        """Rows by slice, index tensor or mask."""
+    def __getitem__(self, rows: slice | Tensor) -> Condition:
+        """Selects rows by slice, index tensor or boolean mask."""
         return self._each(lambda x: x[rows])
 
-    def to(self, dtype: torch.dtype) -> TextEmbedding:
-        """The same in another precision."""
-        return self._each(lambda x: x.to(dtype))
+    def to(self, dtype: torch.dtype) -> Condition:
+        """Converts everything but the camera, which stays as precise as it is."""
+        return replace(self._each(lambda x: x.to(dtype)), camera=self.camera)
 
     @staticmethod
-    def cat(parts: Sequence[TextEmbedding]) -> TextEmbedding:
+    def cat(parts: Sequence[Condition]) -> Condition:
         """Concatenates along the rows; all parts must come from one prior.
 
-        A text of few tokens is repeated until it is as long as the others: attention over n copies of a text
-        is attention over the text.
+        A text with fewer tokens is repeated until it is as long as the others: attention over n copies of a text
+        equals attention over the text.
         """
         length = math.lcm(*(p.hidden.shape[1] for p in parts))
         hidden = [p.hidden.repeat(1, length // p.hidden.shape[1], 1) for p in parts]
-        more = (_cat([getattr(p, name) for p in parts]) for name in ("pooled", "control", "camera"))
-        return TextEmbedding(torch.cat(hidden), *more)
+        others = zip(*((p.pooled, p.control, p.camera) for p in parts), strict=True)
+        return Condition(torch.cat(hidden), *map(_cat, others))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> TextEmbedding:
-        given = (None if x is None else change(x) for x in (self.pooled, self.control, self.camera))
-        return TextEmbedding(change(self.hidden), *given)
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Condition:
+        others = (None if x is None else change(x) for x in (self.pooled, self.control, self.camera))
+        return Condition(change(self.hidden), *others)
 
 
 def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:
     given = [p for p in parts if p is not None]
-    assert len(given) in (0, len(parts)), "embeddings of different priors"
+    assert len(given) in (0, len(parts)), "conditions of different priors"
     return torch.cat(given) if given else None
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the frozen model is told about B views, and from where they are seen.
+    """The conditions of B views (or images): the prompt, the negative prompt and, for Perp-Neg, more negatives.
 
-    Perp-Neg (optional): K negative directions per view, `perp` has B*K rows ordered by view, and
-    `perp_weights` [B, K] holds their (negative) weights.
-
-    A camera that is given here is passed on to the texts: it is among what the network's rows are told.
+    Perp-Neg (Armandpour et al. 2023) has K negative directions for each view: `perp` has B*K rows ordered by view,
+    and `perp_weights` [B, K] holds their (negative) weights.
     """
 
-    positive: TextEmbedding  # B rows
-    negative: TextEmbedding  # B rows: the empty (or the user's negative) prompt
-    perp: TextEmbedding | None = None
+    positive: Condition  # B rows
+    negative: Condition  # B rows: the empty (or the user's negative) prompt
+    perp: Condition | None = None
     perp_weights: Tensor | None = None
-    camera: Tensor | None = None  # [B, 4, 4] camera to world, for models that are told it; None in 2D
-
-    def __post_init__(self) -> None:
-        if self.camera is not None:
-            for name, text in self._told(camera=self.camera).items():
-                object.__setattr__(self, name, text)
 
     def __len__(self) -> int:
         return len(self.positive)
@@ -148,20 +145,22 @@ class Conditioning:
             b, k = self.perp_weights.shape
             index = torch.arange(b * k, device=self.perp_weights.device).view(b, k)[rows]
             perp, weights = self.perp[index.reshape(-1)], self.perp_weights[rows]
-        camera = None if self.camera is None else self.camera[rows]
-        return Conditioning(self.positive[rows], self.negative[rows], perp, weights, camera)
+        return Conditioning(self.positive[rows], self.negative[rows], perp, weights)
 
-    def steered(self, pictures: Tensor) -> Conditioning:
-        """The same, with what a ControlNet is told about each view: pictures [B, 3, H, W] in [0, 1]."""
-        return replace(self, **self._told(control=pictures))
+    def with_control(self, images: Tensor) -> Conditioning:
+        """The same conditioning with an image for a ControlNet per view: images [B, 3, H, W] in [0, 1]."""
+        return self._with(lambda condition, k: replace(condition, control=images.repeat_interleave(k, 0)))
 
-    def _told(self, **each: Tensor) -> dict[str, Any]:
-        """The texts, told more: something [B, ...] for each view."""
-        texts: dict[str, Any] = {name: replace(getattr(self, name), **each) for name in ("positive", "negative")}
-        if self.perp is not None and self.perp_weights is not None:
-            k = self.perp_weights.shape[1]
-            texts["perp"] = replace(self.perp, **{n: value.repeat_interleave(k, 0) for n, value in each.items()})
-        return texts
+    def with_camera(self, camera_to_world: Tensor) -> Conditioning:
+        """The same conditioning with a camera per view: camera_to_world [B, 4, 4]."""
+        return self._with(lambda condition, k: replace(condition, camera=camera_to_world.repeat_interleave(k, 0)))
+
+    def _with(self, change: Callable[[Condition, int], Condition]) -> Conditioning:
+        """Applies change(condition, rows per view) to all conditions."""
+        perp = self.perp
+        if perp is not None and self.perp_weights is not None:
+            perp = change(perp, self.perp_weights.shape[1])
+        return Conditioning(change(self.positive, 1), change(self.negative, 1), perp, self.perp_weights)
 
 
 @dataclass(frozen=True)
@@ -185,33 +184,43 @@ class Schedule(Protocol):
 
 
 class Prior(Protocol):
-    """A frozen 2D model behind four calls; knows nothing of scenes or objectives."""
+    """A frozen 2D diffusion model; knows nothing of scenes or objectives.
+
+    A prior of your own may subclass it: everything without a default must then be given.
+    """
 
     name: str
-    image_size: int  # pixels a side of what `encode` expects
+    image_size: int  # pixels per side of what `encode` expects
     device: torch.device
+    schedule: Schedule
+    sample_shape: tuple[int, ...]  # of one x: channels, height, width
+    views: int = 1  # how many views the network sees jointly; more than 1 for a multi-view prior
+    camera_conditioned: bool = False  # whether `predict` needs Condition.camera; prompts then name no view direction
+    control: str | None = None  # the map that its ControlNet expects, "depth" or "normal"; None without ControlNet
 
-    @property
-    def schedule(self) -> Schedule: ...
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]: ...  # of one x: channels, height, width
-
+    @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """Images [B, 3, image_size, image_size] to x [B, *sample_shape]; differentiable."""
+        """Images [B, 3, image_size, image_size] in [0, 1] to x [B, *sample_shape]; differentiable."""
         ...
 
+    @abstractmethod
     def decode(self, x: Tensor) -> Tensor:
-        """x to images in [0, 1]."""
+        """x [B, *sample_shape] to images in [0, 1]."""
         ...
 
-    def embed(self, texts: Sequence[str]) -> TextEmbedding:
+    @abstractmethod
+    def embed(self, texts: Sequence[str]) -> Condition:
         """One row per text; the empty text is the unconditional row."""
         ...
 
-    def predict(self, x_t: Tensor, t: Tensor, text: TextEmbedding) -> Tensor:
-        """Noise eps for N rows in one network call: x_t [N, *sample_shape], t [N], text N rows."""
+    @abstractmethod
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Noise eps [N, *sample_shape] in one network call, for x_t [N, *sample_shape], t [N], condition of N rows."""
         ...
+
+    def prepare(self, texts: Sequence[str]) -> None:
+        """Embeds all texts of a run, after which text encoders may be freed. By default nothing happens."""
+        return None
 
 
 class Scene(Protocol):

@@ -192,7 +192,7 @@ def test_mistakes_are_named(views_folder):
     for recipe, match in (
         (SMALL, "sees four views a quarter turn apart: set --cameras.orthogonal"),
         (dataclasses.replace(four, views=6), "set --views to a multiple, got 6"),
-        (dataclasses.replace(four, perp_neg=True), "takes no Perp-Neg"),
+        (dataclasses.replace(four, perp_neg=True), "does not support Perp-Neg; pass --no-perp-neg"),
     ):
         with pytest.raises(ValueError, match=match):
             ObjectRun(recipe, "sdi", prompts, prior)

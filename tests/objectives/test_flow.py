@@ -27,7 +27,7 @@ def velocity(prior, x, t, conditioning, scale):
     sigma = prior.schedule.sigma(t)[:, None, None, None]
 
     def told(text):
-        m, s = prior.means[None], prior._stds[None]  # [1, K, ...]
+        m, s = prior.means[None], prior.stds[None]  # [1, K, ...]
         variance = ((1 - sigma)[:, None] * s) ** 2 + sigma[:, None] ** 2
         distance = x[:, None] - (1 - sigma)[:, None] * m
         log = -0.5 * (distance**2 / variance + variance.log()).flatten(2).sum(-1) + text.hidden[:, 0].log()

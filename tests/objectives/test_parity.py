@@ -20,7 +20,7 @@ from distill3d.diffusion.schedule import coefficients, to_eps
 from distill3d.objectives import Query, attach, noise, released, sdi, sds, timesteps
 from distill3d.priors import load_prior
 from distill3d.prompts import ViewPrompts
-from distill3d.types import Conditioning, TextEmbedding
+from distill3d.types import Condition, Conditioning
 
 BUNDLED = Path(__file__).parents[1] / "data" / "parity"
 FOLDER = Path(os.environ.get("DISTILL3D_PARITY") or BUNDLED)
@@ -99,7 +99,7 @@ def conditioning(azimuth, elevation, perp, dtype=F32):
 def recorded_conditioning(text, weights, dtype=F32):
     """Rows as the official network received them: B positive, B empty, then K negatives a view, view by view."""
     b = len(weights)
-    positive, negative, *away = (TextEmbedding(part) for part in text.to(dtype).split([b, b, len(text) - 2 * b]))
+    positive, negative, *away = (Condition(part) for part in text.to(dtype).split([b, b, len(text) - 2 * b]))
     if weights.numel() == 0:
         return Conditioning(positive, negative)
     return Conditioning(positive, negative, away[0], weights.to(dtype))

@@ -2,7 +2,10 @@ import pytest
 import torch
 
 from distill3d.diffusion.schedule import Cosine, Flow, coefficients, stable_diffusion
+from distill3d.objectives import sds
 from distill3d.priors import MixturePrior
+from distill3d.prompts import ViewPrompts
+from distill3d.types import Condition, Prior
 
 F64 = torch.float64
 
@@ -38,6 +41,50 @@ def test_any_dimension_dtype_and_end_of_time(randn):
             eps = prior.predict(100 * randn(2, *shape).to(dtype), t, prior.embed(["", ""]))
             assert eps.shape == (2, *shape) and eps.dtype == dtype and eps.isfinite().all()
         assert prior.sample_shape == shape and prior.image_size == shape[-1]
+
+
+def test_a_condition_stands_for_its_view_texts_too(randn):
+    prior = MixturePrior(randn(3, 2), conditions={"a cat": [0, 1], "a cat, back view": [2]})
+    plain, side, back = prior.embed(["a cat", "a cat, side view", "a cat, back view"]).hidden
+    assert torch.equal(side, plain) and torch.equal(back[0], torch.tensor([0.0, 0.0, 1.0], dtype=F64))
+    prompts = ViewPrompts("a cat", perp_neg=True)
+    prior.prepare(prompts.texts)
+    conditioning = prompts.conditioning(torch.tensor([10.0, 170.0]), torch.tensor([0.0, 80.0]), prior.embed)
+    assert conditioning.positive.hidden.isfinite().all()
+    for text in ("a cat, top view", "a dog, side view"):
+        with pytest.raises(ValueError, match=f"unknown condition '{text}'"):
+            prior.embed([text])
+
+
+def test_a_prior_of_ones_own_needs_only_what_has_no_default():
+    class Zero(Prior):
+        name, image_size, sample_shape, device = "zero", 8, (3, 8, 8), torch.device("cpu")
+        schedule = Cosine()
+
+        def encode(self, images):
+            return images
+
+        def decode(self, x):
+            return x
+
+        def embed(self, texts):
+            return Condition(torch.zeros(len(texts), 1, 1))
+
+        def predict(self, x_t, t, condition):
+            return 0 * x_t
+
+    prior = Zero()
+    prior.prepare(["a cat"])
+    assert prior.views == 1 and prior.control is None and not prior.camera_conditioned
+    conditioning = ViewPrompts("a cat").conditioning(torch.zeros(2), torch.zeros(2), prior.embed)
+    out = sds().guidance(torch.ones(2, 3, 8, 8), prior, conditioning, 0, torch.Generator().manual_seed(0), 1)
+    assert (out.prediction == 0).all()
+
+    class Incomplete(Zero):
+        predict = Prior.predict
+
+    with pytest.raises(TypeError, match=r"abstract method '?predict"):
+        Incomplete()
 
 
 def test_mistakes_are_named(randn):

@@ -13,7 +13,7 @@ from distill3d.priors import load_prior
 from distill3d.priors.multiview import MultiViewPrior, join_views, told_camera
 from distill3d.priors.options import PriorOptions
 from distill3d.priors.student import Student
-from distill3d.types import Conditioning, TextEmbedding
+from distill3d.types import Condition, Conditioning
 
 VIEWS = 4
 
@@ -42,7 +42,7 @@ def cameras(groups, elevation=20.0):
 
 def told(prior, groups, text="a cat"):
     b = VIEWS * groups
-    return Conditioning(prior.embed([text] * b), prior.embed([""] * b), camera=cameras(groups))
+    return Conditioning(prior.embed([text] * b), prior.embed([""] * b)).with_camera(cameras(groups))
 
 
 def said(prior, x, t, conditioning):
@@ -80,7 +80,7 @@ def test_views_that_are_alike_see_nothing_new(prior, views_folder, tmp_path):
     shutil.copytree(views_folder, tmp_path / "one")
     mark(tmp_path / "one", views=1)
     one = load_prior(tmp_path / "one")
-    alone = Conditioning(one.embed(["a cat"]), one.embed([""]), camera=cameras(1)[:1])
+    alone = Conditioning(one.embed(["a cat"]), one.embed([""])).with_camera(cameras(1)[:1])
     x, t = randn(1, 4, 8, 8), torch.tensor([0.6])
     four = torch.zeros(4, dtype=torch.long)
     got = said(prior, x[four], t[four], alone[four])
@@ -106,7 +106,7 @@ def test_views_see_their_own_group_and_no_other(prior):
 
 def test_the_camera_changes_the_answer(prior):
     x, t, conditioning = randn(4, 4, 8, 8), torch.full((4,), 0.6), told(prior, 1)
-    other = dataclasses.replace(conditioning, camera=cameras(1, elevation=60.0))
+    other = conditioning.with_camera(cameras(1, elevation=60.0))
     assert (said(prior, x, t, other) - said(prior, x, t, conditioning)).abs().max() > 1e-3
 
 
@@ -119,12 +119,12 @@ def test_a_camera_is_told_without_its_distance():
 
 
 def test_cameras_follow_the_rows_of_a_condition(prior):
-    conditioning = told(prior, 2)
-    assert torch.equal(conditioning.positive.camera, conditioning.camera)
+    conditioning, poses = told(prior, 2), cameras(2)
+    assert torch.equal(conditioning.positive.camera, poses)
     rows = torch.tensor([4, 5, 6, 7])
-    assert torch.equal(conditioning[rows].negative.camera, conditioning.camera[rows])
-    both = TextEmbedding.cat([conditioning.negative, conditioning.positive])
-    assert torch.equal(both.camera, conditioning.camera.repeat(2, 1, 1))
+    assert torch.equal(conditioning[rows].negative.camera, poses[rows])
+    both = Condition.cat([conditioning.negative, conditioning.positive])
+    assert torch.equal(both.camera, poses.repeat(2, 1, 1))
 
 
 OBJECTIVES = {
@@ -176,7 +176,7 @@ def test_inversion_of_groups_keeps_each_at_one_time(prior):
 def test_views_that_are_alike_invert_alike(prior):
     """Only if the end of the inversion, which is drawn and not asked about, is one for the group."""
     objective = dataclasses.replace(sdi(inversion_steps=4, eta=0.0), views=VIEWS)
-    same = dataclasses.replace(told(prior, 2), camera=cameras(1)[:1].repeat(8, 1, 1))
+    same = told(prior, 2).with_camera(cameras(1)[:1].repeat(8, 1, 1))
     x = randn(1, 4, 8, 8).repeat(8, 1, 1, 1)
     kappa = objective.guidance(x, prior, same, 3, torch.Generator().manual_seed(0), 9).noise.unflatten(0, (2, 4))
     torch.testing.assert_close(kappa, kappa[:, :1].expand_as(kappa), rtol=1e-4, atol=1e-4)
@@ -207,7 +207,7 @@ def test_mistakes_are_named(prior, views_folder, kl_folder, tmp_path):
     with pytest.raises(ValueError, match="groups of 4 views, got 6 samples"):
         mvdream().guidance(x[:6], prior, conditioning[torch.arange(6)], 0, torch.Generator(), 1)
     pushed = dataclasses.replace(conditioning, perp=prior.embed(["a dog"] * 8), perp_weights=torch.full((8, 1), -1.0))
-    with pytest.raises(ValueError, match="takes no Perp-Neg: leave it away"):
+    with pytest.raises(ValueError, match="is a multi-view prior and does not support Perp-Neg; pass --no-perp-neg"):
         mvdream().guidance(x, prior, pushed, 0, torch.Generator(), 1)
     with pytest.raises(ValueError, match="is told a camera itself"):
         esd(Student(prior, torch.Generator()))

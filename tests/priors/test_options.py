@@ -203,7 +203,7 @@ def test_a_controlnet_is_what_diffusers_pipeline_makes_of_it(kl_folder, controln
     network = ControlNetModel.from_pretrained(controlnet)
     prior = load(kl_folder, controlnet=str(controlnet), control_scale=0.7)
     x, t, picture = noise(2, 4, 8, 8), torch.tensor([0.8, 0.3]), noise(2, 3, 16, 16).sigmoid()
-    conditioning = Conditioning(prior.embed(["a cat", ""]), prior.embed(["", ""])).steered(picture)
+    conditioning = Conditioning(prior.embed(["a cat", ""]), prior.embed(["", ""])).with_control(picture)
     text = conditioning.positive
     with torch.no_grad():
         down, middle = network(x, 1000 * t, text.hidden, picture, conditioning_scale=0.7, return_dict=False)
@@ -228,7 +228,7 @@ def test_a_controlnet_of_sdxl_is_told_what_its_network_is_told(toys, tmp_path):
     network.save_pretrained(tmp_path / "net")
     prior = load(toy.folder, controlnet=str(tmp_path / "net"))
     x, t, picture = noise(2, 4, 8, 8), torch.tensor([0.8, 0.3]), noise(2, 3, 16, 16).sigmoid()
-    text = Conditioning(prior.embed(["a cat", ""]), prior.embed(["", ""])).steered(picture).positive
+    text = Conditioning(prior.embed(["a cat", ""]), prior.embed(["", ""])).with_control(picture).positive
     with torch.no_grad():
         down, middle = network(x, 1000 * t, text.hidden, picture, return_dict=False, **prior.told(text))
         wanted = toy.pipeline.unet(x, 1000 * t, text.hidden, down_block_additional_residuals=down,

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from distill3d.priors import load_prior
 from distill3d.priors.components.text_cache import cache_folder
 from distill3d.priors.options import PriorOptions
-from distill3d.types import Conditioning, TextEmbedding
+from distill3d.types import Condition, Conditioning
 
 LONG = "a very long text that nobody would type, with a red cube at its end"
 
@@ -44,7 +44,7 @@ def test_texts_of_unlike_length_share_a_batch_and_change_nothing(prior):
     assert mixed.hidden.shape[1] == 72
     alone = torch.cat([prior.predict(x[i : i + 1], t[:1], prior.embed([text])) for i, text in enumerate([LONG, ""])])
     torch.testing.assert_close(prior.predict(x, t, mixed), alone, rtol=1e-4, atol=1e-5)
-    both = TextEmbedding.cat([prior.embed([LONG]), prior.embed([""])])
+    both = Condition.cat([prior.embed([LONG]), prior.embed([""])])
     torch.testing.assert_close(both.hidden, mixed.hidden)
 
 

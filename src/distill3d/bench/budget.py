@@ -18,7 +18,7 @@ from distill3d.distill.family import TAUGHT
 from distill3d.distill.recipes import Penalties, Recipe
 from distill3d.distill.regularizers import WeightSchedule
 from distill3d.prompts import ViewPrompts
-from distill3d.types import Conditioning, Prior, Schedule, TextEmbedding
+from distill3d.types import Condition, Conditioning, Prior, Schedule
 
 DRY_STEPS = 100  # of a dry run; the times of every method are spread over a run of any length alike
 
@@ -86,15 +86,13 @@ def rows_of_a_step(variant: Variant, prior: Prior) -> float:
     return rows / total
 
 
-@dataclasses.dataclass
-class _Hollow:
+class _Hollow(Prior):
     """A prior whose pictures have one pixel and whose noise is none."""
 
-    schedule: Schedule
-    name: str = "a dry run"
-    image_size: int = 1
-    sample_shape: tuple[int, ...] = (1, 1, 1)
-    device: torch.device = torch.device("cpu")
+    name, image_size, sample_shape, device = "a dry run", 1, (1, 1, 1), torch.device("cpu")
+
+    def __init__(self, schedule: Schedule):
+        self.schedule = schedule
 
     def encode(self, images: Tensor) -> Tensor:
         return images[:, :1]
@@ -102,10 +100,10 @@ class _Hollow:
     def decode(self, x: Tensor) -> Tensor:
         return x.expand(-1, 3, -1, -1)
 
-    def embed(self, texts: Sequence[str]) -> TextEmbedding:
-        return TextEmbedding(torch.zeros(len(texts), 1, 1))
+    def embed(self, texts: Sequence[str]) -> Condition:
+        return Condition(torch.zeros(len(texts), 1, 1))
 
-    def predict(self, x_t: Tensor, t: Tensor, text: TextEmbedding) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         return torch.zeros_like(x_t)
 
 

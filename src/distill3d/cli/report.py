@@ -16,7 +16,7 @@ from distill3d.priors.base import FrozenPrior
 from distill3d.priors.components import hub
 from distill3d.priors.families import check_folder
 from distill3d.priors.options import PriorOptions
-from distill3d.types import TextEmbedding
+from distill3d.types import Condition
 
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "trimesh", "scikit-image", "av", "tyro", "rich")
 ROWS = 4  # of the network in one timed call
@@ -100,12 +100,12 @@ def _bytes(parameter: torch.Tensor) -> int:
 
 
 @torch.no_grad()
-def _speed(prior: FrozenPrior, text: TextEmbedding) -> Iterator[str]:
+def _speed(prior: FrozenPrior, text: Condition) -> Iterator[str]:
     """Network rows a second, and the same for the encoder."""
     x = torch.zeros(ROWS, *prior.sample_shape, device=prior.device)
     t = torch.full((ROWS,), 0.5, device=prior.device)
     images = torch.full((1, 3, prior.image_size, prior.image_size), 0.5, device=prior.device)
-    if getattr(prior, "controlnet", None) is not None:
+    if prior.control is not None:
         text = dataclasses.replace(text, control=images.expand(ROWS, -1, -1, -1))
     rate = _a_second(lambda: prior.predict(x, t, text), prior.device)
     yield f"  network: {ROWS * rate:.3g} evaluations a second (rows, batches of {ROWS})"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distill3d.types import Conditioning, Prior, TextEmbedding
+from distill3d.types import Condition, Conditioning, Prior
 
 
 def cfg(e_u: Tensor, e_c: Tensor, scale: float) -> Tensor:
@@ -58,15 +58,15 @@ def guided_prediction(
     if conditioning.perp is None or conditioning.perp_weights is None:
         if scale == 1:
             return prior.predict(x_t, t, conditioning.positive), b
-        text = TextEmbedding.cat([conditioning.negative, conditioning.positive])
+        text = Condition.cat([conditioning.negative, conditioning.positive])
         e = prior.predict(torch.cat([x_t, x_t]), torch.cat([t, t]), text)
         return cfg(e[:b], e[b:], scale), 2 * b
     return _perp_neg_prediction(prior, x_t, t, conditioning, scale)
 
 
 def _perp_neg_prediction(prior, x_t, t, conditioning, scale) -> tuple[Tensor, int]:
-    if getattr(prior, "views", 1) > 1:  # it would have to see its groups whole; and it is told where it looks from
-        raise ValueError(f"{prior.name} is told its cameras and takes no Perp-Neg: leave it away")
+    if prior.views > 1:  # dropping rows of weight zero would break its groups
+        raise ValueError(f"{prior.name} is a multi-view prior and does not support Perp-Neg; pass --no-perp-neg")
     weights = conditioning.perp_weights.to(x_t)
     wanted = weights != 0  # [B, K]
     pushed = wanted.any(1)
@@ -75,7 +75,7 @@ def _perp_neg_prediction(prior, x_t, t, conditioning, scale) -> tuple[Tensor, in
     everyone = torch.arange(len(x_t), device=x_t.device)
     rows = torch.cat([everyone, needs_u, views])
     text = [conditioning.positive, conditioning.negative[needs_u], conditioning.perp[wanted.flatten()]]
-    e = prior.predict(x_t[rows], t[rows], TextEmbedding.cat(text))
+    e = prior.predict(x_t[rows], t[rows], Condition.cat(text))
     e_c, some_u, some_n = e.split([len(everyone), len(needs_u), len(views)])
     # e_c stands in for rows that were not asked for: where s = 1 and nothing pushes, the result is e_c.
     e_u = e_c.index_copy(0, needs_u, some_u)

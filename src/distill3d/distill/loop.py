@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from distill3d.distill import regularizers
 from distill3d.distill.family import companion
 from distill3d.distill.recipes import Recipe, check_method
-from distill3d.distill.supervision import ShapeObjective, control_kind, prompts_for, suited, told
+from distill3d.distill.supervision import ShapeObjective, prompts_for, suited, told
 from distill3d.meshes.mesh import Mesh
 from distill3d.objectives import Objective, attach
 from distill3d.prompts import ViewPrompts
@@ -156,7 +156,7 @@ class ObjectRun:
         size = self.recipe.render_size or self.prior.image_size
         sample = self.recipe.cameras.sample(self.recipe.views, self.generator).to(self.prior.device)
         behind = self.background(sample, size, self.generator)
-        normals = control_kind(self.prior) == "normal" or any(
+        normals = self.prior.control == "normal" or any(
             getattr(self.recipe.penalties, n)(step) > 0 for n in NEED_NORMALS
         )
         normals |= self.shape is not None and self.shape.needs_normals(step)

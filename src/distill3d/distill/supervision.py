@@ -9,7 +9,6 @@ another one with LoRA weights or a ControlNet of its own, with any objective tha
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,15 +24,9 @@ from distill3d.types import Cameras, Conditioning, Prior, Rendering
 def told(prompts: ViewPrompts, prior: Prior, rendering: Rendering, cameras: Cameras) -> Conditioning:
     """What a prior is told of B rendered views: texts, cameras and, if it has a ControlNet, a picture for that."""
     conditioning = prompts.conditioning(cameras.azimuth, cameras.elevation, prior.embed)
-    kind = control_kind(prior)
-    if kind is not None:
-        conditioning = conditioning.steered(control_picture(rendering, cameras.camera_to_world, kind))
-    return replace(conditioning, camera=cameras.camera_to_world)
-
-
-def control_kind(prior: Any) -> str | None:
-    """What the ControlNet of a prior is told, "depth" or "normal"; None for one without."""
-    return prior.control if getattr(prior, "controlnet", None) is not None else None
+    if prior.control is not None:
+        conditioning = conditioning.with_control(control_picture(rendering, cameras.camera_to_world, prior.control))
+    return conditioning.with_camera(cameras.camera_to_world)
 
 
 def suited(objective: Objective, prior: Prior, recipe: Recipe) -> Objective:
@@ -41,11 +34,11 @@ def suited(objective: Objective, prior: Prior, recipe: Recipe) -> Objective:
 
     Raises ValueError where the recipe's views are not such groups.
     """
-    views = getattr(prior, "views", 1)
+    views = prior.views
     if views == 1:
         return objective
     if recipe.perp_neg:
-        raise ValueError(f"{prior.name} is told its cameras and takes no Perp-Neg: set --no-perp-neg")
+        raise ValueError(f"{prior.name} is a multi-view prior and does not support Perp-Neg; pass --no-perp-neg")
     if views == 4 and not recipe.cameras.orthogonal:
         raise ValueError(f"{prior.name} sees four views a quarter turn apart: set --cameras.orthogonal")
     if recipe.views % views:
@@ -54,8 +47,8 @@ def suited(objective: Objective, prior: Prior, recipe: Recipe) -> Objective:
 
 
 def prompts_for(prompts: ViewPrompts, prior: Prior) -> ViewPrompts:
-    """The texts as a prior should read them: without words of direction for one that is told its cameras."""
-    return prompts.undirected() if hasattr(prior, "views") else prompts
+    """The texts as a prior should read them: without view directions if it is conditioned on the cameras."""
+    return prompts.undirected() if prior.camera_conditioned else prompts
 
 
 def shape_prompts(prompts: ViewPrompts, settings: Supervision) -> ViewPrompts:
@@ -75,7 +68,7 @@ class ShapeObjective:
 
     def needs_normals(self, step: int) -> bool:
         """Whether the rendering of a step has to have normals."""
-        return self.settings.weight(step) > 0 and "normal" in (self.settings.kind, control_kind(self.prior))
+        return self.settings.weight(step) > 0 and "normal" in (self.settings.kind, self.prior.control)
 
     def loss(self, step: int, rendering: Rendering, cameras: Cameras, generator: Generators) -> tuple[Tensor, int]:
         """Its weight times `attach` of its gradient, a scalar, and the network rows; nothing is drawn at weight 0."""

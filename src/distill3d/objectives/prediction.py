@@ -12,9 +12,9 @@ from distill3d.diffusion.guidance import cfg, guided_prediction, rescale
 from distill3d.diffusion.schedule import coefficients, from_eps, to_eps
 from distill3d.objectives import checks
 from distill3d.objectives.objective import Prediction, Query, Reference
-from distill3d.types import Conditioning, TextEmbedding
+from distill3d.types import Condition, Conditioning
 
-Text = Callable[[Query], TextEmbedding]  # what the network is told: one row per sample
+Text = Callable[[Query], Condition]  # what the network is told: one row per sample
 Amount = float | Callable[[Query], Tensor]  # how much that counts: a number, or one per sample [B]
 
 
@@ -52,12 +52,12 @@ def rescaled(scale: float, share: float = 0.5) -> Prediction:
     return prediction
 
 
-def prompt(query: Query) -> TextEmbedding:
+def prompt(query: Query) -> Condition:
     """The positive text of each sample's condition; in `contrast`, with its Perp-Neg push."""
     return query.conditioning.positive
 
 
-def negative(query: Query) -> TextEmbedding:
+def negative(query: Query) -> Condition:
     """The empty (or the user's negative) text of each sample's condition."""
     return query.conditioning.negative
 
@@ -65,7 +65,7 @@ def negative(query: Query) -> TextEmbedding:
 def words(text: str) -> Text:
     """The same text for every sample, beside whatever else its condition says of it."""
 
-    def told(query: Query) -> TextEmbedding:
+    def told(query: Query) -> Condition:
         of = query.conditioning.positive
         return replace(query.prior.embed([text] * len(query.x)), control=of.control, camera=of.camera)
 
@@ -124,9 +124,9 @@ def _told(query: Query, x_t: Tensor, texts: Sequence[Text], wanted: Tensor) -> t
 def _stacked(query: Query, texts: Sequence[Text]) -> Conditioning:
     """K B conditions: each text as positive of every sample, Perp-Neg beside the prompt only."""
     told = query.conditioning
-    positive = TextEmbedding.cat([text(query) for text in texts])
-    empty = TextEmbedding.cat([told.negative] * len(texts))
+    positive = Condition.cat([text(query) for text in texts])
+    empty = Condition.cat([told.negative] * len(texts))
     if told.perp is None or told.perp_weights is None:
         return Conditioning(positive, empty)
     weights = torch.cat([told.perp_weights * float(text is prompt) for text in texts])
-    return Conditioning(positive, empty, TextEmbedding.cat([told.perp] * len(texts)), weights)
+    return Conditioning(positive, empty, Condition.cat([told.perp] * len(texts)), weights)

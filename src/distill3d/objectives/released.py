@@ -30,7 +30,7 @@ from distill3d.objectives import prediction as predictions
 from distill3d.objectives import reference, weighting
 from distill3d.objectives import timesteps as times
 from distill3d.objectives.objective import Noise, Objective, Prediction, Query, Timesteps
-from distill3d.types import Schedule, TextEmbedding
+from distill3d.types import Condition, Schedule
 
 LEVELS = 1000
 LOWEST = 1  # the first timestep above the data in the grid of Stable Diffusion's scheduler
@@ -143,7 +143,7 @@ def _predict(query: Query, x: Tensor, t: Tensor, scale: float) -> tuple[Tensor, 
         text.append(told.perp)
     rows = sum(map(len, text))
     copies = torch.arange(rows, device=x.device) % b  # `perp` is ordered by view: its rows meet other samples
-    e = query.prior.predict(x[copies], t[copies], TextEmbedding.cat(text))
+    e = query.prior.predict(x[copies], t[copies], Condition.cat(text))
     if told.perp is None or told.perp_weights is None:
         return cfg(e[b : 2 * b], e[:b], scale + 1), rows
     e_n = e[2 * b :].unflatten(0, (b, -1))

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill3d.diffusion.schedule import Flow, Kind, Table, coefficients, to_eps
+from distill3d.diffusion.schedule import Kind, coefficients, to_eps
 from distill3d.priors.components.autoencoder import Codec
 from distill3d.priors.components.folder import freeze
 from distill3d.priors.components.text_cache import Texts
-from distill3d.types import TextEmbedding
+from distill3d.types import Condition, Prior, Schedule
 
 PREDICTION_KINDS: dict[str, Kind] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
@@ -32,18 +32,19 @@ class Where:
         return torch.device("cpu") if self.offload else self.device
 
 
-class FrozenPrior:
-    """A family is this class with one method: `ask`, the network's own call."""
+class FrozenPrior(Prior):
+    """A model of diffusers as a prior. Each family is a subclass with one method, `ask`: the network's own call."""
 
     def __init__(
-        self, network: Any, codec: Codec, texts: Texts, schedule: Table | Flow, kind: Kind, size: int,
+        self, network: Any, codec: Codec, texts: Texts, schedule: Schedule, kind: Kind, size: int,
         where: Where | None = None, name: str = "prior",
     ):  # fmt: skip
         """Freezes the network in place. kind says what it predicts, size is that of x (not of the pictures)."""
         where = where or Where()
         self.name, self.device, self.dtype, self.offload = name, where.device, where.dtype, where.offload
         self.network = freeze(network, where.home, where.dtype).to(memory_format=torch.channels_last)
-        self.codec, self.texts, self.schedule = codec, texts, schedule
+        self.codec, self.texts = codec, texts
+        self.schedule: Schedule = schedule
         self.kind: Kind = kind
         self.sample_shape = (codec.channels, size, size)
         self.image_size = size * codec.factor
@@ -64,7 +65,7 @@ class FrozenPrior:
         """x [B, *sample_shape] to images [B, 3, image_size, image_size] in [0, 1]."""
         return self.codec.decode(x)
 
-    def embed(self, texts: Sequence[str]) -> TextEmbedding:
+    def embed(self, texts: Sequence[str]) -> Condition:
         """One row per text; each text is encoded once in the life of the prior."""
         return self.texts.embed(texts)
 
@@ -73,13 +74,13 @@ class FrozenPrior:
         self.embed(texts)
         self.texts.drop()
 
-    def predict(self, x_t: Tensor, t: Tensor, text: TextEmbedding) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Noise eps [N, *sample_shape] in x_t's dtype: one network call for x_t, t [N] and N rows of text."""
-        out = self.ask(x_t.to(self.dtype), t, text.to(self.dtype))
+        out = self.ask(x_t.to(self.dtype), t, condition.to(self.dtype))
         alpha, sigma = coefficients(self.schedule, t, x_t)
         return to_eps(self.kind, out.to(x_t.dtype), x_t, alpha, sigma).contiguous()
 
-    def ask(self, x_t: Tensor, t: Tensor, text: TextEmbedding) -> Tensor:
+    def ask(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """What the network says at x_t [N, ...] and text in its own precision, t [N] as it came; in its kind."""
         raise NotImplementedError
 

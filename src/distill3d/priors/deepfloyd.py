@@ -12,7 +12,7 @@ from distill3d.priors.base import FrozenPrior, prediction_kind
 from distill3d.priors.components.autoencoder import Pixels
 from distill3d.priors.components.text_encoders import T5
 from distill3d.priors.options import Setup
-from distill3d.types import TextEmbedding
+from distill3d.types import Condition
 
 PARTS = {
     "unet": ("UNet2DConditionModel",),
@@ -25,11 +25,11 @@ TOKENS = 77
 class PixelPrior(FrozenPrior):
     """A pixel-space diffusion model behind the Prior protocol: x is the picture in [-1, 1]."""
 
-    def ask(self, x_t: Tensor, t: Tensor, text: TextEmbedding) -> Tensor:
+    def ask(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The UNet's noise; the channels of its learned variance, which only a sampler would use, are dropped."""
         assert isinstance(self.schedule, Table), "a UNet counts its noise levels"
         inputs = x_t.contiguous(memory_format=torch.channels_last)
-        out = self.network(inputs, self.schedule.timestep(t), text.hidden, return_dict=False)[0]
+        out = self.network(inputs, self.schedule.timestep(t), condition.hidden, return_dict=False)[0]
         return out[:, : x_t.shape[1]]
 
 
@@ -39,9 +39,9 @@ class OneT5:
 
     t5: T5
 
-    def encode(self, text: str) -> TextEmbedding:
+    def encode(self, text: str) -> Condition:
         """hidden [1, 77, C]."""
-        return TextEmbedding(self.t5.states(text.lower().strip()))
+        return Condition(self.t5.states(text.lower().strip()))
 
     def modules(self) -> dict[str, nn.Module]:
         """The encoder."""

@@ -16,7 +16,7 @@ from distill3d.diffusion.schedule import Flow
 from distill3d.priors.base import FrozenPrior
 from distill3d.priors.components.text_encoders import T5, Clip
 from distill3d.priors.options import Setup
-from distill3d.types import TextEmbedding
+from distill3d.types import Condition
 
 CLIP_TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast")
 T5_TOKENIZER = ("T5Tokenizer", "T5TokenizerFast")
@@ -50,12 +50,15 @@ FLUX_SIZE = 128  # latents a side for pictures of 1024 pixels: its transformer h
 class SD3Prior(FrozenPrior):
     """Stable Diffusion 3 and 3.5 behind the Prior protocol."""
 
-    def ask(self, x_t: Tensor, t: Tensor, text: TextEmbedding) -> Tensor:
+    def ask(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The transformer's velocity."""
         return self.network(
-            x_t, encoder_hidden_states=text.hidden, pooled_projections=text.pooled,
-            timestep=1000 * self.schedule.sigma(t), return_dict=False,
-        )[0]  # fmt: skip
+            x_t,
+            encoder_hidden_states=condition.hidden,
+            pooled_projections=condition.pooled,
+            timestep=1000 * self.schedule.sigma(t),
+            return_dict=False,
+        )[0]
 
 
 class FluxPrior(FrozenPrior):
@@ -68,7 +71,7 @@ class FluxPrior(FrozenPrior):
 
     strength: float = 3.5
 
-    def ask(self, x_t: Tensor, t: Tensor, text: TextEmbedding) -> Tensor:
+    def ask(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The transformer's velocity, patches of 2 x 2 latents being its tokens."""
         n, c, h, w = x_t.shape
         tokens = x_t.reshape(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w // 4, 4 * c)
@@ -78,10 +81,15 @@ class FluxPrior(FrozenPrior):
         if self.network.config.guidance_embeds:
             guidance = torch.full((n,), self.strength, device=x_t.device, dtype=torch.float32)
         out = self.network(
-            tokens, timestep=self.schedule.sigma(t), guidance=guidance, pooled_projections=text.pooled,
-            encoder_hidden_states=text.hidden, txt_ids=places.new_zeros(text.hidden.shape[1], 3), img_ids=places,
+            tokens,
+            timestep=self.schedule.sigma(t),
+            guidance=guidance,
+            pooled_projections=condition.pooled,
+            encoder_hidden_states=condition.hidden,
+            txt_ids=places.new_zeros(condition.hidden.shape[1], 3),
+            img_ids=places,
             return_dict=False,
-        )[0]  # fmt: skip
+        )[0]
         return out.reshape(n, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(x_t.shape)
 
 
@@ -94,14 +102,14 @@ class TwoClipsAndT5:
     t5: T5 | None
     width: int  # of a token
 
-    def encode(self, text: str) -> TextEmbedding:
+    def encode(self, text: str) -> Condition:
         """hidden [1, 77 + 256, width], pooled [1, P1 + P2]."""
         clips = (self.first, self.second)
         side = torch.cat([clip.states(text, 1, warn=clip is self.first)[-2] for clip in clips], dim=-1)
         side = nn.functional.pad(side, (0, self.width - side.shape[-1]))
         t5 = side.new_zeros(1, SD3_TOKENS, self.width) if self.t5 is None else self.t5.states(text)
         pooled = torch.cat([clip.pooled(text) for clip in clips], dim=-1)
-        return TextEmbedding(torch.cat([side, t5], dim=1), pooled)
+        return Condition(torch.cat([side, t5], dim=1), pooled)
 
     def modules(self) -> dict[str, nn.Module]:
         """The encoders."""
@@ -116,9 +124,9 @@ class ClipAndT5:
     clip: Clip
     t5: T5
 
-    def encode(self, text: str) -> TextEmbedding:
+    def encode(self, text: str) -> Condition:
         """hidden [1, 512, C], pooled [1, P]."""
-        return TextEmbedding(self.t5.states(text), self.clip.pooled(text))
+        return Condition(self.t5.states(text), self.clip.pooled(text))
 
     def modules(self) -> dict[str, nn.Module]:
         """The encoders."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from distill3d.priors import stable_diffusion as latent
 from distill3d.priors.options import Setup
 from distill3d.priors.stable_diffusion import LatentPrior, build_kind
-from distill3d.types import TextEmbedding
+from distill3d.types import Condition
 
 CAMERA = 16  # numbers that tell a camera
 MARKER = "views"  # in unet/config.json
@@ -33,10 +33,11 @@ class MultiViewPrior(LatentPrior):
     """
 
     views: int = 4
+    camera_conditioned: bool = True
 
-    def predict(self, x_t: Tensor, t: Tensor, text: TextEmbedding) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Noise as `FrozenPrior.predict`; ValueError for rows that are no whole groups, or carry no cameras."""
-        if text.camera is None:
+        if condition.camera is None:
             raise ValueError(f"{self.name} is told cameras, and these conditions carry none: it makes objects, not "
                              "single pictures")  # fmt: skip
         if len(x_t) % self.views or not bool((t == t[:: self.views].repeat_interleave(self.views)[: len(t)]).all()):
@@ -44,12 +45,12 @@ class MultiViewPrior(LatentPrior):
                 f"{self.name} sees groups of {self.views} views at one time each, got {len(x_t)} rows at t = "
                 f"{t.tolist()}: set views={self.views} in the objective and give it whole groups"
             )
-        return super().predict(x_t, t, text)
+        return super().predict(x_t, t, condition)
 
-    def told(self, text: TextEmbedding) -> dict[str, Any]:
+    def told(self, condition: Condition) -> dict[str, Any]:
         """The cameras [N, 16]."""
-        assert text.camera is not None
-        return {"class_labels": told_camera(text.camera).to(text.hidden.dtype)}
+        assert condition.camera is not None
+        return {"class_labels": told_camera(condition.camera).to(condition.hidden.dtype)}
 
 
 def told_camera(camera_to_world: Tensor) -> Tensor:

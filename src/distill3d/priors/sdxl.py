@@ -12,7 +12,7 @@ from distill3d.priors import stable_diffusion as latent
 from distill3d.priors.components.text_encoders import Clip
 from distill3d.priors.options import Setup
 from distill3d.priors.stable_diffusion import LatentPrior, assemble, check_unet
-from distill3d.types import TextEmbedding
+from distill3d.types import Condition
 
 PARTS = {
     **latent.PARTS,
@@ -25,11 +25,11 @@ TINY = "madebyollin/taesdxl"
 class SDXLPrior(LatentPrior):
     """Stable Diffusion XL behind the Prior protocol."""
 
-    def told(self, text: TextEmbedding) -> dict[str, Any]:
+    def told(self, condition: Condition) -> dict[str, Any]:
         """The pooled text, and that pictures are whole and as large as they look (section 2.2 of the report)."""
         s = self.image_size
-        sizes = torch.tensor([s, s, 0, 0, s, s], device=text.hidden.device, dtype=text.hidden.dtype)
-        return {"added_cond_kwargs": {"text_embeds": text.pooled, "time_ids": sizes.expand(len(text), -1)}}
+        sizes = torch.tensor([s, s, 0, 0, s, s], device=condition.hidden.device, dtype=condition.hidden.dtype)
+        return {"added_cond_kwargs": {"text_embeds": condition.pooled, "time_ids": sizes.expand(len(condition), -1)}}
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class TwoClips:
     second: Clip
     zero_if_empty: bool  # SDXL learned the missing prompt as zeros, not as an empty text
 
-    def encode(self, text: str) -> TextEmbedding:
+    def encode(self, text: str) -> Condition:
         """hidden [1, windows L, C1 + C2], pooled [1, P]."""
         hidden = torch.cat([clip.states(text)[-2] for clip in (self.first, self.second)], dim=-1)
-        embedding = TextEmbedding(hidden, self.second.pooled(text))
+        embedding = Condition(hidden, self.second.pooled(text))
         if text == "" and self.zero_if_empty:
-            return TextEmbedding(torch.zeros_like(hidden), torch.zeros_like(self.second.pooled(text)))
+            return Condition(torch.zeros_like(hidden), torch.zeros_like(self.second.pooled(text)))
         return embedding
 
     def modules(self) -> dict[str, nn.Module]:

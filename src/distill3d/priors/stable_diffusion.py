@@ -14,7 +14,7 @@ from distill3d.priors.base import FrozenPrior, prediction_kind
 from distill3d.priors.components.autoencoder import Autoencoder
 from distill3d.priors.components.text_encoders import Clip
 from distill3d.priors.options import Setup
-from distill3d.types import TextEmbedding
+from distill3d.types import Condition
 
 PARTS = {
     "unet": ("UNet2DConditionModel",),
@@ -30,17 +30,16 @@ class LatentPrior(FrozenPrior):
     """A latent diffusion model with a UNet behind the Prior protocol; `controlnet` may be attached to it."""
 
     controlnet: Any = None
-    control: str = "depth"  # what it is told: depth or normal
 
-    def ask(self, x_t: Tensor, t: Tensor, text: TextEmbedding) -> Tensor:
+    def ask(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The UNet's prediction, with the ControlNet's residuals where there is one."""
         assert isinstance(self.schedule, Table), "a UNet counts its noise levels"
         inputs = x_t.contiguous(memory_format=torch.channels_last)
-        steps, told = self.schedule.timestep(t), self.told(text)
-        more = told | self._residuals(inputs, steps, text, told)
-        return self.network(inputs, steps, text.hidden, return_dict=False, **more)[0]
+        steps, told = self.schedule.timestep(t), self.told(condition)
+        more = told | self._residuals(inputs, steps, condition, told)
+        return self.network(inputs, steps, condition.hidden, return_dict=False, **more)[0]
 
-    def told(self, text: TextEmbedding) -> dict[str, Any]:
+    def told(self, condition: Condition) -> dict[str, Any]:
         """What the network is told beside time and tokens."""
         return {}
 
@@ -48,14 +47,14 @@ class LatentPrior(FrozenPrior):
         """The networks in memory by part."""
         return super().modules() | ({} if self.controlnet is None else {"controlnet": self.controlnet})
 
-    def _residuals(self, x_t: Tensor, steps: Tensor, text: TextEmbedding, told: dict[str, Any]) -> dict[str, Any]:
+    def _residuals(self, x_t: Tensor, steps: Tensor, condition: Condition, told: dict[str, Any]) -> dict[str, Any]:
         if self.controlnet is None:
             return {}
-        if text.control is None:
+        if condition.control is None:
             raise ValueError(f"{self.name} is steered by a ControlNet, and these conditions carry no picture for it")
         size = (self.image_size, self.image_size)
-        picture = nn.functional.interpolate(text.control, size, mode="bilinear", antialias=True)
-        down, middle = self.controlnet(x_t, steps, text.hidden, controlnet_cond=picture, return_dict=False, **told)
+        picture = nn.functional.interpolate(condition.control, size, mode="bilinear", antialias=True)
+        down, middle = self.controlnet(x_t, steps, condition.hidden, controlnet_cond=picture, return_dict=False, **told)
         return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
 
@@ -65,9 +64,9 @@ class OneClip:
 
     clip: Clip
 
-    def encode(self, text: str) -> TextEmbedding:
+    def encode(self, text: str) -> Condition:
         """hidden [1, windows L, C]."""
-        return TextEmbedding(self.clip.states(text)[-1])
+        return Condition(self.clip.states(text)[-1])
 
     def modules(self) -> dict[str, nn.Module]:
         """The encoder."""

@@ -126,7 +126,7 @@ class Student:
 
     def _predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, posed: Tensor) -> Tensor:
         """What prior.predict would say if the student's network were its own."""
-        camera = conditioning.camera
+        camera = conditioning.positive.camera
         pose = x_t.new_zeros(len(x_t), POSE) if camera is None else camera.to(x_t).flatten(1) * posed[:, None]
         twin = copy.copy(self.prior)
         twin.network = partial(self.unet, class_labels=pose)

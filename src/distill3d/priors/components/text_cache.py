@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from distill3d.files import replacing
-from distill3d.types import TextEmbedding
+from distill3d.types import Condition
 
 
 class Encoder(Protocol):
     """The text encoders of one family, loaded."""
 
-    def encode(self, text: str) -> TextEmbedding: ...
+    def encode(self, text: str) -> Condition: ...
     def modules(self) -> dict[str, nn.Module]: ...
 
 
@@ -39,18 +39,18 @@ class DiskCache:
         key = hashlib.sha256(f"{self.identity}\n{text}".encode())
         return self.folder / f"{key.hexdigest()}.safetensors"
 
-    def read(self, text: str) -> TextEmbedding | None:
+    def read(self, text: str) -> Condition | None:
         """What was written for a text; None if nothing was, or the file is damaged."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
             tensors = load_file(self.path(text))
-            return TextEmbedding(tensors["hidden"], tensors.get("pooled"))
+            return Condition(tensors["hidden"], tensors.get("pooled"))
         except (OSError, SafetensorError, KeyError):
             return None
 
-    def write(self, text: str, embedding: TextEmbedding) -> None:
+    def write(self, text: str, embedding: Condition) -> None:
         """Keeps an embedding of one row; a disk that cannot be written to is no mistake, only slower next time."""
         from safetensors.torch import save_file
 
@@ -78,15 +78,15 @@ class Texts:
         """load gives the `Encoder`, and is called again if it was dropped and a new text comes."""
         self._load, self.device, self._disk = load, torch.device(device), disk
         self._encoder: Encoder | None = None
-        self._known: dict[str, TextEmbedding] = {}
+        self._known: dict[str, Condition] = {}
 
     @torch.no_grad()
-    def embed(self, texts: Sequence[str]) -> TextEmbedding:
+    def embed(self, texts: Sequence[str]) -> Condition:
         """One row per text; ValueError where the encoders cannot be loaded."""
         for text in dict.fromkeys(texts):
             if text not in self._known:
                 self._known[text] = self._find(text)
-        return TextEmbedding.cat([self._known[text] for text in texts])
+        return Condition.cat([self._known[text] for text in texts])
 
     def drop(self) -> None:
         """Frees the encoders' memory. Texts seen so far stay known; a new one loads the encoders again."""
@@ -103,17 +103,17 @@ class Texts:
         assert self._encoder is not None
         return self._encoder
 
-    def _find(self, text: str) -> TextEmbedding:
+    def _find(self, text: str) -> Condition:
         kept = None if self._disk is None else self._disk.read(text)
         if kept is None:
             kept = _precise(self.encoder().encode(text))
             if self._disk is not None:
                 self._disk.write(text, kept)
-        return TextEmbedding(kept.hidden.to(self.device), None if kept.pooled is None else kept.pooled.to(self.device))
+        return Condition(kept.hidden.to(self.device), None if kept.pooled is None else kept.pooled.to(self.device))
 
 
-def _precise(embedding: TextEmbedding) -> TextEmbedding:
+def _precise(embedding: Condition) -> Condition:
     def float32(x):
         return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
-    return TextEmbedding(float32(embedding.hidden), None if embedding.pooled is None else float32(embedding.pooled))
+    return Condition(float32(embedding.hidden), None if embedding.pooled is None else float32(embedding.pooled))
