@@ -23,7 +23,7 @@ from distill3d.export.video import contact_sheet, save_image
 from distill3d.meshes.bake import unlit_views
 from distill3d.meshes.texture import TexturedMesh
 from distill3d.runs.objects import load_scene
-from distill3d.scenes.to_mesh import export_mesh
+from distill3d.scenes.to_mesh import field_to_mesh
 
 VIEWS, ELEVATION, DISTANCE, FOV, GRAY = 8, 15.0, 2.8, 40.0, 0.9
 
@@ -64,7 +64,7 @@ def main() -> None:
     for folder in arguments.runs:
         scene = load_scene(folder)
         began = time.process_time()
-        mesh = export_mesh(scene, options)
+        mesh = field_to_mesh(scene, options)
         seconds = time.process_time() - began
         assert isinstance(mesh, TexturedMesh)
         whole, inside, pictures = compare(scene, mesh, arguments.size)

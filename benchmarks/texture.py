@@ -163,8 +163,9 @@ def main() -> None:
     for name, prompt, kind, color, solid in meshes()[: arguments.meshes]:
         path = arguments.out / f"{name}.glb"
         save_mesh(path, solid)
-        options = MeshOptions(mesh=str(path), texture=512)
-        recipe = dataclasses.replace(LAPTOP_TEXTURE, scene=options, steps=arguments.steps, frames=8)
+        options = MeshOptions(mesh=str(path))
+        export = dataclasses.replace(LAPTOP_TEXTURE.export, texture=512)
+        recipe = dataclasses.replace(LAPTOP_TEXTURE, scene=options, export=export, steps=arguments.steps, frames=8)
         began = time.monotonic()
         result = generate(Config(prompt, recipe, seed=arguments.seed), arguments.out, force=True, prior=prior)
         seconds = time.monotonic() - began

@@ -52,11 +52,22 @@ def unit_of(module: str) -> str:
     return "cli" if unit == "__main__" else unit
 
 
-def imported(source: str) -> Iterator[tuple[str, bool]]:
-    """(module, whether at the top level) for each import, wherever it stands; `from a import b` may give a.b."""
+# Protocols name what they are given: there an import that only type checkers see may go up.
+MAY_NAME = {"types.py"}
+
+
+def imported(source: str, named: bool = True) -> Iterator[tuple[str, bool]]:
+    """(module, whether at the top level) for each import, wherever it stands; `from a import b` may give a.b.
+
+    Without `named`, imports under `if TYPE_CHECKING` are left out.
+    """
     tree = ast.parse(source)
     top = {id(node) for node in tree.body}
+    checking = [n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    skipped = set() if named else {id(inner) for node in checking for inner in ast.walk(node)}
     for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
         if isinstance(node, ast.Import):
             yield from ((alias.name, id(node) in top) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -70,7 +81,7 @@ def import_errors(name: str, source: str) -> list[str]:
     """What the file `name` (relative to the package) imports against the order."""
     unit = unit_of(PACKAGE if name == "__init__.py" else f"{PACKAGE}.{Path(name).parts[0].removesuffix('.py')}")
     errors = []
-    for module, _ in imported(source):
+    for module, _ in imported(source, named=name not in MAY_NAME):
         if module.startswith("."):
             errors.append(f"{name}: relative import of {module}")
         elif module.split(".")[0] == PACKAGE and not _allowed(unit, unit_of(module)):
@@ -143,6 +154,8 @@ def test_imports_go_one_way():
     ("name", "line"),
     [
         ("types.py", "from distill3d.cameras import orbit"),
+        ("types.py", "if not TYPE_CHECKING:\n    from distill3d.cameras import orbit"),
+        ("prompts.py", "if TYPE_CHECKING:\n    from distill3d.cameras import orbit"),
         ("scenes/voxels.py", "import distill3d.diffusion.ddim"),
         ("scenes/voxels.py", "from distill3d import priors"),
         ("objectives/noise.py", "from distill3d.cameras import orbit"),

@@ -1,5 +1,7 @@
 """Laws of the cameras: the axis convention, inverses, ranges."""
 
+import math
+
 import pytest
 import torch
 
@@ -142,3 +144,34 @@ def test_a_turntable_starts_in_front_and_closes_the_circle():
 def test_mistakes_are_value_errors(call):
     with pytest.raises(ValueError, match=r"\w+ .*"):
         call()
+
+
+def test_poses_give_the_cameras_that_they_came_from():
+    made = orbit(
+        [0.0, 90, 200, -30, 10, 20], [0.0, 45, -60, 10, 90, -90], [1.0, 2, 3, 4, 5, 6], [40.0, 50, 60, 70, 80, 90]
+    )
+    again = Cameras.from_poses(made.camera_to_world, torch.rad2deg(made.fov_y))
+    turned = (again.azimuth - made.azimuth + 180) % 360 - 180
+    torch.testing.assert_close(turned, torch.zeros(6), atol=1e-4, rtol=0)
+    for name in ("camera_to_world", "fov_y", "elevation", "distance"):
+        torch.testing.assert_close(getattr(again, name), getattr(made, name), atol=1e-4, rtol=1e-5)
+    one = Cameras.from_poses(made.camera_to_world[1], 50)
+    assert len(one) == 1 and float(one.fov_y) == pytest.approx(math.radians(50))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda pose: pose[:, :3], r"\[B, 4, 4\], got \[1, 3, 4\]"),
+        (lambda pose: pose.long(), r"floats \[B, 4, 4\]"),
+        (lambda pose: pose * 2, "rotation and a position"),
+        (lambda pose: pose * torch.tensor([1.0, 1, -1, 1]), "a scale or flip is neither"),
+        (lambda pose: pose * torch.tensor([1.0, 1, 1, 0]), "last row"),
+        (lambda pose: pose * torch.tensor([[1.0, 1, 1, 0]] * 3 + [[1.0] * 4]), "at the origin"),
+    ],
+)
+def test_what_is_no_pose_says_so(change, words):
+    with pytest.raises(ValueError, match=words):
+        Cameras.from_poses(change(orbit(10, 20, 3, 40).camera_to_world), 40)
+    with pytest.raises(ValueError, match="field of view"):
+        Cameras.from_poses(orbit(10, 20, 3, 40).camera_to_world, 180)

@@ -7,14 +7,20 @@ the noise schedule is defined; time t lies in [0, 1] with 1 pure noise, one valu
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:  # these only name the arguments of a protocol; nothing here uses them
+    from distill3d.export.options import ExportOptions
+    from distill3d.meshes.mesh import Mesh
 
 
 @dataclass(frozen=True)
@@ -29,8 +35,8 @@ class Rays:
 class Cameras:
     """A batch of B pinhole cameras with square pixels and the principal point in the middle.
 
-    The three spherical coordinates are what the prompts are told; a jittered camera keeps those it had before
-    the jitter.
+    The prompts of the views depend on the three spherical coordinates; a jittered camera keeps those it had before
+    the jitter. Cameras come from `from_poses`, or from `cameras.orbit`, `cameras.turntable` and `CameraSampler`.
     """
 
     camera_to_world: Tensor  # [B, 4, 4]
@@ -38,6 +44,43 @@ class Cameras:
     azimuth: Tensor  # [B] degrees
     elevation: Tensor  # [B] degrees
     distance: Tensor  # [B] world units from the point looked at
+
+    @classmethod
+    def from_poses(cls, camera_to_world: Tensor, fov: float | Sequence[float] | Tensor) -> Cameras:
+        """Cameras with given poses; azimuth, elevation and distance are those of their positions about the origin.
+
+        Straight above or below the origin, where a position has no azimuth, it is that of the up vector.
+
+        Args:
+            camera_to_world: [B, 4, 4] or [4, 4], OpenGL (x right, y up, looking along -z) in a world with z up.
+            fov: full vertical angle in degrees, one number or B.
+
+        Raises:
+            ValueError: for matrices that are no rigid motions, a camera at the origin, or an angle outside (0, 180).
+        """
+        pose = torch.as_tensor(camera_to_world)
+        pose = pose[None] if pose.ndim == 2 else pose
+        if pose.ndim != 3 or pose.shape[1:] != (4, 4) or not pose.is_floating_point():
+            raise ValueError(f"poses must be floats [B, 4, 4], got {list(pose.shape)} {pose.dtype}")
+        rotation, eye = pose[:, :3, :3], pose[:, :3, 3]
+        identity = torch.eye(4).to(pose)
+        rigid = torch.allclose(rotation @ rotation.mT, identity[:3, :3].expand_as(rotation), atol=1e-3)
+        if not rigid or not bool((rotation.det() > 0).all() and (pose[:, 3] == identity[3]).all()):
+            raise ValueError(
+                "poses must be a rotation and a position with last row 0 0 0 1; a scale or flip is neither"
+            )
+        distance = eye.norm(dim=1)
+        if not bool((distance > 0).all()):
+            raise ValueError(
+                "a camera at the origin has no azimuth and elevation; move it, or build Cameras(...) directly"
+            )
+        angles = torch.as_tensor(fov).to(pose).expand(len(pose)).contiguous()
+        if not bool(((angles > 0) & (angles < 180)).all()):
+            raise ValueError(f"field of view must lie in (0, 180) degrees, got {angles.tolist()}")
+        pole = eye[:, :2].norm(dim=1, keepdim=True) < 1e-6 * distance[:, None]
+        x, y = torch.where(pole, -eye[:, 2:].sign() * rotation[:, :2, 1], eye[:, :2]).unbind(1)
+        elevation = torch.rad2deg(torch.asin((eye[:, 2] / distance).clamp(-1, 1)))
+        return cls(pose, torch.deg2rad(angles), torch.rad2deg(torch.atan2(y, x)), elevation, distance)
 
     def __len__(self) -> int:
         return self.fov_y.shape[0]
@@ -223,9 +266,46 @@ class Prior(Protocol):
         return None
 
 
-class Scene(Protocol):
-    """Owns parameters and renders them; an nn.Module, see scenes/. Ready to render after `eval()`."""
+class SceneOptions(Protocol):
+    """The settings of a scene: a frozen dataclass that a recipe holds and `config.json` stores.
 
+    Settings of your own inherit from this class and define `build`; a `Scene` can be used in their place.
+    """
+
+    @abstractmethod
+    def build(self, device: torch.device | str | None = None) -> Scene:
+        """A new scene with these settings."""
+        ...
+
+    def with_own_files(self, folder: Path) -> Self:
+        """Copies the files that the scene is built from into `folder`; the result names them relative to it."""
+        return self
+
+    def located(self, folder: Path) -> Self:
+        """The settings with the names of such files made absolute again."""
+        return self
+
+
+class Scene(SceneOptions, Protocol):
+    """What is optimized: an nn.Module that renders itself. Ready to render after `eval()`.
+
+    A scene of your own, `class MyScene(nn.Module, Scene)`, needs `render` only and inherits the other methods.
+    As settings (see `SceneOptions`) it stands for a copy of itself.
+    """
+
+    unsupported_penalties: frozenset[str] = frozenset()
+    """Regularizers of its renderings that mean nothing for this kind of scene."""
+    export_settings: frozenset[str] = frozenset()
+    """Fields of `ExportOptions`, apart from name and format, that `export` uses."""
+
+    if TYPE_CHECKING:  # nn.Module brings these
+
+        def parameters(self, recurse: bool = True) -> Iterator[torch.nn.Parameter]: ...
+        def train(self, mode: bool = True) -> Self: ...
+        def eval(self) -> Self: ...
+        def cpu(self) -> Self: ...
+
+    @abstractmethod
     def render(
         self,
         cameras: Cameras,
@@ -236,20 +316,48 @@ class Scene(Protocol):
         normals: bool = False,
         lighting: Lighting | None = None,
     ) -> Rendering:
-        """B square pictures of `size` pixels over a background [B, 3] or [B, 3, size, size].
+        """B square images of `size` pixels over a background [B, 3] or [B, 3, size, size].
 
         With a generator samples are jittered (for training); `normals` asks for normal and orientation too.
         """
         ...
 
+    def build(self, device: torch.device | str | None = None) -> Self:
+        """A copy of the scene on a device."""
+        copied: Any = copy.deepcopy(self)
+        return copied.to(device)
+
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """For Adam: "params" and "scale", which multiplies the recipe's learning rate."""
-        ...
+        """For Adam: "params" and "scale", which multiplies the recipe's learning rate. Default: one group."""
+        return [{"params": list(self.parameters()), "scale": 1.0}]
 
     def adapt(self, step: int, total: int, optimizer: torch.optim.Optimizer) -> None:
-        """What the scene does to itself before a step: refine, densify. New parameters are put into the optimizer."""
-        ...
+        """What the scene does to itself before a step: refine, densify. Default: nothing.
+
+        Parameters that it replaces have to be replaced in the optimizer too.
+        """
 
     def penalties(self) -> dict[str, Callable[[], Tensor]]:
-        """Regularizers of its own, scalar and unweighted, by the names that a recipe gives weights to."""
-        ...
+        """Its own regularizers, unweighted scalars, by the names that a recipe gives weights to. Default: none."""
+        return {}
+
+    def init_from_mesh(self, mesh: Mesh) -> None:
+        """Takes the shape and the colors of a mesh in world units. Make the optimizer afterwards.
+
+        Raises:
+            ValueError: where this kind of scene cannot start from a mesh, which is the default.
+        """
+        raise ValueError(f"a {type(self).__name__} cannot start from a mesh; fields and splats can")
+
+    def export(self, folder: Path, options: ExportOptions) -> list[Path]:
+        """Writes the scene into a folder as a file for other programs: mesh.glb, or splats.ply for splats.
+
+        Call it on the CPU and after `eval()`.
+
+        Returns:
+            the files that were written, the main one first.
+
+        Raises:
+            ValueError: where there is nothing to export, which is the default, or not in this format.
+        """
+        raise ValueError(f"a {type(self).__name__} has nothing to export")

@@ -41,8 +41,9 @@ def corners(path):
 
 
 def small(path, **changes):
-    scene = MeshOptions(mesh=str(path), texture=64, levels=(8, 16))
+    scene = MeshOptions(mesh=str(path), levels=(8, 16))
     base = dataclasses.replace(LAPTOP_TEXTURE, steps=4, views=1, frames=2, scene=scene, sdi=SDI(inversion_steps=2))
+    base = dataclasses.replace(base, export=ExportOptions(texture=64))
     return dataclasses.replace(base, **changes)
 
 

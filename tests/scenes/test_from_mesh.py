@@ -10,7 +10,7 @@ import trimesh
 from distill3d.cameras import turntable
 from distill3d.meshes.mesh import Mesh
 from distill3d.render.raster import column_crossings
-from distill3d.scenes.from_mesh import begin_with, signed_distance
+from distill3d.scenes.from_mesh import signed_distance
 from distill3d.scenes.gaussians import GaussianOptions
 from distill3d.scenes.hashgrid.encoding import HashLayout
 from distill3d.scenes.hashgrid.field import HashOptions
@@ -80,10 +80,12 @@ def test_a_scene_that_begins_with_a_mesh_looks_like_it(options, least):
     source = toy()
     with torch.no_grad():
         wanted = MeshScene(source, MeshOptions(colors=True)).render(VIEWS, 64, GRAY).rgb
-        scene = begin_with(options.build(), source).eval()
+        scene = options.build()
+        scene.init_from_mesh(source)
+        scene.eval()
         assert psnr(scene.render(VIEWS, 64, GRAY).rgb, wanted) > least
 
 
 def test_what_cannot_begin_with_a_mesh_says_so():
     with pytest.raises(ValueError, match="fields and splats can"):
-        begin_with(MeshScene(toy()), toy())
+        MeshScene(toy()).init_from_mesh(toy())

@@ -68,7 +68,7 @@ def test_a_mesh_is_covered_evenly_in_its_colors():
 def test_a_mesh_of_splats_looks_like_the_mesh():
     ball = pytest.importorskip("trimesh").creation.icosphere(subdivisions=3, radius=0.6)
     vertices, faces = torch.from_numpy(ball.vertices.copy()), torch.from_numpy(ball.faces.copy())
-    scene = Gaussians.from_mesh(vertices, faces, vertices / 1.2 + 0.5, GaussianOptions(count=3000))
+    scene = Gaussians(splats=on_mesh(vertices, faces, vertices / 1.2 + 0.5, 3000, torch.Generator().manual_seed(0)))
     out = scene.render(turntable(1, 0, 2.8, 40), 33, torch.ones(1, 3), normals=True)
     assert out.opacity[0, 0, 16, 16] > 0.99 and out.opacity[0, 0, 0, 0] < 0.01
     torch.testing.assert_close(out.depth[0, 0, 16, 16], torch.tensor(2.2), atol=0.02, rtol=0)
@@ -178,7 +178,8 @@ def test_splats_are_lit_from_where_the_light_is():
     """A ball of splats under a light far above: Lambert's law at its top and at its side."""
     ball = pytest.importorskip("trimesh").creation.icosphere(subdivisions=3, radius=0.6)
     vertices, faces = torch.from_numpy(ball.vertices.copy()), torch.from_numpy(ball.faces.copy())
-    scene = Gaussians.from_mesh(vertices, faces, torch.full((len(vertices), 3), 0.5), GaussianOptions(count=3000))
+    gray = torch.full((len(vertices), 3), 0.5)
+    scene = Gaussians(splats=on_mesh(vertices, faces, gray, 3000, torch.Generator().manual_seed(0)))
     cameras, black = orbit([0.0, 0.0], [89.9, 0.0], 2.8, 40.0), torch.zeros(2, 3)
     for mode, paint in (("lambertian", 0.5), ("textureless", 1.0)):
         light = Lighting(mode, torch.tensor([[0.0, 0.0, 1e4]] * 2), ambient=0.2, diffuse=0.8)
@@ -208,8 +209,8 @@ def test_training_paints_them():
         (lambda: GaussianOptions(count=0), "count"),
         (lambda: GaussianOptions(opacity=1.0), "opacity"),
         (lambda: Densification(every=0), "every"),
-        (lambda: Gaussians.from_mesh(TETRAHEDRON, FACES[:0], TETRAHEDRON), "faces"),
-        (lambda: Gaussians.from_mesh(TETRAHEDRON / 0, FACES, TETRAHEDRON), "finite"),
+        (lambda: on_mesh(TETRAHEDRON, FACES[:0], TETRAHEDRON, 9, torch.Generator()), "faces"),
+        (lambda: on_mesh(TETRAHEDRON / 0, FACES, TETRAHEDRON, 9, torch.Generator()), "finite"),
     ],
 )
 def test_mistakes_are_value_errors(make, words):

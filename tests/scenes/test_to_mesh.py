@@ -10,7 +10,7 @@ import trimesh
 from distill3d.cameras import turntable
 from distill3d.export.options import ExportOptions
 from distill3d.meshes.bake import unlit_views
-from distill3d.scenes.to_mesh import export_mesh
+from distill3d.scenes.to_mesh import field_to_mesh
 from distill3d.scenes.voxels import VoxelField, VoxelOptions
 
 SMALL = ExportOptions(texture=256, faces=3000, resolution=48, fit=0)
@@ -43,24 +43,24 @@ def closed(mesh):
 
 
 def test_a_fitted_mesh_looks_more_like_the_field(field):
-    baked = export_mesh(field, SMALL)
+    baked = field_to_mesh(field, SMALL)
     with torch.no_grad():  # as where the end of a run is written
-        fitted = export_mesh(field, replace(SMALL, fit=60))
+        fitted = field_to_mesh(field, replace(SMALL, fit=60))
     assert psnr(field, fitted) > psnr(field, baked) > 28
     assert np.array_equal(fitted.faces, baked.faces) and closed(baked) and closed(fitted)
     assert np.linalg.norm(fitted.vertices - baked.vertices, axis=1).mean() < 0.02  # a lattice step is 0.043
 
 
 def test_fitting_finds_the_outlines_from_a_surface_that_lies_too_deep(field):
-    best = export_mesh(field, SMALL)
-    deep, fitted = (export_mesh(field, replace(SMALL, level=40.0, fit=steps)) for steps in (0, 60))
+    best = field_to_mesh(field, SMALL)
+    deep, fitted = (field_to_mesh(field, replace(SMALL, level=40.0, fit=steps)) for steps in (0, 60))
     assert psnr(field, fitted) - 9 > psnr(field, deep) and psnr(field, fitted) > psnr(field, best) - 1.5
     small, grown, wanted = (trimesh.Trimesh(mesh.vertices, mesh.faces).volume for mesh in (deep, fitted, best))
     assert wanted - grown < 0.4 * (wanted - small)
 
 
 def test_the_same_field_gives_the_same_mesh(field):
-    first, second = (export_mesh(field, replace(SMALL, fit=2)) for _ in range(2))
+    first, second = (field_to_mesh(field, replace(SMALL, fit=2)) for _ in range(2))
     assert np.array_equal(first.vertices, second.vertices) and np.array_equal(first.texture, second.texture)
 
 
@@ -70,7 +70,7 @@ def test_a_fitted_ball_stays_smooth():
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     with torch.no_grad():
         ball.raw[..., 0] = 25 * (0.6 - (x.square() + y.square() + z.square()).sqrt()) - ball.blob
-    mesh = export_mesh(ball.eval(), replace(SMALL, fit=60))
+    mesh = field_to_mesh(ball.eval(), replace(SMALL, fit=60))
     normals = trimesh.Trimesh(mesh.vertices, mesh.faces).vertex_normals
     radial = mesh.vertices / np.linalg.norm(mesh.vertices, axis=1, keepdims=True)
     angle = np.degrees(np.arccos(np.clip((normals * radial).sum(1), -1, 1)))

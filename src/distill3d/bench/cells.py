@@ -30,11 +30,9 @@ from distill3d.evaluation.cost import Meter
 from distill3d.export.options import ExportOptions
 from distill3d.export.video import contact_sheet, save_image
 from distill3d.files import replacing
-from distill3d.meshes.files import save_mesh
 from distill3d.priors.components.folder import is_out_of_memory
 from distill3d.runs.checkpoint import interrupts_between_steps, load_checkpoint, restore_optimizer, save_checkpoint
 from distill3d.runs.objects import Config, write_config
-from distill3d.scenes.to_mesh import export_mesh
 from distill3d.types import Prior, Rendering
 
 CHECKPOINT_SECONDS = 60.0
@@ -167,7 +165,7 @@ def make_artifacts(work: Path, scene: Any, protocol: Protocol) -> str:
     with _webp(work / "still.webp", pictures[:1], STILL_SIZE) as (draft, frames):
         frames[0].save(draft, quality=80)
     try:
-        save_mesh(work / "mesh.glb", export_mesh(scene.cpu(), SMALL))
+        scene.cpu().export(work, SMALL)
     except ValueError:  # nothing solid, or a scene without a surface: the report has no model of it then
         (work / "mesh.glb").unlink(missing_ok=True)
     return ""

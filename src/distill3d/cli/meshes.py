@@ -78,13 +78,15 @@ def run_texture(command: Texture) -> int:
     recipe = command.settings
     assert isinstance(recipe.scene, MeshOptions)
     scene = dataclasses.replace(
-        recipe.scene, mesh=str(command.mesh), up=command.up, turn=command.turn, texture=command.texture_size,
-        colors=command.keep_colors,
-    )  # fmt: skip
+        recipe.scene, mesh=str(command.mesh), up=command.up, turn=command.turn, colors=command.keep_colors
+    )
+    recipe = dataclasses.replace(
+        recipe, scene=scene, export=dataclasses.replace(recipe.export, texture=command.texture_size)
+    )
     if problem := uv_problem(read_mesh(command.mesh, command.up)):
         print(f"a UV map is made for {command.mesh.name}: {problem}")
     config = Config(
-        prompt=command.prompt, recipe=dataclasses.replace(recipe, scene=scene), method=command.method, prior=name,
+        prompt=command.prompt, recipe=recipe, method=command.method, prior=name,
         negative=command.negative, seed=command.seed, device=command.device,
         dtype=command.precision, prior_options=command.prior_options, views=command.views,
     )  # fmt: skip
@@ -108,10 +110,11 @@ def run_refine(command: Refine) -> int:
         base = TEXTURE_RECIPES["laptop" if config.prior == "toybox" else "paper"]
     recipe = refinement(base, command.steps, command.start, command.move)
     assert isinstance(recipe.scene, MeshOptions)
-    scene = dataclasses.replace(recipe.scene, mesh=str(mesh), up="auto", texture=command.texture_size)
+    scene = dataclasses.replace(recipe.scene, mesh=str(mesh), up="auto")
+    export = dataclasses.replace(recipe.export, texture=command.texture_size)
     config = dataclasses.replace(
-        config, recipe=dataclasses.replace(recipe, scene=scene), seed=command.seed, device=command.device,
-        dtype=command.precision, init=None,
+        config, recipe=dataclasses.replace(recipe, scene=scene, export=export), seed=command.seed,
+        device=command.device, dtype=command.precision, init=None,
     )  # fmt: skip
     with progress_bar(recipe.steps, name="refining", status=_filled) as on_step:
         result: Any = generate(config, command.out or command.run.resolve().parent, True, on_step)

@@ -14,6 +14,8 @@ from distill3d.distill.mesh_recipes import from_mesh
 from distill3d.distill.recipes import PRIORS, RECIPES, Recipe
 from distill3d.prompts import read_prompts
 
+SUFFIXES: dict[str, Literal["glb", "obj", "ply"]] = {".glb": "glb", ".obj": "obj", ".ply": "ply"}
+
 
 @dataclass
 class Generate(ViewTexts, Run):
@@ -128,37 +130,26 @@ def run_resume(command: Resume) -> int:
 
 
 def run_export(command: Export) -> int:
-    from distill3d.export.splats import save_splats
-    from distill3d.meshes.files import save_mesh
-    from distill3d.meshes.texture import TexturedMesh
     from distill3d.runs.objects import load_scene, read_config
-    from distill3d.scenes.gaussians import Gaussians
-    from distill3d.scenes.mesh import MeshScene
-    from distill3d.scenes.to_mesh import export_mesh, openness
+    from distill3d.scenes.to_mesh import describe_file
 
     scene = load_scene(command.run)
-    if isinstance(scene, Gaussians):
-        if command.format != "ply":
-            raise ValueError(f"{command.run} holds splats, which are exported as PLY: type --format ply")
-        path = command.out or command.run / "splats.ply"
-        save_splats(path, scene.splats())
-        print(f"{path}: {len(scene.means)} splats")
-        return 0
     names = ("texture", "faces", "resolution", "level", "fit")
     given = {name: value for name in names if (value := getattr(command, name)) is not None}
-    options = read_config(command.run).recipe.export
-    if isinstance(scene, MeshScene):
-        options = replace(options, texture=scene.options.texture)
-        if useless := given.keys() - {"texture"}:
-            raise ValueError(f"{command.run} holds a mesh, which keeps its faces: leave out {', '.join(useless)}")
-    options = replace(options, **given)
+    if unused := given.keys() - scene.export_settings:
+        flags = ", ".join(f"--{name}" for name in sorted(unused))
+        raise ValueError(f"{command.run} holds a {type(scene).__name__}, whose export does not use {flags}: remove it")
+    options = replace(read_config(command.run).recipe.export, **given, format=command.format)
     if command.vertex_colors:
         options = replace(options, texture=None)
-    mesh = export_mesh(scene, options)
-    files = save_mesh(command.out or command.run / f"mesh.{command.format}", mesh)
-    texture = options.texture if isinstance(mesh, TexturedMesh) and files[0].suffix != ".ply" else None
-    picture = f", texture {texture} x {texture}" if texture else ", vertex colors"
-    print(f"{files[0]}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces{picture}, {openness(mesh)}")
+    folder = command.run
+    if command.out is not None:
+        folder, suffix = command.out.parent, command.out.suffix.lower()
+        if suffix not in SUFFIXES:
+            raise ValueError(f"a mesh is written as .glb, .obj or .ply, got {suffix or 'no suffix'!r}")
+        options = replace(options, name=command.out.stem, format=SUFFIXES[suffix])
+    files = scene.export(folder, options)
+    print(f"{files[0]}: {describe_file(files[0])}")
     for path in files[1:]:
         print(path)
     return 0

@@ -22,9 +22,7 @@ from distill3d.distill.supervision import ShapeObjective, prompts_for, suited, t
 from distill3d.meshes.mesh import Mesh
 from distill3d.objectives import Objective, attach
 from distill3d.prompts import ViewPrompts
-from distill3d.scenes.from_mesh import begin_with
-from distill3d.scenes.gaussians import Gaussians
-from distill3d.types import Conditioning, Prior, Rendering
+from distill3d.types import Conditioning, Prior, Rendering, Scene
 
 Views = Callable[[int], tuple[Rendering, Conditioning]]
 Penalties = Callable[[int, Rendering], dict[str, Tensor]]
@@ -136,7 +134,8 @@ class ObjectRun:
         self.objective = suited(recipe.objective(method, self.student), prior, recipe)
         self.shape = ShapeObjective(recipe, prompts, second or prior) if recipe.supervision.on else None
         self.module = scene_module(recipe, prior.device)
-        self.scene: Any = self.module["scene"]
+        scene: Any = self.module["scene"]
+        self.scene: Scene = scene
         self.background: Any = (
             self.module["background"] if "background" in self.module else recipe.background.build(prior.device)
         )
@@ -191,7 +190,7 @@ class ObjectRun:
 
     def begin_with(self, mesh: Mesh) -> None:
         """Gives the scene the shape and the colors of a mesh in the scene's unit; ValueError where it cannot."""
-        self.module["scene"] = self.scene = begin_with(self.scene, mesh)
+        self.scene.init_from_mesh(mesh)
         self.restart_optimizer()
 
     def restart_optimizer(self) -> None:
@@ -200,9 +199,7 @@ class ObjectRun:
         self.adam = torch.optim.Adam(groups, lr=self.recipe.learning_rate, betas=(0.9, 0.99), eps=self.recipe.adam_eps)
 
     def _check_penalties(self) -> None:
-        known = {*PICTURE_PENALTIES, "convexity", *self.scene.penalties()}
-        if isinstance(self.scene, Gaussians):
-            known.remove("orientation")  # splats have no slope of a density to point one way or the other
+        known = {*PICTURE_PENALTIES, "convexity", *self.scene.penalties()} - self.scene.unsupported_penalties
         for field in fields(self.recipe.penalties):
             weight = getattr(self.recipe.penalties, field.name)
             if field.name not in known and (weight.start or weight.end):

@@ -30,6 +30,7 @@ PAPER_TEXTURE = replace(
     background=ConstantBackground(0.8),
     shading=None,
     penalties=Penalties(smooth_color=WeightSchedule(0.3, 0.3)),
+    export=replace(PAPER.export, texture=1024),
 )
 TEXTURE_RECIPES: dict[str, Recipe] = {"laptop": LAPTOP_TEXTURE, "paper": PAPER_TEXTURE}
 

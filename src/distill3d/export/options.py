@@ -1,11 +1,15 @@
-"""How a field becomes a mesh, as a value: part of every recipe, and light to import."""
+"""What is written of a scene, and how a field becomes a mesh: part of every recipe, and light to import."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from distill3d.meshes.texture import check_texture_size
+
+FIELD_SETTINGS = frozenset({"texture", "faces", "resolution", "level", "soften", "fit"})  # what fields use of these
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,8 @@ class ExportOptions:
     level: float | None = None  # density at the surface, per world unit; None fits the field's outlines
     soften: float = 0.7  # lattice steps, see `extract_surface`
     fit: int = 60  # steps in which a textured mesh is fitted to pictures of the field, see `fit_to_field`; 0 is off
+    format: Literal["glb", "obj", "ply"] | None = None  # of the file; None is glb for meshes and ply for splats
+    name: str | None = None  # of the file, without suffix; None is mesh or splats
 
     def __post_init__(self) -> None:
         if self.texture is not None:
@@ -32,3 +38,7 @@ class ExportOptions:
             raise ValueError(f"a surface is softened over 0 lattice steps or more, got {self.soften}")
         if self.fit < 0:
             raise ValueError(f"a mesh is fitted in 0 steps or more, got {self.fit}; 60 are usual, 0 is off")
+
+    def mesh_path(self, folder: Path) -> Path:
+        """The file that a mesh is written to."""
+        return folder / f"{self.name or 'mesh'}.{self.format or 'glb'}"

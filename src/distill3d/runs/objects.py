@@ -23,27 +23,22 @@ from typing import Any
 import torch
 
 import distill3d
-from distill3d.scenes import to_mesh as export
 from distill3d.export import video
 from distill3d.runs.checkpoint import interrupts_between_steps, load_checkpoint, restore_optimizer, save_checkpoint
 from distill3d.files import replacing
-from distill3d.meshes.files import save_mesh
-from distill3d.meshes.mesh import RADIUS, place, placed, read_mesh, save_arrays
+from distill3d.meshes.mesh import RADIUS, place, placed, read_mesh
 from distill3d.distill.loop import ObjectRun, Progress, scene_module
 from distill3d.priors.base import FrozenPrior
 from distill3d.priors.loading import load_prior
 from distill3d.priors.options import PriorOptions
 from distill3d.prompts import ViewPrompts
 from distill3d.distill.recipes import LAPTOP, Recipe, check_method
-from distill3d.scenes.gaussians import Gaussians
-from distill3d.scenes.mesh import MeshOptions, MeshScene
-from distill3d.export.splats import save_splats
 from distill3d.distill.supervision import prompts_for, shape_prompts
+from distill3d.types import Scene
 
 Report = Callable[[Progress], None]
 CHECKPOINT_SECONDS = 60.0
 TURNTABLE_SIZE = 256
-OWN_MESH = "source.npz"  # a run's copy of the mesh that it paints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +172,7 @@ def resume(folder: str | Path, on_step: Report = lambda progress: None) -> Resul
     return _finish(run, folder, start, on_step)
 
 
-def load_scene(folder: str | Path) -> Any:
+def load_scene(folder: str | Path) -> Scene:
     """The scene of a run (see `distill3d.Scene`), from its checkpoint, ready to render.
 
     Raises:
@@ -185,7 +180,8 @@ def load_scene(folder: str | Path) -> Any:
     """
     module = scene_module(read_config(Path(folder)).recipe)
     load_checkpoint(Path(folder) / "checkpoint", module, torch.Generator())
-    return module["scene"].eval()
+    scene: Any = module["scene"]
+    return scene.eval()
 
 
 def _finish(run: ObjectRun, folder: Path, start: int, on_step: Report) -> Result:
@@ -228,7 +224,7 @@ def _finish(run: ObjectRun, folder: Path, start: int, on_step: Report) -> Result
 
 
 @torch.no_grad()
-def write_artifacts(folder: Path, scene: Any, recipe: Recipe) -> Path | None:
+def write_artifacts(folder: Path, scene: Scene, recipe: Recipe) -> Path | None:
     """Writes preview.png, turntable.mp4 and mesh.glb, or for splats splats.ply; returns the last one's path.
 
     None where there is no surface.
@@ -241,19 +237,14 @@ def write_artifacts(folder: Path, scene: Any, recipe: Recipe) -> Path | None:
     preview = torch.stack([turn[i * frames // 8] for i in range(8)])
     video.save_image(folder / "preview.png", video.contact_sheet(preview, columns=4))
     video.save_video(folder / "turntable.mp4", turn, fps=16)
-    if isinstance(scene, Gaussians):
-        save_splats(folder / "splats.ply", scene.splats())
-        return folder / "splats.ply"
     try:
-        mesh = scene.textured() if isinstance(scene, MeshScene) else export.export_mesh(scene, recipe.export)
+        return scene.export(folder, recipe.export)[0]
     except ValueError as error:
         warnings.warn(f"no mesh written: {error}", stacklevel=2)
         return None
-    save_mesh(folder / "mesh.glb", mesh)
-    return folder / "mesh.glb"
 
 
-def render_views(scene: Any, views: int, size: int, elevation: float = 15.0, background: float = 0.9) -> torch.Tensor:
+def render_views(scene: Scene, views: int, size: int, elevation: float = 15.0, background: float = 0.9) -> torch.Tensor:
     """Pictures [views, 3, size, size] evenly around a scene, the first from the front."""
     pictures = video.turntable_frames(scene, views, size, elevation, background=background)
     return torch.stack(list(pictures)).clamp(0, 1)
@@ -276,20 +267,13 @@ def new_run_folder(out: Path, prompt: str) -> Path:
 
 def with_own_mesh(folder: Path, config: Config) -> Config:
     """The configuration with the mesh that is painted copied into the run's folder, and named relative to it."""
-    scene = config.recipe.scene
-    if not isinstance(scene, MeshOptions):
-        return config
-    save_arrays(folder / OWN_MESH, read_mesh(scene.mesh, scene.up))
-    scene = dataclasses.replace(scene, mesh=OWN_MESH)
+    scene = config.recipe.scene.with_own_files(folder)
     return dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, scene=scene))
 
 
 def _located(config: Config, folder: Path) -> Config:
     """The configuration of a run with the mesh found where the folder is now."""
-    scene = config.recipe.scene
-    if not isinstance(scene, MeshOptions):
-        return config
-    scene = dataclasses.replace(scene, mesh=str(folder / scene.mesh))
+    scene = config.recipe.scene.located(folder)
     return dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, scene=scene))
 
 

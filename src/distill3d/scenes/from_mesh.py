@@ -1,15 +1,13 @@
-"""Scenes that begin with a mesh: its shape and colors become those of a field, or of splats."""
+"""Fields that start from a mesh: its shape and colors become theirs."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from scipy.spatial import KDTree
-from torch import nn
 
 from distill3d.meshes.mesh import Mesh, weld
 from distill3d.render.raster import column_crossings
-from distill3d.scenes.gaussians import Gaussians
 from distill3d.scenes.hashgrid.field import HashField
 from distill3d.scenes.voxels import VoxelField
 
@@ -20,28 +18,6 @@ AT_SURFACE = 3.0  # raw density at the surface: rays have to go in a little befo
 FITTING_STEPS = 400  # of a field without a lattice of its own
 RADIUS_BOX = 1.0  # half of the box in which an object lies
 COLOR_ROOM = 0.02  # colors lie in [COLOR_ROOM, 1 - COLOR_ROOM]: logits beyond could hardly move
-
-
-def begin_with(scene: nn.Module, mesh: Mesh) -> nn.Module:
-    """The scene with the shape and the colors of a mesh that is in the scene's unit (see `meshes.placed`).
-
-    Fields are changed in place; splats are made anew.
-
-    Raises:
-        ValueError: for a scene of another kind.
-    """
-    if isinstance(scene, VoxelField):
-        _fill(scene, mesh)
-    elif isinstance(scene, HashField):
-        _teach(scene, mesh)
-    elif isinstance(scene, Gaussians):
-        vertices, faces, colors = (torch.tensor(x) for x in (mesh.vertices, mesh.faces, mesh.corner_colors))
-        if mesh.textures:
-            colors = torch.tensor(_corner_colors(mesh))
-        return Gaussians.from_mesh(vertices, faces, colors, scene.options, scene.means.device)
-    else:
-        raise ValueError(f"a {type(scene).__name__} cannot begin with a mesh; fields and splats can")
-    return scene
 
 
 def signed_distance(mesh: Mesh, resolution: int, half_size: float) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +74,8 @@ def _raw(signed: np.ndarray, cell: float) -> np.ndarray:
 
 
 @torch.no_grad()
-def _fill(field: VoxelField, mesh: Mesh) -> None:
+def init_voxels(field: VoxelField, mesh: Mesh) -> None:
+    """Sets density and color of a voxel field to those of a mesh in the field's unit (see `meshes.placed`)."""
     signed, color = signed_distance(mesh, field.resolution, field.half_size)
     cell = 2 * field.half_size / (field.resolution - 1)
     raw = torch.tensor(_raw(signed, cell)).to(field.raw)
@@ -108,8 +85,8 @@ def _fill(field: VoxelField, mesh: Mesh) -> None:
 
 
 @torch.enable_grad()
-def _teach(field: HashField, mesh: Mesh, resolution: int = 96, batch: int = 1 << 14) -> None:
-    """Fits a field's density and color to a mesh, most of all near its surface."""
+def init_hash_field(field: HashField, mesh: Mesh, resolution: int = 96, batch: int = 1 << 14) -> None:
+    """Fits density and color of a hash field to a mesh in the field's unit, most of all near its surface."""
     signed, color = signed_distance(mesh, resolution, RADIUS_BOX)
     device = field.table.device
     generator = torch.Generator().manual_seed(0)
@@ -131,9 +108,3 @@ def _teach(field: HashField, mesh: Mesh, resolution: int = 96, batch: int = 1 <<
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     field.occupancy.look(field.density)
-
-
-def _corner_colors(mesh: Mesh) -> np.ndarray:
-    """Colors [F, 3, 3] of the corners, textures looked up."""
-    face = np.repeat(np.arange(len(mesh.faces)), 3)
-    return mesh.colors(face, np.tile(np.eye(3), (len(mesh.faces), 1))).reshape(-1, 3, 3)

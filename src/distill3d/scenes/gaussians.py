@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill3d.export.options import ExportOptions
+from distill3d.meshes.mesh import Mesh
 from distill3d.render.shading import needs_normals, shade
 from distill3d.render.splat import Splats, SplatSampling, render_splats
 from distill3d.scenes.gaussian_start import in_ball, on_mesh
 from distill3d.scenes.parameters import replace_parameter
-from distill3d.types import Cameras, Lighting, Rendering
+from distill3d.types import Cameras, Lighting, Rendering, Scene, SceneOptions
 
 SHRINK = 1.6  # what is split is replaced by two that are smaller by this factor
 
@@ -69,7 +73,7 @@ class Densification:
 
 
 @dataclass(frozen=True)
-class GaussianOptions:
+class GaussianOptions(SceneOptions):
     """What `Gaussians` start from and how they change."""
 
     count: int = 2000  # at the start
@@ -92,7 +96,7 @@ class GaussianOptions:
         return Gaussians(self, device)
 
 
-class Gaussians(nn.Module):
+class Gaussians(nn.Module, Scene):
     """Splats whose number changes while they are trained.
 
     Parameters: means [N, 3], quaternions [N, 4], log_scales [N, 3], opacities [N] (raw, see `Splats`) and
@@ -100,6 +104,9 @@ class Gaussians(nn.Module):
     generator among them, so that a run that is resumed goes on as if it had not been interrupted.
     """
 
+    unsupported_penalties = frozenset(
+        {"orientation"}
+    )  # there is no density whose slope could point one way or the other
     means: nn.Parameter
     quaternions: nn.Parameter
     log_scales: nn.Parameter
@@ -121,6 +128,10 @@ class Gaussians(nn.Module):
         self.options = options
         generator = torch.Generator().manual_seed(options.seed)
         splats = splats or in_ball(options.count, options.radius, options.opacity, generator)
+        self._start_from(splats, generator, device)
+
+    def _start_from(self, splats: Splats, generator: torch.Generator, device: torch.device | str | None) -> None:
+        """Makes parameters and buffers anew."""
         raw_colors = torch.logit(splats.colors.clamp(1e-3, 1 - 1e-3))
         for name, value in zip(
             NAMES,
@@ -133,17 +144,30 @@ class Gaussians(nn.Module):
         self.register_buffer("adapted", torch.full((), -1, dtype=torch.int64))  # the last step of `adapt`
         self.register_buffer("chance", generator.get_state())
 
-    @staticmethod
-    def from_mesh(
-        vertices: Tensor,
-        faces: Tensor,
-        colors: Tensor,
-        options: GaussianOptions = GaussianOptions(),
-        device: torch.device | str | None = None,
-    ) -> Gaussians:
-        """`options.count` splats on the surface of a mesh; for the arguments and what is refused see `on_mesh`."""
-        generator = torch.Generator().manual_seed(options.seed)
-        return Gaussians(options, device, on_mesh(vertices, faces, colors, options.count, generator))
+    def init_from_mesh(self, mesh: Mesh) -> None:
+        """Starts anew from `options.count` splats on the surface of a mesh in world units, with its colors.
+
+        Raises:
+            ValueError: see `on_mesh`.
+        """
+        vertices, faces = torch.tensor(mesh.vertices), torch.tensor(mesh.faces)
+        colors = torch.tensor(mesh.corner_colors)
+        if mesh.textures:  # looked up at the corners
+            face, corner = np.repeat(np.arange(len(mesh.faces)), 3), np.tile(np.eye(3), (len(mesh.faces), 1))
+            colors = torch.tensor(mesh.colors(face, corner).reshape(-1, 3, 3))
+        generator = torch.Generator().manual_seed(self.options.seed)
+        splats = on_mesh(vertices, faces, colors, self.options.count, generator)
+        self._start_from(splats, torch.Generator().manual_seed(self.options.seed), self.means.device)
+
+    def export(self, folder: Path, options: ExportOptions) -> list[Path]:
+        """Writes splats.ply, in the layout that splat viewers read; ValueError for another format."""
+        from distill3d.export.splats import save_splats
+
+        if options.format not in (None, "ply"):
+            raise ValueError(f"splats are exported as PLY, not as {options.format}: type --format ply")
+        path = folder / f"{options.name or 'splats'}.ply"
+        save_splats(path, self.splats())
+        return [path]
 
     def __len__(self) -> int:
         return self.means.shape[0]
@@ -176,10 +200,6 @@ class Gaussians(nn.Module):
         """One group per kind of parameter; see `SplatRates`."""
         scales = (getattr(self.options.rates, f.name) for f in fields(SplatRates))
         return [{"params": [getattr(self, name)], "scale": s} for name, s in zip(NAMES, scales, strict=True)]
-
-    def penalties(self) -> dict[str, Callable[[], Tensor]]:
-        """None of its own."""
-        return {}
 
     @torch.no_grad()
     def adapt(self, step: int, total: int, optimizer: torch.optim.Optimizer) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -13,19 +14,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill3d.cameras import project
-from distill3d.meshes.mesh import Mesh, Placement, Up, place, read_mesh, usable_uv, weld, with_texture
-from distill3d.meshes.texture import TexturedMesh, check_texture_size, paint_texels
+from distill3d.export.options import ExportOptions
+from distill3d.meshes.mesh import (
+    Mesh,
+    Placement,
+    Up,
+    place,
+    read_mesh,
+    save_arrays,
+    usable_uv,
+    weld,
+    with_texture,
+)
+from distill3d.meshes.texture import TexturedMesh, paint_texels
 from distill3d.render.edges import Edges, antialias, mesh_edges
 from distill3d.render.mesh import Seen, see, shrink, vertex_normals
 from distill3d.render.shading import needs_normals, shade
 from distill3d.scenes.surface_grid import Shell
-from distill3d.types import Cameras, Lighting, Rendering
+from distill3d.types import Cameras, Lighting, Rendering, Scene, SceneOptions
 
+OWN_MESH = "source.npz"  # a run's copy of the mesh that it paints
 START = 0.02  # colors of a file are taken to lie in [START, 1 - START]: a logit of 0 or 1 could not move any more
 
 
 @dataclass(frozen=True)
-class MeshOptions:
+class MeshOptions(SceneOptions):
     """Which mesh, and how it is painted and moved. Lengths in world units."""
 
     mesh: str = ""  # a .glb, .gltf, .obj or .ply file
@@ -35,12 +48,10 @@ class MeshOptions:
     colors: bool = False  # begin with the colors of the file
     levels: tuple[int, ...] = (16, 32, 64)  # lattice points a side of the color, coarse to fine
     supersample: int = 2  # squared, the samples a pixel
-    texture: int = 1024  # texels a side of the picture that the color is written to
     move: float = 0.0  # learning rate of the shape relative to that of the color; 0 leaves the shape alone
     shape_levels: tuple[int, ...] = (8, 16, 32)
 
     def __post_init__(self) -> None:
-        check_texture_size(self.texture)
         if self.supersample < 1 or self.move < 0:
             raise ValueError(
                 f"supersample must be at least 1 and move at least 0, got {self.supersample} and {self.move}"
@@ -52,14 +63,24 @@ class MeshOptions:
             raise ValueError("no mesh is named: give the file of one, --scene.mesh FILE")
         return MeshScene(read_mesh(self.mesh, self.up), self, device)
 
+    def with_own_files(self, folder: Path) -> Self:
+        """Copies the mesh into a run's folder, exactly as it was read."""
+        save_arrays(folder / OWN_MESH, read_mesh(self.mesh, self.up))
+        return replace(self, mesh=OWN_MESH)
 
-class MeshScene(nn.Module):
+    def located(self, folder: Path) -> Self:
+        """The same with the mesh of a run found where the folder is now."""
+        return replace(self, mesh=str(folder / self.mesh))
+
+
+class MeshScene(nn.Module, Scene):
     """A mesh painted by values near its surface (see `Shell`); the picture of a place on it is its albedo.
 
     color = sigmoid(paint(rest place)), position = rest place + offset(rest place). Both are functions of the place,
     so what a file splits at a seam stays together. Geometry is fixed unless `options.move` is above 0.
     """
 
+    export_settings = frozenset({"texture"})
     rest: Tensor
     faces: Tensor
     edges_ends: Tensor
@@ -110,9 +131,6 @@ class MeshScene(nn.Module):
             groups.append({"params": list(self.offset.parameters()), "scale": self.options.move})
         return groups
 
-    def adapt(self, step: int, total: int, optimizer: torch.optim.Optimizer) -> None:
-        """Nothing: a mesh keeps its faces."""
-
     def penalties(self) -> dict[str, Callable[[], Tensor]]:
         """Differences of the paint in the neighborhood and, where vertices move, how unevenly they do."""
         terms: dict[str, Callable[[], Tensor]] = {"smooth_color": self.paint.roughness}
@@ -152,13 +170,19 @@ class MeshScene(nn.Module):
         """Albedo [N, 3] in [0, 1] at places [N, 3] of the surface at rest."""
         return torch.sigmoid(self.paint(places.detach()))
 
+    def export(self, folder: Path, options: ExportOptions) -> list[Path]:
+        """Writes mesh.glb with the faces of the source, in its own coordinates, and a texture or vertex colors."""
+        from distill3d.meshes.files import save_mesh, with_vertex_colors
+
+        mesh = with_vertex_colors(self.textured()) if options.texture is None else self.textured(options.texture)
+        return save_mesh(options.mesh_path(folder), mesh)
+
     @torch.no_grad()
-    def textured(self, size: int | None = None) -> TexturedMesh:
+    def textured(self, size: int = 1024) -> TexturedMesh:
         """The mesh in the file's own coordinates (world axes), the paint baked into a texture of `size` texels.
 
         Its UV map is the file's where that can hold a texture, else a new one (see `uv_problem`).
         """
-        size = size or self.options.texture
         uv, uv_faces, _ = usable_uv(self.source, size)
 
         def colors(face: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -7,48 +7,65 @@ texture are fitted to pictures of the field, by the differentiable renderer of `
 from __future__ import annotations
 
 import math
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 import trimesh
+from torch import Tensor
 
 from distill3d.cameras import orbit
 from distill3d.export.options import ExportOptions
+from distill3d.export.splats import load_splats
 from distill3d.meshes.bake import bake, paint_vertices
-from distill3d.meshes.files import Mesh, with_vertex_colors
-from distill3d.meshes.mesh import from_textured, weld
+from distill3d.meshes.files import Mesh, save_mesh
+from distill3d.meshes.mesh import from_textured, read_mesh, weld
 from distill3d.meshes.surface import extract_surface, halved, simplify
 from distill3d.meshes.texture import TexturedMesh
 from distill3d.scenes.fit import Fitting, fit
 from distill3d.scenes.mesh import MeshOptions, MeshScene
-from distill3d.types import Cameras
+from distill3d.types import Cameras, Scene
 
 
-def export_mesh(scene: Any, options: ExportOptions = ExportOptions()) -> Mesh:
-    """The mesh of a scene: textured, or with vertex colors.
+class Field(Scene, Protocol):
+    """A scene with a density and a color at every point."""
 
-    Args:
-        scene: on the CPU. One with `query` and `half_size` (every field), or a mesh, which keeps its faces.
+    @property
+    def half_size(self) -> float:
+        """Nothing lies outside [-half_size, half_size]^3, world units."""
+        ...
+
+    def query(self, points: Tensor, normals: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Density [N], color [N, 3] in [0, 1] and perhaps outward unit normals [N, 3] at points [N, 3]."""
+        ...
+
+
+def export_field(field: Field, folder: Path, options: ExportOptions) -> list[Path]:
+    """Writes the mesh of a field as mesh.glb, or as the options name it; what `Scene.export` is for fields.
 
     Raises:
-        ValueError: for a scene that has no surface, or a field that is empty.
+        ValueError: where the field is empty.
     """
-    if isinstance(scene, MeshScene):
-        return scene.textured(options.texture) if options.texture else with_vertex_colors(scene.textured())
-    if not hasattr(scene, "query"):
-        raise ValueError(
-            f"a {type(scene).__name__} has no density, so there is no surface to export; only fields become meshes"
-        )
-    surface = extract_surface(scene.query, options.level, options.resolution, scene.half_size, options.soften)
+    return save_mesh(options.mesh_path(folder), field_to_mesh(field, options))
+
+
+def field_to_mesh(field: Field, options: ExportOptions = ExportOptions()) -> Mesh:
+    """The mesh of a field that is on the CPU: textured, or with vertex colors.
+
+    Raises:
+        ValueError: where the field is empty.
+    """
+    surface = extract_surface(field.query, options.level, options.resolution, field.half_size, options.soften)
     surface = simplify(surface, options.faces)
     if options.texture is None:
-        return paint_vertices(scene.query, surface, scene.half_size)
-    baked = bake(scene.query, surface, options.texture, scene.half_size)
-    return fit_to_field(scene, baked, options.fit, options.resolution) if options.fit else baked
+        return paint_vertices(field.query, surface, field.half_size)
+    baked = bake(field.query, surface, options.texture, field.half_size)
+    return fit_to_field(field, baked, options.fit, options.resolution) if options.fit else baked
 
 
-def fit_to_field(scene: Any, mesh: TexturedMesh, steps: int, resolution: int = 128) -> TexturedMesh:
+def fit_to_field(field: Field, mesh: TexturedMesh, steps: int, resolution: int = 128) -> TexturedMesh:
     """The same faces with vertices moved and texture repainted so that the mesh looks as the field does.
 
     Pictures of the field from `FIT_VIEWS` sides are what is fitted, in mean square; vertices stay smooth among their
@@ -56,13 +73,13 @@ def fit_to_field(scene: Any, mesh: TexturedMesh, steps: int, resolution: int = 1
     and which of the colors along a ray is seen from most sides.
 
     Args:
-        scene: the field, on the CPU.
+        field: on the CPU.
         resolution: pixels a side of the pictures, and lattice points a side of the finest paint.
     """
-    box = halved(scene.half_size, float(np.abs(mesh.vertices).max()))
+    box = halved(field.half_size, float(np.abs(mesh.vertices).max()))
     cameras, gray = _around(FIT_VIEWS, 2.8 * box), torch.full((3,), FIT_GRAY)
     with torch.no_grad():
-        pictures = [scene.render(cameras[i : i + 1], resolution, gray[None]).rgb for i in range(FIT_VIEWS)]
+        pictures = [field.render(cameras[i : i + 1], resolution, gray[None]).rgb for i in range(FIT_VIEWS)]
     levels = (resolution // 4, resolution // 2, resolution)
     painted = MeshScene(from_textured(mesh), MeshOptions(refit=False, colors=True, levels=levels, move=FIT_MOVE))
     fitting = Fitting(steps, views=2, learning_rate=0.05, l1_weight=0.0)
@@ -83,7 +100,16 @@ def _around(count: int, distance: float) -> Cameras:
     return orbit(torch.arange(count) * 137.50776, elevation, distance, 40.0)
 
 
-def openness(mesh: Mesh) -> str:
-    """The word "closed" where each edge lies between two faces, else "not closed"."""
-    vertices, faces = weld(np.asarray(mesh.vertices), np.asarray(mesh.faces))  # files split them along seams
-    return "closed" if trimesh.Trimesh(vertices, faces, process=False).is_watertight else "not closed"
+def describe_file(path: Path) -> str:
+    """What an exported file holds, for people: numbers of vertices and faces, colors, and whether it is closed."""
+    if path.suffix == ".ply":
+        with suppress(ValueError):
+            return f"{len(load_splats(path))} splats"
+    mesh = read_mesh(path)
+    vertices, faces = weld(mesh.vertices, mesh.faces)  # files split them along seams
+    colors = "vertex colors"
+    if mesh.textures:
+        height, width = mesh.textures[0].shape[:2]
+        colors = f"texture {width} x {height}"
+    closed = "closed" if trimesh.Trimesh(vertices, faces, process=False).is_watertight else "not closed"
+    return f"{len(vertices)} vertices, {len(faces)} faces, {colors}, {closed}"

@@ -5,22 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill3d.cameras import rays
+from distill3d.export.options import FIELD_SETTINGS, ExportOptions
+from distill3d.meshes.mesh import Mesh
 from distill3d.render.shading import needs_normals
 from distill3d.render.trilinear import trilinear
 from distill3d.render.volume import Filters, Occupancy, Sampling, render_rays
 from distill3d.scenes.parameters import replace_parameter
-from distill3d.types import Cameras, Lighting, Rendering
+from distill3d.types import Cameras, Lighting, Rendering, Scene, SceneOptions
 
 
 @dataclass(frozen=True)
-class VoxelOptions:
+class VoxelOptions(SceneOptions):
     """What a `VoxelField` is made of. Lengths in world units, densities per world unit.
 
     The blob is a fixed bias on the raw density, blob_height (1 - |p| / blob_radius) but not below -blob_floor
@@ -65,7 +68,7 @@ class VoxelOptions:
         return math.prod(times for begin, times in self.harden if share >= begin)
 
 
-class VoxelField(nn.Module):
+class VoxelField(nn.Module, Scene):
     """Density and color on a lattice of resolution^3 points, trilinear between them.
 
     raw [Z, Y, X, 4] is interpolated first and activated after, so that surfaces can fall inside a cell:
@@ -77,6 +80,7 @@ class VoxelField(nn.Module):
     `refresh_occupancy()` after changing parameters by other means than rendering in training mode.
     """
 
+    export_settings = FIELD_SETTINGS
     blob: Tensor
     cells: Tensor
     march_bounds: Tensor
@@ -108,16 +112,12 @@ class VoxelField(nn.Module):
         """Half of the box's edge, world units."""
         return self.options.half_size
 
-    def train(self, mode: bool = True) -> VoxelField:
+    def train(self, mode: bool = True) -> Self:
         """Switches between training and evaluation; for evaluation the occupancy is looked at again."""
         super().train(mode)
         if not mode:
             self.refresh_occupancy()
         return self
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """See `Scene`."""
-        return [{"params": [self.raw], "scale": 1.0}]
 
     def adapt(self, step: int, total: int, optimizer: torch.optim.Optimizer) -> None:
         """Refines the lattice where `options.refine` says so, and hardens it where `options.harden` does."""
@@ -136,6 +136,18 @@ class VoxelField(nn.Module):
             "smooth_density": lambda: total_variation(self.raw[..., :1]),
             "smooth_color": lambda: total_variation(torch.sigmoid(self.raw[..., 1:])),
         }
+
+    def init_from_mesh(self, mesh: Mesh) -> None:
+        """Takes the shape and the colors of a mesh in world units, in place."""
+        from distill3d.scenes.from_mesh import init_voxels
+
+        init_voxels(self, mesh)
+
+    def export(self, folder: Path, options: ExportOptions) -> list[Path]:
+        """Writes the surface as mesh.glb; ValueError where the field is empty. See `to_mesh.export_field`."""
+        from distill3d.scenes.to_mesh import export_field
+
+        return export_field(self, folder, options)
 
     def render(
         self,

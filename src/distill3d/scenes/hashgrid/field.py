@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill3d.cameras import rays
+from distill3d.export.options import FIELD_SETTINGS, ExportOptions
+from distill3d.meshes.mesh import Mesh
 from distill3d.render.shading import needs_normals
 from distill3d.render.volume import Filters, Sampling, render_rays
 from distill3d.scenes.hashgrid.encoding import HashLayout, encode
 from distill3d.scenes.hashgrid.occupancy import OccupancyGrid
-from distill3d.types import Cameras, Lighting, Rendering
+from distill3d.types import Cameras, Lighting, Rendering, Scene, SceneOptions
 
 
 @dataclass(frozen=True)
-class HashOptions:
+class HashOptions(SceneOptions):
     """What a `HashField` is made of: the recipe of the SDI release. Lengths in world units.
 
     The blob is a fixed bias on the raw density. "magic3d": blob_height (1 - |p| / blob_radius) (Magic3D, Lin et al.
@@ -64,7 +66,7 @@ class HashOptions:
         return min(self.first_levels + more, self.layout.levels)
 
 
-class HashField(nn.Module):
+class HashField(nn.Module, Scene):
     """density = softplus(MLP(encoding) + blob), color = sigmoid(MLP(encoding)); no view direction.
 
     Both networks have one hidden layer with ReLU and no biases. Normals are minus the gradient of the raw density,
@@ -73,6 +75,7 @@ class HashField(nn.Module):
     without second derivatives of the encoding.
     """
 
+    export_settings = FIELD_SETTINGS
     levels: Tensor
 
     def __init__(self, options: HashOptions = HashOptions(), device: torch.device | str | None = None):
@@ -103,16 +106,12 @@ class HashField(nn.Module):
         """Lowest and highest corner [2, 3] of the box."""
         return self.occupancy.bounds
 
-    def train(self, mode: bool = True) -> HashField:
+    def train(self, mode: bool = True) -> Self:
         """Switches between training and evaluation; for evaluation the occupancy is looked at once more."""
         super().train(mode)
         if not mode:
             self.occupancy.look(self.density)
         return self
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """See `Scene`."""
-        return [{"params": list(self.parameters()), "scale": 1.0}]
 
     def adapt(self, step: int, total: int, optimizer: torch.optim.Optimizer) -> None:
         """Switches levels on and looks at the occupancy, where `options` says so."""
@@ -120,9 +119,17 @@ class HashField(nn.Module):
         if step % self.options.refresh == 0:
             self.occupancy.look(self.density, torch.Generator().manual_seed(step))
 
-    def penalties(self) -> dict[str, Callable[[], Tensor]]:
-        """None of its own."""
-        return {}
+    def init_from_mesh(self, mesh: Mesh) -> None:
+        """Takes the shape and the colors of a mesh in world units, in place."""
+        from distill3d.scenes.from_mesh import init_hash_field
+
+        init_hash_field(self, mesh)
+
+    def export(self, folder: Path, options: ExportOptions) -> list[Path]:
+        """Writes the surface as mesh.glb; ValueError where the field is empty. See `to_mesh.export_field`."""
+        from distill3d.scenes.to_mesh import export_field
+
+        return export_field(self, folder, options)
 
     def render(
         self,
