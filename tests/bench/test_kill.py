@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from distill3d.cli.main import main as cli
+from distill3d.cli import main as cli
 
 SETTINGS = [
     "--methods", "sdi,sds", "--seeds", "0,1", "--views", "4", "--metrics", "saturation,nfe,diverged",

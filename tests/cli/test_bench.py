@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from distill3d.cli.main import main as cli
+from distill3d.cli import main as cli
 from distill3d.distill.recipes import LAPTOP, METHODS
 
 

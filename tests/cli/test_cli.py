@@ -13,7 +13,7 @@ import pytest
 import trimesh
 from PIL import Image
 
-from distill3d.cli.main import main as cli
+from distill3d.cli import main as cli
 from distill3d.distill.recipes import RECIPES
 from distill3d.runs.objects import Config, check_prompt, generate, read_config
 

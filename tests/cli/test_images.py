@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distill3d.cli.main import main as cli
+from distill3d.cli import main as cli
 
 
 def test_image_writes_a_picture_and_says_where(kl_folder, tmp_path, capsys):

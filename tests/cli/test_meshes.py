@@ -8,7 +8,7 @@ import pytest
 import torch
 import trimesh
 
-from distill3d.cli.main import main as cli
+from distill3d.cli import main as cli
 from distill3d.cli.objects import _config
 from distill3d.distill.family import TAUGHT
 from distill3d.distill.mesh_recipes import LAPTOP_TEXTURE, TEXTURE_RECIPES, from_mesh, refinement

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from distill3d.cli.main import main as cli
+from distill3d.cli import main as cli
 from distill3d.runs.objects import read_config
 
 SMALL = ["--steps", "2", "--views", "1", "--frames", "2", "--scene.resolution", "12", "--sdi.inversion-steps", "2",

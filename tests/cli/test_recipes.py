@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from distill3d.cli.main import main as cli
+from distill3d.cli import main as cli
 from distill3d.cli.recipes import settings, table
 from distill3d.distill.recipes import LAPTOP, PRIORS, RECIPES
 

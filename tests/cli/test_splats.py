@@ -2,7 +2,7 @@
 
 import pytest
 
-from distill3d.cli.main import main as cli
+from distill3d.cli import main as cli
 from distill3d.export.splats import load_splats
 from distill3d.runs.objects import load_scene
 

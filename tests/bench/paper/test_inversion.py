@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distill3d.bench.paper.inversion import STRATEGIES, Study, inversion, investigate, trajectory, write_points
-from distill3d.cli.main import main as cli
+from distill3d.cli import main as cli
 
 STUDY = Study(prompts=("left", "odd"), seeds=2, scales=(1.0, 3.0), steps=12, times=4)
 
