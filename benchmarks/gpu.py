@@ -57,7 +57,7 @@ def main() -> None:
     def step() -> object:
         images.grad = None
         x = prior.encode(images)
-        guidance = objective.guidance(x, prior, conditioning, 0, generator, 10000)
+        guidance = objective.guidance(x, prior, conditioning, step=0, total=10000, generator=generator)
         attach(x, guidance.gradient).backward()
         return guidance.nfe
 

@@ -46,7 +46,7 @@ def main() -> None:
     x = prior.encode(images)
     report(f"encoding a picture of {size} px, for its gradient")
     objective = sdi(inversion_steps=arguments.inversion_steps)
-    guidance = objective.guidance(x, prior, conditioning, 0, torch.Generator().manual_seed(0), 10)
+    guidance = objective.guidance(x, prior, conditioning, step=0, total=10, generator=torch.Generator().manual_seed(0))
     report(f"SDI: {guidance.nfe} network rows")
     attach(x, guidance.gradient).backward()
     report("gradient through the encoder")

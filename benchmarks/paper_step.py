@@ -52,7 +52,9 @@ def main() -> None:
     report(f"rendering {prior.image_size} px, {100 * float(rendering.opacity.detach().mean()):.0f} % opaque")
     x = prior.encode(rendering.rgb)
     report("encoding the picture, for its gradient")
-    guidance = run.objective.guidance(x, prior, conditioning, arguments.step, run.generator, recipe.steps)
+    guidance = run.objective.guidance(
+        x, prior, conditioning, step=arguments.step, total=recipe.steps, generator=run.generator
+    )
     report(f"SDI at t = {float(guidance.t.mean()):.2f}: {guidance.nfe} network rows")
     loss = attach(x, guidance.gradient) + sum(run.penalties(arguments.step, rendering).values())
     loss.backward()

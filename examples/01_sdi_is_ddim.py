@@ -46,7 +46,7 @@ def theorem(steps: int = 25, scale: float = 7.5) -> None:
     x, furthest = torch.zeros_like(first), 0.0
     objective = sdi_cached(scale, 0.98, 0.02, first)
     for step in range(steps):
-        x = x - objective.guidance(x, prior, conditioning, step, torch.Generator(), steps).gradient
+        x = x - objective.guidance(x, prior, conditioning, step=step, total=steps, generator=torch.Generator()).gradient
         furthest = max(furthest, (x - denoised[step]).abs().max().item())
     show(f"theorem: SDI against DDIM, largest difference in {steps} steps", 0.0, furthest)
     show("         both end at the same pixel, for instance", denoised[-1][0, 0, 0, 0].item(), x[0, 0, 0, 0].item())
@@ -73,7 +73,7 @@ def closed_forms(std: float = 0.5, level: float = 0.6) -> None:
 
     many = Conditioning(prior.embed([""] * n), prior.embed([""] * n))
     objective = replace(sds(1.0), timesteps=timesteps.listed(t))
-    out = objective.guidance(x.expand(n, 1), prior, many, 0, torch.Generator().manual_seed(4), 1)
+    out = objective.guidance(x.expand(n, 1), prior, many, step=0, total=1, generator=torch.Generator().manual_seed(4))
     mean = sigma**3 * alpha / (alpha**2 * std**2 + sigma**2) * offset
     show(f"SDS: mean gradient over {n} draws of the noise", mean, out.gradient.mean().item())
     spread = sigma**2 * (1 - sigma**2 / (alpha**2 * std**2 + sigma**2))

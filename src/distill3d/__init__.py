@@ -7,7 +7,7 @@
     print(result.folder, result.mesh)                    # runs/a-red-mushroom-1a2b3c/mesh.glb
 
     prior = distill3d.load_prior("toybox")               # or a Stable Diffusion folder or hub id
-    objective = distill3d.objectives.sdi()               # .guidance(x, prior, conditioning, step, generator, total)
+    objective = distill3d.objectives.sdi()               # .loss(x, prior, conditioning, step=, total=, generator=)
 
 `docs/conventions.md` states axes, units and ranges once.
 """

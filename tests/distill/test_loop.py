@@ -36,7 +36,12 @@ def test_the_pull_on_pictures_is_added_to_the_pull_on_x(kl_folder):
     start, plain, before = one_step(prior, 0.0)
     _, pulled, after = one_step(prior, 3.0)
     guidance = sds(7.5).guidance(
-        prior.encode(start), prior, text_conditioning(prior, ["a cat", "a dog"]), 0, torch.Generator().manual_seed(0), 1
+        prior.encode(start),
+        prior,
+        text_conditioning(prior, ["a cat", "a dog"]),
+        step=0,
+        total=1,
+        generator=torch.Generator().manual_seed(0),
     )
     difference = start - prior.decode(guidance.x0).detach()
     torch.testing.assert_close(pulled - plain, -3.0 * difference / difference.numel(), atol=1e-7, rtol=1e-4)

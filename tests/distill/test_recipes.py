@@ -102,7 +102,7 @@ def test_every_kind_of_noise_costs_what_it_should(kind, rows, mixture, counting,
     prior, chance = counting(mixture), torch.Generator().manual_seed(0)
     told = conditions(mixture, ["left"])
     x = randn(1, 2, 2, 2)
-    guidance = settings.build().guidance(x, prior, told, 0, chance, 10)
+    guidance = settings.build().guidance(x, prior, told, step=0, total=10, generator=chance)
     assert guidance.nfe == sum(prior.calls) and rows - 1 <= guidance.nfe <= rows + 1
     torch.testing.assert_close(guidance.gradient, x - guidance.x0)  # the weight stays SDI's
 
@@ -111,5 +111,5 @@ def test_annealed_sds_goes_through_its_times(mixture, conditions, randn):
     told, x = conditions(mixture, ["left"]), randn(1, 2, 2, 2)
     objective = SDS(low=0.25, high=0.98, anneal=True).build()
     chance = torch.Generator().manual_seed(0)
-    times = [float(objective.guidance(x, mixture, told, step, chance, 5).t) for step in range(5)]
+    times = [float(objective.guidance(x, mixture, told, step=step, total=5, generator=chance).t) for step in range(5)]
     assert times == pytest.approx([0.98, 0.7975, 0.615, 0.4325, 0.25])

@@ -82,7 +82,7 @@ def test_the_gradient_reaches_the_density_and_is_that_of_the_picture(kind, metho
 
     with torch.no_grad():
         told = small.shape.prompts.conditioning(small.cameras.azimuth, small.cameras.elevation, small.prior.embed)
-        out = small.shape.objective.guidance(picture(), small.prior, told, 3, seed(), 10)
+        out = small.shape.objective.guidance(picture(), small.prior, told, step=3, total=10, generator=seed())
     assert rows == out.nfe
     torch.testing.assert_close(loss.detach(), 2 * attach(picture(), out.gradient).detach())
     for k in range(3):

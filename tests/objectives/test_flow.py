@@ -51,7 +51,7 @@ def test_cached_sdi_is_eulers_sampler_of_the_flow(prior, conditions, randn, scal
     objective = sdi_cached(scale, 0.98, 0.02, first)
     for step in range(steps):
         v = velocity(prior, x_t, times[step].expand(2), conditioning, scale)
-        out = objective.guidance(x, prior, conditioning, step, torch.Generator(), steps)
+        out = objective.guidance(x, prior, conditioning, step=step, total=steps, generator=torch.Generator())
         x = x - out.gradient
         torch.testing.assert_close(out.x_t, x_t, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(x, x_t - sigma[step] * v, rtol=1e-9, atol=1e-9)
@@ -88,7 +88,7 @@ def test_the_target_of_sdi_follows_from_the_velocity(prior, conditions, randn):
     """x - g = x_t - sigma v: a step of -g goes to the end of the straight line."""
     conditioning, x = conditions(prior, TEXTS), randn(2, 2, 2, 2)
     objective = sdi(4.0, start=0.7, stop=0.7)
-    out = objective.guidance(x, prior, conditioning, 0, torch.Generator().manual_seed(0), 1)
+    out = objective.guidance(x, prior, conditioning, step=0, total=1, generator=torch.Generator().manual_seed(0))
     sigma = prior.schedule.sigma(out.t)[:, None, None, None]
     v = velocity(prior, out.x_t, out.t, conditioning, 4.0)
     torch.testing.assert_close(out.x_t, (1 - sigma) * x + sigma * out.noise)
@@ -125,7 +125,7 @@ def test_every_kind_of_prediction_gives_the_closed_forms_x0(mixture, conditions,
     objective = sdi(1.0, start=1.0, stop=1.0)
     objective = dataclasses.replace(objective, timesteps=timesteps.listed([t.tolist()]))
     network = Network(prior, kind, dtype)
-    out = objective.guidance(x, network, told, 0, torch.Generator().manual_seed(0), 1)
+    out = objective.guidance(x, network, told, step=0, total=1, generator=torch.Generator().manual_seed(0))
     alpha, sigma = (c.double() for c in coefficients(schedule, out.t, out.x_t))
     eps = prior.predict(out.x_t.double(), out.t.double(), told.positive)
     wanted = (out.x_t.double() - sigma * eps) / alpha

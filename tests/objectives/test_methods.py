@@ -53,7 +53,7 @@ def test_theorem_cached_kappa_and_whole_targets_are_the_ddim_sampler(
 
     objective, x = sdi_cached(scale, 0.98, 0.02, first), torch.zeros_like(first)
     for step in range(steps):
-        out = objective.guidance(x, prior, conditioning, step, torch.Generator(), steps)
+        out = objective.guidance(x, prior, conditioning, step=step, total=steps, generator=torch.Generator())
         x = x - out.gradient  # the target taken whole
         torch.testing.assert_close(x, out.x0, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(x, sampled[step], rtol=1e-10, atol=1e-10)
@@ -66,7 +66,9 @@ def test_sds_mean_gradient_is_the_closed_form_on_a_gaussian(randn, conditions, t
     x = randn(1, 1, 2, 2)
     objective = sds(1.0, t, t)
     many = conditions(prior, [""] * n)
-    g = objective.guidance(x.expand(n, -1, -1, -1), prior, many, 0, torch.Generator().manual_seed(0), 1).gradient
+    g = objective.guidance(
+        x.expand(n, -1, -1, -1), prior, many, step=0, total=1, generator=torch.Generator().manual_seed(0)
+    ).gradient
     a, s = (c[0] for c in coefficients(prior.schedule, torch.tensor([t], dtype=F64), x))
     # E_kappa [sigma^2 (eps(a x + s kappa) - kappa)]: the noise averages out, the score is linear.
     exact = s**2 * s * a * (x - mean) / (a**2 * std**2 + s**2)
@@ -83,7 +85,7 @@ def test_sdi_with_random_noise_is_x0_matching_sds(mixture, conditions, randn):
         reference.injected_noise,
         weighting.x0_matching,
     )
-    out = objective.guidance(x, mixture, conditioning, 0, torch.Generator().manual_seed(3), 1)
+    out = objective.guidance(x, mixture, conditioning, step=0, total=1, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(out.gradient, x - out.x0, rtol=1e-9, atol=1e-9)
     alpha, sigma = coefficients(mixture.schedule, out.t, x)
     torch.testing.assert_close(out.x_t, alpha * x + sigma * out.noise)
@@ -109,7 +111,7 @@ def test_a_batch_equals_its_samples(mixture, conditions, randn, objective, perp)
     weights = torch.tensor([[-0.5], [0.0], [-1.0]], dtype=F64)
     extra = (["right", "odd", "left"], weights) if perp else ()
     conditioning = conditions(mixture, TEXTS, *extra)
-    together = objective.guidance(x, mixture, conditioning, 2, seeds(3), 9)
+    together = objective.guidance(x, mixture, conditioning, step=2, total=9, generator=seeds(3))
     rows = 0
     for i in range(3):
         single, one = objective, torch.tensor([i])
@@ -118,7 +120,7 @@ def test_a_batch_equals_its_samples(mixture, conditions, randn, objective, perp)
                 objective.noise, timesteps.listed(together.t[one]), objective.prediction,
                 objective.reference, objective.weight,
             )  # fmt: skip
-        alone = single.guidance(x[one], mixture, conditioning[one], 2, seeds(3)[i : i + 1], 9)
+        alone = single.guidance(x[one], mixture, conditioning[one], step=2, total=9, generator=seeds(3)[i : i + 1])
         rows += alone.nfe
         for field in ("t", "noise", "prediction", "x0", "gradient"):
             torch.testing.assert_close(getattr(together, field)[one], getattr(alone, field), rtol=1e-8, atol=1e-8)
@@ -130,10 +132,10 @@ def test_nfe_counts_the_rows_the_network_saw(mixture, counting, conditions, rand
     conditioning = conditions(prior, TEXTS[:2])
     for step, hops in ((0, 10), (99, 3)):  # t = 0.98 and 0.25, inverted to t + 0.01
         prior.calls.clear()
-        out = sdi(overshoot=0.01).guidance(x, prior, conditioning, step, torch.Generator(), 100)
+        out = sdi(overshoot=0.01).guidance(x, prior, conditioning, step=step, total=100, generator=torch.Generator())
         assert prior.calls == [4] * (hops + 1) and out.nfe == sum(prior.calls)
     prior.calls.clear()
-    assert sds(1.0).guidance(x, prior, conditioning, 0, torch.Generator(), 1).nfe == 2
+    assert sds(1.0).guidance(x, prior, conditioning, step=0, total=1, generator=torch.Generator()).nfe == 2
     assert prior.calls == [2]
 
 
@@ -141,7 +143,7 @@ def test_sdi_finds_kappa_above_the_level_it_is_used_at(mixture, conditions, rand
     """By hand for one hop: x up to t + tau, kappa there, x_t = alpha x + sigma kappa, network at t."""
     x, conditioning = 0.5 * randn(1, 2, 2, 2), conditions(mixture, ["left"])
     objective = sdi(eta=0.0, start=0.04, stop=0.04, overshoot=0.05)
-    out = objective.guidance(x, mixture, conditioning, 0, torch.Generator(), 1)
+    out = objective.guidance(x, mixture, conditioning, step=0, total=1, generator=torch.Generator())
     low, t, high = (torch.tensor([v], dtype=F64) for v in (0.0, 0.04, 0.09))
     rows = torch.arange(1)
     end = ddim.ddim_step(x, Guided(mixture, conditioning, -7.5)(x, low, rows), mixture.schedule, low, high)
@@ -166,7 +168,7 @@ def test_inverted_kappa_approaches_the_closed_form_of_a_gaussian(randn, conditio
             noise.ddim_inversion(steps, 0.0, 0.0, solver, overshoot=0.0), timesteps.listed(t),
             prediction.guided(0.0), reference.injected_noise, weighting.x0_matching,
         )  # fmt: skip
-        out = objective.guidance(x, prior, conditions(prior, [""]), 0, torch.Generator(), 1)
+        out = objective.guidance(x, prior, conditions(prior, [""]), step=0, total=1, generator=torch.Generator())
         return (out.noise - exact).abs().max().item()
 
     assert error(320) < 0.05 and error(320) < 0.3 * error(80)
@@ -181,7 +183,7 @@ def test_finite_at_both_ends_of_time(mixture, conditions, randn, t, dtype, sched
     prior = MixturePrior(mixture.means, mixture.stds, mixture.weights, mixture.conditions, schedule)
     x, conditioning = randn(2, 2, 2, 2).to(dtype), conditions(prior, TEXTS[:2])
     for objective in (sds(7.5, t, t), sdi(start=t, stop=t)):
-        out = objective.guidance(x, prior, conditioning, 0, torch.Generator().manual_seed(0), 1)
+        out = objective.guidance(x, prior, conditioning, step=0, total=1, generator=torch.Generator().manual_seed(0))
         for field in ("x_t", "noise", "prediction", "x0", "gradient"):
             value = getattr(out, field)
             assert value.isfinite().all() and value.dtype == dtype and value.shape == x.shape
@@ -201,18 +203,18 @@ def test_attach_gives_x_exactly_the_gradient(randn):
 
 def test_no_graph_is_kept_and_x_is_not_touched(mixture, conditions, randn):
     x = randn(1, 2, 2, 2).requires_grad_()
-    out = sdi().guidance(x, mixture, conditions(mixture, ["left"]), 0, torch.Generator(), 1)
+    out = sdi().guidance(x, mixture, conditions(mixture, ["left"]), step=0, total=1, generator=torch.Generator())
     assert not out.gradient.requires_grad and not out.x0.requires_grad
 
 
 def test_mistakes_are_named(mixture, conditions, randn):
     conditioning = conditions(mixture, TEXTS)
     with pytest.raises(ValueError, match="one condition per sample"):
-        sds().guidance(randn(2, 2, 2, 2), mixture, conditioning, 0, torch.Generator(), 1)
+        sds().guidance(randn(2, 2, 2, 2), mixture, conditioning, step=0, total=1, generator=torch.Generator())
     with pytest.raises(ValueError, match=r"needs \[B, 2, 2, 2\]"):
-        sds().guidance(randn(3, 2, 4, 4), mixture, conditioning, 0, torch.Generator(), 1)
+        sds().guidance(randn(3, 2, 4, 4), mixture, conditioning, step=0, total=1, generator=torch.Generator())
     with pytest.raises(ValueError, match="2 generators for a batch of 3"):
-        sds().guidance(randn(3, 2, 2, 2), mixture, conditioning, 0, seeds(2), 1)
+        sds().guidance(randn(3, 2, 2, 2), mixture, conditioning, step=0, total=1, generator=seeds(2))
     with pytest.raises(ValueError, match="steps must be 1 or more"):
         sdi(inversion_steps=0)
     with pytest.raises(ValueError, match="needs eta = 0"):

@@ -189,7 +189,7 @@ def test_finite_at_both_ends_of_time(mixture, conditions, randn, t, schedule):
     x, conditioning = randn(2, 2, 2, 2).float(), conditions(prior, TEXTS[:2])
     for solver in SOLVERS.values():
         objective = dataclasses.replace(sds(7.5), noise=solver, timesteps=timesteps.listed([t]))
-        out = objective.guidance(x, prior, conditioning, 0, seeds(2), 1)
+        out = objective.guidance(x, prior, conditioning, step=0, total=1, generator=seeds(2))
         assert out.noise.isfinite().all() and out.gradient.isfinite().all() and out.noise.dtype == torch.float32
         assert not out.noise.requires_grad
         assert residual(query_of(prior, x, conditioning, t), out.noise).isfinite().all()
@@ -214,8 +214,8 @@ def test_mistakes_are_named(gaussian):
         noise.ddim_inversion(eta=1.5)
     with pytest.raises(ValueError, match="choose euler, ab2 or heun"):
         noise.ddim_inversion(eta=0.0, solver="rk4")
-    with pytest.raises(ValueError, match="warmup must be 0 or more"):
-        noise.interval_inversion(warmup=-1)
+    with pytest.raises(ValueError, match="warmup must lie in"):
+        noise.interval_inversion(warmup=1500)
     query, exact, _, _ = gaussian
     with pytest.raises(ValueError, match="scale must be a finite number"):
         kappa_residual(exact, query.x, query.t, query.prior, query.conditioning, "large")

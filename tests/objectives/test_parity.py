@@ -138,7 +138,7 @@ def check_sdi(case):
         prior = Watched(prior_of(dtype))
         told = recorded_conditioning(case["text_embeddings"], case["neg_guidance_weights"], dtype)
         x = case["latents"].to(dtype)
-        out = objective.guidance(x, prior, told, 0, torch.Generator(), STEPS_OF_A_RUN)
+        out = objective.guidance(x, prior, told, step=0, total=STEPS_OF_A_RUN, generator=torch.Generator())
         level = coefficients(prior.schedule, path[-1:] / 1000, x)
         return out, to_eps("x0", x, out.x_t, *level), prior, told
 
@@ -175,7 +175,9 @@ def check_defined_noise(case):
         noise=noise.given(case["noise"]),
     )
     told = conditioning(case["azimuth"], case["elevation"], case.perp)
-    out = objective.guidance(case["latents"], prior_of(F32), told, 0, torch.Generator(), STEPS_OF_A_RUN)
+    out = objective.guidance(
+        case["latents"], prior_of(F32), told, step=0, total=STEPS_OF_A_RUN, generator=torch.Generator()
+    )
     case.agree(out.x_t, case["latents_noisy"], "latents_noisy")
     case.agree(out.prediction, case["noise_pred"], "noise_pred")
     case.agree(out.x0, case["target"], "target")
@@ -189,7 +191,7 @@ def check_call(case):
     )
     told = conditioning(case["azimuth"], case["elevation"], case.perp)
     x = case["latents"].requires_grad_()
-    out = objective.guidance(x, prior_of(F32), told, 0, torch.Generator(), STEPS_OF_A_RUN)
+    out = objective.guidance(x, prior_of(F32), told, step=0, total=STEPS_OF_A_RUN, generator=torch.Generator())
     loss = attach(x, out.gradient)
     (gradient,) = torch.autograd.grad(loss, x)
     case.agree(out.x0, case["target"], "target")
@@ -209,7 +211,9 @@ def check_sds(case):
         sds(scale if perp else scale + 1), timesteps=timesteps.listed(t / 1000), noise=noise.given(case["noise"])
     )
     for objective in (own, dataclasses.replace(own, prediction=released.guided(scale))):
-        out = objective.guidance(case["latents"], prior_of(F32), told, 0, torch.Generator(), STEPS_OF_A_RUN)
+        out = objective.guidance(
+            case["latents"], prior_of(F32), told, step=0, total=STEPS_OF_A_RUN, generator=torch.Generator()
+        )
         case.agree(out.x_t, case["latents_noisy"], "latents_noisy")
         case.agree(out.prediction, case["noise_pred"], "noise_pred")
         case.agree(out.gradient, case["grad"], "grad")

@@ -56,7 +56,7 @@ def test_1_the_sample_stands_above_the_level_that_the_network_is_told(prior, con
     objective = sdi(eta=0.0, start=0.6, stop=0.6, released=True)
     theirs = dataclasses.replace(objective, noise=released.inversion(eta=0.0, random=0.8))
     clock = Clock(prior)
-    out = theirs.guidance(x, clock, told, 0, torch.Generator(), 1)
+    out = theirs.guidance(x, clock, told, step=0, total=1, generator=torch.Generator())
     walk = torch.tensor([0.0, *(k / 1000 for k in range(1, 600, 100)), 0.68], dtype=F64)
     model = Guided(prior, told, -6.5)
     # Below its first entry the table holds its level: the time of the first hop is 0 for a mixture.
@@ -69,7 +69,7 @@ def test_1_the_sample_stands_above_the_level_that_the_network_is_told(prior, con
 
     ours = sdi(eta=0.0, start=0.6, stop=0.6, overshoot=0.08)
     clock = Clock(prior)
-    out = ours.guidance(x, clock, told, 0, torch.Generator(), 1)
+    out = ours.guidance(x, clock, told, step=0, total=1, generator=torch.Generator())
     end = ddim.invert(Guided(prior, told, -7.5), x, SCHEDULE, ddim.ascending(torch.tensor([0.68], dtype=F64), 10))
     kappa = (end - a_high * x) / s_high
     torch.testing.assert_close(out.x_t, a_t * x + s_t * kappa, rtol=1e-9, atol=1e-9)
@@ -82,7 +82,7 @@ def test_2_the_first_hop_asks_below_the_table(prior, conditions, randn):
     first = {}
     for name, objective in {"released": theirs, "default": sdi(overshoot=0.0)}.items():
         clock = Clock(prior)
-        objective.guidance(x, clock, told, 0, torch.Generator(), 1)
+        objective.guidance(x, clock, told, step=0, total=1, generator=torch.Generator())
         first[name] = clock.times[:3]
         assert len(clock.times) == {"released": 12, "default": 11}[name]
     assert first == {"released": [-0.099, 0.001, 0.101], "default": [0.0, 0.1, 0.2]}
@@ -102,7 +102,7 @@ def test_3_eta_keeps_the_variance_by_default_only(unit, conditions, randn):
             chosen = released.inversion(eta=eta, scale=0.0, random=0.0) if late else None
             objective = sdi(**start, **({} if late else {"overshoot": 0.0}))
             objective = objective if chosen is None else dataclasses.replace(objective, noise=chosen)
-            out = objective.guidance(x, unit, told, 0, torch.Generator().manual_seed(0), 1)
+            out = objective.guidance(x, unit, told, step=0, total=1, generator=torch.Generator().manual_seed(0))
             variance[eta, late] = (out.x_t.var() / x.var()).item()
     error = 4 * (2 / 4096) ** 0.5
     assert abs(variance[1.0, False] - 1) < error + abs(variance[0.0, False] - 1)
@@ -112,7 +112,7 @@ def test_3_eta_keeps_the_variance_by_default_only(unit, conditions, randn):
 def test_4_the_release_takes_one_view_the_default_any_batch_and_any_time(prior, conditions, randn):
     x, told = 0.5 * randn(3, 2, 2, 2), conditions(prior, TEXTS)
     with pytest.raises(ValueError, match="one view at a time, got 3"):
-        sdi(released=True).guidance(x, prior, told, 0, torch.Generator(), 1)
+        sdi(released=True).guidance(x, prior, told, step=0, total=1, generator=torch.Generator())
 
     def generators():
         return [torch.Generator().manual_seed(i) for i in range(3)]
@@ -120,11 +120,11 @@ def test_4_the_release_takes_one_view_the_default_any_batch_and_any_time(prior, 
     times = torch.tensor([[0.9, 0.43, 0.07]], dtype=F64)
     for at in (times, times[:, :1].expand(1, 3)):
         objective = dataclasses.replace(sdi(), timesteps=timesteps.listed(at))
-        together = objective.guidance(x, prior, told, 0, generators(), 1)
+        together = objective.guidance(x, prior, told, step=0, total=1, generator=generators())
         for i in range(3):
             one = torch.tensor([i])
             single = dataclasses.replace(sdi(), timesteps=timesteps.listed(at[:, one]))
-            alone = single.guidance(x[one], prior, told[one], 0, generators()[i : i + 1], 1)
+            alone = single.guidance(x[one], prior, told[one], step=0, total=1, generator=generators()[i : i + 1])
             torch.testing.assert_close(together.gradient[one], alone.gradient, rtol=1e-9, atol=1e-9)
 
 
@@ -175,7 +175,7 @@ def test_draws_come_from_the_generator(prior, conditions, randn):
     def x_t(seed, **given):
         objective = sdi(released=True)
         objective = dataclasses.replace(objective, noise=released.inversion(**given)) if given else objective
-        return objective.guidance(x, prior, told, 5, torch.Generator().manual_seed(seed), 10).x_t
+        return objective.guidance(x, prior, told, step=5, total=10, generator=torch.Generator().manual_seed(seed)).x_t
 
     assert x_t(0).equal(x_t(0)) and not x_t(0).equal(x_t(1))
     fresh = torch.zeros(11, 1, 2, 2, 2, dtype=F64)
@@ -187,7 +187,9 @@ def test_draws_come_from_the_generator(prior, conditions, randn):
 def test_mistakes_are_named(mixture, prior, conditions, randn):
     x = randn(1, 2, 2, 2)
     with pytest.raises(ValueError, match="1000 noise levels, mixture is not one"):
-        sdi(released=True).guidance(x, mixture, conditions(mixture, ["left"]), 0, torch.Generator(), 1)
+        sdi(released=True).guidance(
+            x, mixture, conditions(mixture, ["left"]), step=0, total=1, generator=torch.Generator()
+        )
     for bad in ({"steps": 0}, {"steps": 1001}, {"eta": -0.1}, {"eta": float("nan")}, {"random": 1.0}):
         with pytest.raises(ValueError, match="steps must lie in 1 to 1000"):
             released.inversion(**bad)
@@ -199,4 +201,4 @@ def test_mistakes_are_named(mixture, prior, conditions, randn):
     # What works on any noise level still does: a given noise under the released guidance.
     objective = dataclasses.replace(sds(), prediction=released.guided(1.0), noise=noise.given(x))
     told = conditions(mixture, ["left"])
-    assert objective.guidance(x, mixture, told, 0, torch.Generator(), 1).gradient.isfinite().all()
+    assert objective.guidance(x, mixture, told, step=0, total=1, generator=torch.Generator()).gradient.isfinite().all()

@@ -163,7 +163,9 @@ def test_the_gradient_reaches_the_pixels(load, name):
     prior = load(name)
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
     x = prior.encode(images)
-    out = sdi(inversion_steps=3).guidance(x, prior, told(prior), 0, torch.Generator().manual_seed(0), 10)
+    out = sdi(inversion_steps=3).guidance(
+        x, prior, told(prior), step=0, total=10, generator=torch.Generator().manual_seed(0)
+    )
     attach(x, out.gradient).backward()
     assert images.grad.isfinite().all() and images.grad.abs().max() > 0
 

@@ -131,7 +131,6 @@ OBJECTIVES = {
     "mvdream": mvdream(), "mvdream-shared": mvdream(shared_noise=True), "sds": sds(7.5), "sjc": sjc(7.5),
     "sdi": sdi(inversion_steps=3), "sdi-heun": sdi(inversion_steps=2, eta=0.0, solver="heun"), "hifa": hifa(7.5),
     "nfsd": nfsd(), "csd": csd(), "csd-words": csd(1.0, "ugly", 0.5), "bridge": sds_bridge(), "ism": ism(steps=2),
-    "bridge-words": sds_bridge(7.5, "a cat, sharp", "a cat, blurry"),
 }  # fmt: skip
 
 
@@ -143,11 +142,11 @@ def test_a_batch_of_groups_equals_its_groups(prior, name):
     def seeds(rows):
         return [torch.Generator().manual_seed(i) for i in rows]
 
-    whole = objective.guidance(x, prior, conditioning, 3, seeds(range(8)), 9)
+    whole = objective.guidance(x, prior, conditioning, step=3, total=9, generator=seeds(range(8)))
     rows = 0
     for first in (0, 4):
         here = torch.arange(first, first + 4)
-        part = objective.guidance(x[here], prior, conditioning[here], 3, seeds(here.tolist()), 9)
+        part = objective.guidance(x[here], prior, conditioning[here], step=3, total=9, generator=seeds(here.tolist()))
         rows += part.nfe
         assert part.t.unique().numel() == 1
         for field in ("t", "noise", "x0", "gradient"):
@@ -168,7 +167,9 @@ def test_inversion_of_groups_keeps_each_at_one_time(prior):
             return prior.predict(x_t, t, text)
 
     objective = dataclasses.replace(sdi(inversion_steps=4), views=VIEWS)
-    objective.guidance(randn(8, 4, 8, 8), Watch(), told(prior, 2), 3, torch.Generator().manual_seed(0), 9)
+    objective.guidance(
+        randn(8, 4, 8, 8), Watch(), told(prior, 2), step=3, total=9, generator=torch.Generator().manual_seed(0)
+    )
     assert all((t.view(-1, 4) == t.view(-1, 4)[:, :1]).all() for t in seen)
     assert len(seen) >= 4
 
@@ -178,7 +179,9 @@ def test_views_that_are_alike_invert_alike(prior):
     objective = dataclasses.replace(sdi(inversion_steps=4, eta=0.0), views=VIEWS)
     same = told(prior, 2).with_camera(cameras(1)[:1].repeat(8, 1, 1))
     x = randn(1, 4, 8, 8).repeat(8, 1, 1, 1)
-    kappa = objective.guidance(x, prior, same, 3, torch.Generator().manual_seed(0), 9).noise.unflatten(0, (2, 4))
+    kappa = objective.guidance(
+        x, prior, same, step=3, total=9, generator=torch.Generator().manual_seed(0)
+    ).noise.unflatten(0, (2, 4))
     torch.testing.assert_close(kappa, kappa[:, :1].expand_as(kappa), rtol=1e-4, atol=1e-4)
     assert (kappa[0] - kappa[1]).abs().max() > 1e-2
 
@@ -187,7 +190,12 @@ def test_shared_noise_is_that_of_the_first_view(prior):
     def kappa(shared):
         objective = dataclasses.replace(sds(), noise=noise.gaussian(shared), views=VIEWS)
         return objective.guidance(
-            randn(8, 4, 8, 8), prior, told(prior, 2), 0, [torch.Generator().manual_seed(i) for i in range(8)], 1
+            randn(8, 4, 8, 8),
+            prior,
+            told(prior, 2),
+            step=0,
+            total=1,
+            generator=[torch.Generator().manual_seed(i) for i in range(8)],
         ).noise
 
     groups = kappa(True).unflatten(0, (2, 4))
@@ -205,10 +213,10 @@ def test_mistakes_are_named(prior, views_folder, kl_folder, tmp_path):
     with pytest.raises(ValueError, match="groups of 4 views at one time each"):
         prior.predict(x, torch.linspace(0.1, 0.9, 8), conditioning.positive)
     with pytest.raises(ValueError, match="groups of 4 views, got 6 samples"):
-        mvdream().guidance(x[:6], prior, conditioning[torch.arange(6)], 0, torch.Generator(), 1)
+        mvdream().guidance(x[:6], prior, conditioning[torch.arange(6)], step=0, total=1, generator=torch.Generator())
     pushed = dataclasses.replace(conditioning, perp=prior.embed(["a dog"] * 8), perp_weights=torch.full((8, 1), -1.0))
     with pytest.raises(ValueError, match="is a multi-view prior and does not support Perp-Neg; pass --no-perp-neg"):
-        mvdream().guidance(x, prior, pushed, 0, torch.Generator(), 1)
+        mvdream().guidance(x, prior, pushed, step=0, total=1, generator=torch.Generator())
     with pytest.raises(ValueError, match="is told a camera itself"):
         esd(Student(prior, torch.Generator()))
     with pytest.raises(ValueError, match="does not take --controlnet"):

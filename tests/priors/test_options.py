@@ -211,7 +211,7 @@ def test_a_controlnet_is_what_diffusers_pipeline_makes_of_it(kl_folder, controln
                       mid_block_additional_residual=middle).sample  # fmt: skip
     torch.testing.assert_close(prior.predict(x, t, text), wanted, rtol=1e-4, atol=1e-5)
     assert (wanted - said(load(kl_folder))).abs().max() > 1e-3
-    out = sdi(inversion_steps=3).guidance(x, prior, conditioning, 0, generator(), 10)
+    out = sdi(inversion_steps=3).guidance(x, prior, conditioning, step=0, total=10, generator=generator())
     assert out.gradient.isfinite().all()
     with pytest.raises(ValueError, match="these conditions carry no picture"):
         said(prior)
@@ -248,7 +248,7 @@ def test_a_controlnet_is_told_what_is_rendered(kl_folder, controlnet, control):
     seen = rendering.opacity[:, 0] > 0.5
     assert seen.any() and pictures.std() > 0.01
     x = prior.encode(rendering.rgb)
-    out = LAPTOP.objective("sdi").guidance(x, prior, conditioning, 0, generator(), 10)
+    out = LAPTOP.objective("sdi").guidance(x, prior, conditioning, step=0, total=10, generator=generator())
     assert out.gradient.isfinite().all()
 
 

@@ -105,7 +105,7 @@ def test_sdi_reaches_the_pixels(prior):
     images = noise(2, 3, 16, 16).sigmoid().requires_grad_()
     x = prior.encode(images)
     conditioning = Conditioning(prior.embed([TEXT, "cat"]), prior.embed(["", ""]))
-    out = sdi().guidance(x, prior, conditioning, 0, torch.Generator().manual_seed(0), 10)
+    out = sdi().guidance(x, prior, conditioning, step=0, total=10, generator=torch.Generator().manual_seed(0))
     attach(x, out.gradient).backward()
     assert out.nfe == 4 * 11
     assert images.grad.isfinite().all() and images.grad.abs().max() > 0

@@ -46,7 +46,7 @@ def test_a_new_student_is_the_prior(prior, conditioning):
     for posed in (EVERY, ~EVERY):
         torch.testing.assert_close(student.predict(noise(), TIMES, conditioning, posed), said, rtol=1e-5, atol=1e-5)
     objective = dataclasses.replace(vsd(student, 1.0), timesteps=timesteps.listed([[0.3, 0.8]]))
-    out = objective.guidance(noise(), prior, conditioning, 0, generator(), 1)
+    out = objective.guidance(noise(), prior, conditioning, step=0, total=1, generator=generator())
     assert out.gradient.abs().max() < 1e-4 < out.prediction.abs().max()
     assert out.nfe == 3 * 2  # prior, student, the lesson
 
@@ -106,7 +106,7 @@ def test_esd_asks_with_and_without_the_camera_in_one_call(prior, conditioning):
     rows, posed = torch.arange(2).repeat(2), torch.tensor([True, True, False, False])
     both = student.predict(noise()[rows], TIMES[rows], conditioning[rows], posed)
     torch.testing.assert_close(both, torch.cat([told, free]), rtol=1e-5, atol=1e-6)
-    out = esd(student).guidance(noise(), prior, conditioning, 0, generator(), 1)
+    out = esd(student).guidance(noise(), prior, conditioning, step=0, total=1, generator=generator())
     assert out.nfe == 4 + 4 + 2 and out.gradient.isfinite().all()
 
 

@@ -74,7 +74,7 @@ def test_a_rate_of_zero_takes_the_target_whole(prior):
 
     run, other = fresh(), fresh()
     run.run(lambda progress: None)
-    target = other.objective.guidance(other.x(), prior, other.conditioning, 0, other.generator, 1)
+    target = other.objective.guidance(other.x(), prior, other.conditioning, step=0, total=1, generator=other.generator)
     torch.testing.assert_close(run.x(), target.x0)
 
 

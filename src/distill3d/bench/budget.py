@@ -80,9 +80,9 @@ def rows_of_a_step(variant: Variant, prior: Prior) -> float:
         views = recipe.cameras.sample(recipe.views, generator)
         told = prompts.conditioning(views.azimuth, views.elevation, hollow.embed)
         x = torch.zeros(recipe.views, *hollow.sample_shape)
-        rows += objective.guidance(x, hollow, told, step, generator, total).nfe
+        rows += objective.guidance(x, hollow, told, step=step, total=total, generator=generator).nfe
         if recipe.supervision.weight(step * recipe.steps // total) > 0:
-            rows += shape.guidance(x, hollow, told, step, generator, total).nfe
+            rows += shape.guidance(x, hollow, told, step=step, total=total, generator=generator).nfe
     return rows / total
 
 

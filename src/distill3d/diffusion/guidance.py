@@ -16,14 +16,14 @@ def cfg(e_u: Tensor, e_c: Tensor, scale: float) -> Tensor:
     return e_u + scale * (e_c - e_u)
 
 
-def rescale(guided: Tensor, conditional: Tensor, share: float = 1.0) -> Tensor:
-    """Gives `guided` [B, ...] the standard deviation of `conditional`, mixed in by share in [0, 1].
+def rescale(guided: Tensor, conditional: Tensor, fraction: float = 1.0) -> Tensor:
+    """Gives `guided` [B, ...] the standard deviation of `conditional`, mixed in by fraction in [0, 1].
 
     Lin et al. 2023, eq. 15 and 16: large scales no longer over-expose.
     """
     dims = tuple(range(1, guided.ndim))
     ratio = conditional.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
-    return guided * (share * ratio + 1 - share)
+    return guided * (fraction * ratio + 1 - fraction)
 
 
 def perp_neg(e_u: Tensor, e_c: Tensor, e_n: Tensor, weights: Tensor, scale: float) -> Tensor:

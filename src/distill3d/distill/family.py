@@ -20,10 +20,8 @@ PLAIN: dict[str, Callable[..., Objective]] = {
     "nfsd": lambda steps, **scale: nfsd(**scale),
     "csd": lambda steps, **scale: csd(**scale),
     "hifa": lambda steps, **scale: hifa(**scale),
-    # Its times narrow over the first 1500 of 5000 steps in the source: the same share here.
-    "ism": lambda steps, **scale: ism(warmup=3 * steps // 10, **scale),
-    # Its times widen over the first 8000 of 10000 steps in the source.
-    "mvdream": lambda steps, **scale: mvdream(views=1, warmup=8 * steps // 10, **scale),
+    "ism": lambda steps, **scale: ism(**scale),
+    "mvdream": lambda steps, **scale: mvdream(views=1, **scale),
     "sds_bridge": lambda steps, **scale: sds_bridge(**scale),
 }
 TAUGHT: dict[str, Callable[..., Objective]] = {"vsd": vsd, "esd": esd}  # they train a companion of the prior

@@ -85,7 +85,7 @@ def distill(
         stepper = optimizer(step)
         rendering, conditioning = views(step)
         x = encode(rendering.rgb)
-        guidance = objective.guidance(x, prior, conditioning, step, generator, total)
+        guidance = objective.guidance(x, prior, conditioning, step=step, total=total, generator=generator)
         loss = attach(x, guidance.gradient)
         if picture_weight:
             with torch.no_grad():

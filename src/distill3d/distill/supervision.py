@@ -81,5 +81,7 @@ class ShapeObjective:
             picture = torch.nn.functional.interpolate(picture, (size, size), mode="bilinear", antialias=True)
         x = self.prior.encode(picture)
         conditioning = told(self.prompts, self.prior, rendering, cameras)
-        guidance = self.objective.guidance(x, self.prior, conditioning, step, generator, self.total)
+        guidance = self.objective.guidance(
+            x, self.prior, conditioning, step=step, total=self.total, generator=generator
+        )
         return weight * attach(x, guidance.gradient), guidance.nfe

@@ -17,11 +17,45 @@ from distill3d.objectives.methods import (
     vsd,
 )
 from distill3d.objectives.noise import kappa_residual
-from distill3d.objectives.objective import Objective, Query, attach
+from distill3d.objectives.objective import Objective, Query, Stateful, attach
+from distill3d.objectives.settings import (
+    CSD,
+    ESD,
+    ISM,
+    METHODS,
+    NFSD,
+    RFDS,
+    SDI,
+    SDS,
+    SJC,
+    VSD,
+    HiFA,
+    Method,
+    MVDream,
+    SDICached,
+    SDSBridge,
+    starting_at,
+)
 
 __all__ = [
+    "CSD",
+    "ESD",
+    "ISM",
+    "METHODS",
+    "NFSD",
+    "RFDS",
+    "SDI",
+    "SDS",
+    "SJC",
+    "VSD",
+    "HiFA",
+    "MVDream",
+    "Method",
     "Objective",
     "Query",
+    "SDICached",
+    "SDSBridge",
+    "Stateful",
     "attach",
     "csd",
     "esd",
@@ -37,5 +71,6 @@ __all__ = [
     "sds",
     "sds_bridge",
     "sjc",
+    "starting_at",
     "vsd",
 ]

@@ -7,19 +7,23 @@ Defaults are those of the paper or, where it is silent, of its public code, as t
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from distill3d.diffusion.ddim import Solver
 from distill3d.objectives import checks, noise, prediction, reference, timesteps, weighting
 from distill3d.objectives import released as release
 from distill3d.objectives.objective import Objective, Query
-from distill3d.objectives.prediction import guided_against, negative, prompt, words
+from distill3d.objectives.prediction import guided_against, negative, words
 
-# The negative words of NFSD (Katzir et al. 2023).
-UNREAL = "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy"
-# What SDS-Bridge (McAllister et al. 2024) adds to the prompt to describe the pictures wanted and those at hand.
-WANTED = ", detailed high resolution, high quality, sharp"
-AT_HAND = ", oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, noisy, malformed"
+# The negative prompt of NFSD (Katzir et al. 2023).
+NFSD_NEGATIVE_PROMPT = (
+    "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy"
+)
+# What SDS-Bridge (McAllister et al. 2024) appends to the prompt to describe its target and its source distribution.
+BRIDGE_TARGET = ", detailed high resolution, high quality, sharp"
+BRIDGE_SOURCE = ", oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, noisy, malformed"
 
 
 def sds(scale: float = 100.0, low: float = 0.02, high: float = 0.98, anneal: bool = False) -> Objective:
@@ -70,7 +74,7 @@ def sdi(
 def sdi_cached(scale: float = 7.5, start: float = 0.98, stop: float = 0.02, first: Tensor | None = None) -> Objective:
     """SDI with kappa remembered from the step before: from x = 0, taking x0_hat whole, it IS DDIM sampling.
 
-    For one picture (2D) and one run: the objective keeps kappa. first [B, ...] is the noise of step 0.
+    For one image (2D) and one run: the objective keeps kappa as its state. first [B, ...] is the noise of step 0.
     """
     memory = noise.Cached(first)
     return Objective(
@@ -79,6 +83,7 @@ def sdi_cached(scale: float = 7.5, start: float = 0.98, stop: float = 0.02, firs
         prediction=memory.remember(prediction.guided(scale)),
         reference=reference.injected_noise,
         weight=weighting.x0_matching,
+        state=memory,
     )
 
 
@@ -113,8 +118,10 @@ def hifa(scale: float = 100.0, start: float = 0.98, stop: float = 0.3) -> Object
     )
 
 
-def nfsd(scale: float = 7.5, unreal: str = UNREAL, low: float = 0.02, high: float = 0.98) -> Objective:
-    """g = sigma_t^2 (s (e_c - e_u) + d), d = e_u for t < 0.2 and e_u - e_n above, e_n told the words `unreal`.
+def nfsd(
+    scale: float = 7.5, negative_prompt: str = NFSD_NEGATIVE_PROMPT, low: float = 0.02, high: float = 0.98
+) -> Objective:
+    """g = sigma_t^2 (s (e_c - e_u) + d), d = e_u for t < 0.2 and e_u - e_n above, e_n with the negative prompt.
 
     Noise-free score distillation (Katzir et al. 2023), all constants from there. Here eps_s stands
     against e_n, or against nothing: the same difference, with a prediction that denoises.
@@ -123,54 +130,68 @@ def nfsd(scale: float = 7.5, unreal: str = UNREAL, low: float = 0.02, high: floa
     def late(query: Query) -> Tensor:
         return (query.t >= 0.2).to(query.t)
 
-    predicted, compared = guided_against(scale, {words(unreal): late})
+    predicted, compared = guided_against(scale, {words(negative_prompt): late})
     return Objective(noise.gaussian(), timesteps.uniform(low, high), predicted, compared, weighting.noise_variance)
 
 
 def csd(
-    scale: float = 1.0, unwanted: str | None = None, push: float = 1.0, low: float = 0.02, high: float = 0.98
+    scale: float = 1.0,
+    negative_prompt: str | None = None,
+    negative_weight: float = 1.0,
+    low: float = 0.02,
+    high: float = 0.98,
 ) -> Objective:
-    """g = sigma_t^2 s (e_c - e_u), or sigma_t^2 (s (e_c - e_u) + w (e_u - e_n)) with e_n told `unwanted`.
+    """g = sigma_t^2 s (e_c - e_u), or with a negative prompt sigma_t^2 (s (e_c - e_u) + w (e_u - e_n)).
 
     Classifier score distillation (Yu et al. 2023): SDS without its generative part e_u - kappa. The paper
-    anneals w; that it falls evenly, from push at the first step to 0 at the last, is our choice.
+    anneals w. Here it falls linearly from negative_weight at the first step to 0 at the last, which is our choice.
     """
-    checks.number("push", push)
+    checks.number("negative_weight", negative_weight)
 
     def fading(query: Query) -> Tensor:
-        return query.t.new_tensor(push * (1 - min(query.step / max(query.total_steps - 1, 1), 1.0)))
+        return query.t.new_tensor(negative_weight * (1 - min(query.step / max(query.total - 1, 1), 1.0)))
 
-    source = {negative: 1.0} if unwanted is None else {negative: lambda q: 1 - fading(q), words(unwanted): fading}
+    source = (
+        {negative: 1.0}
+        if negative_prompt is None
+        else {negative: lambda q: 1 - fading(q), words(negative_prompt): fading}
+    )
     predicted, compared = guided_against(scale, source)
     return Objective(noise.gaussian(), timesteps.uniform(low, high), predicted, compared, weighting.noise_variance)
 
 
 def sds_bridge(
-    scale: float = 40.0, wanted: str | None = None, at_hand: str | None = None, low: float = 0.02, high: float = 0.98
+    scale: float = 40.0,
+    target_suffix: str = BRIDGE_TARGET,
+    source_suffix: str = BRIDGE_SOURCE,
+    low: float = 0.02,
+    high: float = 0.98,
 ) -> Objective:
-    """g = sigma_t^2 s (e_wanted - e_at_hand), one text describing the goal, the other the present pictures.
+    """g = sigma_t^2 s (e_target - e_source), one text describing the goal, the other the images so far.
 
-    SDS as a bridge between image distributions (McAllister et al. 2024), its second stage, after one of sds():
-    prompt + WANTED and prompt + AT_HAND. A text left out is the condition's own positive or negative one, which
-    may depend on the view. Scale: the 2D experiments of its public code.
+    SDS as a bridge between image distributions (McAllister et al. 2024), its second stage, after one of sds().
+    The target is the conditioning's positive text and the source its negative one, so the caller writes them:
+    prompt + target_suffix and prompt + source_suffix, per view. Runs read both from Objective.suffixes. With the
+    empty text as negative it is csd(scale). Scale: the 2D experiments of its public code.
     """
-    goal, source = words(wanted) if wanted else prompt, words(at_hand) if at_hand else negative
-    predicted, compared = guided_against(scale, {source: 1.0}, goal, source)
-    return Objective(noise.gaussian(), timesteps.uniform(low, high), predicted, compared, weighting.noise_variance)
+    predicted, compared = guided_against(scale, {negative: 1.0})
+    objective = Objective(noise.gaussian(), timesteps.uniform(low, high), predicted, compared, weighting.noise_variance)
+    return replace(objective, suffixes=(target_suffix, source_suffix))
 
 
 def ism(
-    scale: float = 7.5, steps: int = 5, wide: float = 0.1, narrow: float = 0.08, high: float = 0.98, warmup: int = 1500
+    scale: float = 7.5, steps: int = 5, wide: float = 0.1, narrow: float = 0.08, high: float = 0.98, warmup: float = 0.3
 ) -> Objective:
     """g = 0.1 sigma_t / alpha_t (eps_s(x_t, t) - e_u(x_s, s)), x_s by unconditional DDIM inversion, s = t - gap.
 
     Interval score matching (LucidDreamer, Liang et al. 2023). gap as in noise.interval_inversion; t ~ U[0.02, top],
-    top falling from high to 0.5 over `warmup` steps. Constants and weight: its public code. With gap 0 it is
-    g = 0.1 sigma_t / alpha_t s (e_c - e_u), CSD at an inverted x_t.
+    top falling from high to 0.5 over the fraction `warmup` of the run. Constants and weight: its public code, where
+    the warmup takes 1500 of 5000 steps. With gap 0 it is g = 0.1 sigma_t / alpha_t s (e_c - e_u), CSD at an
+    inverted x_t.
     """
     return Objective(
         noise=noise.interval_inversion(steps, wide, narrow, warmup),
-        timesteps=timesteps.narrowing(0.02, high, 0.5, over=max(warmup, 1)),
+        timesteps=timesteps.narrowing(0.02, high, 0.5, over=warmup),
         prediction=prediction.guided(scale),
         reference=reference.interval_start,
         weight=weighting.scaled(0.1, weighting.x0_matching),
@@ -178,17 +199,22 @@ def ism(
 
 
 def vsd(
-    student: reference.Student, scale: float = 7.5, camera: float = 1.0, low: float = 0.02, high: float = 0.98
+    student: reference.Student,
+    scale: float = 7.5,
+    camera: float = 1.0,
+    low: float = 0.02,
+    high: float = 0.98,
+    switch: float = 0.2,
 ) -> Objective:
-    """g = sigma_t^2 (eps_s - e_phi), e_phi the student's noise at x_t, told prompt and camera.
+    """g = sigma_t^2 (eps_s - e_phi), e_phi the student's noise at x_t, conditioned on prompt and camera.
 
-    Variational score distillation (ProlificDreamer, Wang et al. 2023); t ~ U[low, top], top falling from
-    high to 0.5 after 5000 steps. The student (priors.student.Student) learns once at each step, on the same x.
-    Constants: its re-implementation in threestudio.
+    Variational score distillation (ProlificDreamer, Wang et al. 2023); t ~ U[low, high], and U[low, 0.5] after the
+    fraction `switch` of the run. The student (priors.student.Student) learns once at each step, on the same x.
+    Constants: its re-implementation in threestudio, which switches after 5000 of 25000 steps.
     """
     return Objective(
         noise=noise.gaussian(),
-        timesteps=timesteps.narrowing(low, high, 0.5, after=5000),
+        timesteps=timesteps.narrowing(low, high, 0.5, after=switch),
         prediction=prediction.guided(scale),
         reference=reference.student(student, camera),
         weight=weighting.noise_variance,
@@ -206,19 +232,19 @@ def esd(student: reference.Student, scale: float = 7.5, entropy: float = 0.5) ->
 
 
 def mvdream(
-    scale: float = 50.0, share: float = 0.5, views: int = 4, warmup: int = 8000, shared_noise: bool = False
+    scale: float = 50.0, rescale: float = 0.5, views: int = 4, warmup: float = 0.8, shared_noise: bool = False
 ) -> Objective:
     """g = x - x0_hat, x0_hat of a guided prediction, rescaled; kappa ~ N(0, I), groups of views at one time.
 
-    MVDream (Shi et al. 2023, section 3.2 and eq. 3): with c = (std x0_c / std x0_s), x0_hat is share c x0_s +
-    (1 - share) x0_s, x0_c the conditional and x0_s the guided estimate, the deviations over all views of a group.
-    t ~ U[low, high], low falling from 0.98 to 0.02 and high from 0.98 to 0.5 over `warmup` steps of the run.
-    Constants: its public code, which takes 10000 steps. shared_noise gives the views of a group one noise.
+    MVDream (Shi et al. 2023, section 3.2 and eq. 3): x0_hat = rescale c x0_s + (1 - rescale) x0_s with
+    c = std x0_c / std x0_s, x0_c the conditional and x0_s the guided estimate, deviations over all views of a group.
+    t ~ U[low, high], low falling from 0.98 to 0.02 and high from 0.98 to 0.5 over the fraction `warmup` of
+    the run. Constants: its public code, 8000 of 10000 steps. shared_noise gives the views of a group one noise.
     """
     return Objective(
         noise=noise.gaussian(shared_noise),
-        timesteps=timesteps.widening(0.98, 0.02, 0.5, over=max(warmup, 1)),
-        prediction=prediction.rescaled(scale, share),
+        timesteps=timesteps.widening(0.98, 0.02, 0.5, over=warmup),
+        prediction=prediction.rescaled(scale, rescale),
         reference=reference.injected_noise,
         weight=weighting.x0_matching,
         views=views,

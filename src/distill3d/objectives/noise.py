@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from distill3d.diffusion.guidance import Guided, guided_prediction
 from distill3d.diffusion.schedule import coefficients, to_eps
 from distill3d.objectives import checks
 from distill3d.objectives.objective import Noise, Prediction, Query
+from distill3d.objectives.timesteps import steps_of
 from distill3d.types import Conditioning, Prior
 
 HOP = 0.1  # tau of the solvers without hops: that of ten inversion steps, the release's setting
@@ -159,22 +160,23 @@ def ddim_inversion(
     return noise
 
 
-def interval_inversion(steps: int = 5, wide: float = 0.1, narrow: float = 0.08, warmup: int = 1500) -> Noise:
+def interval_inversion(steps: int = 5, wide: float = 0.1, narrow: float = 0.08, warmup: float = 0.3) -> Noise:
     """kappa by unconditional inversion to s = t - gap in hops of 1/steps, then one hop to t (ISM, Liang et al. 2023).
 
     x_s by inversion, x_t = DDIM(x_s, s -> t) with e_u(x_s, s), which reference.interval_start gives back. gap
-    shrinks from wide to narrow over the first `warmup` steps of the run; with gap 0 x_t is x_s, and e_u is
-    taken there. Defaults are those of the public code: 80 to 100 of 1000, hops of 200, 1500 steps.
+    shrinks from wide to narrow over the fraction `warmup` of the run; with gap 0 x_t is x_s, and e_u is
+    taken there. Defaults are those of the public code: 80 to 100 of 1000, hops of 200, 1500 of 5000 steps.
     Raises ValueError for settings out of range.
     """
     checks.count("steps", steps)
-    checks.count("warmup", warmup, 0)
+    checks.share("warmup", warmup)
     checks.share("wide", wide)
     checks.share("narrow", narrow)
 
     def noise(query: Query) -> tuple[Tensor, int]:
         x, t, schedule = query.x, query.t, query.prior.schedule
-        gap = narrow + (wide - narrow) * (1 - min(query.step / warmup, 1.0) if warmup else 0.0)
+        warming = steps_of(warmup, query.total)
+        gap = narrow + (wide - narrow) * (1 - min(query.step / warming, 1.0) if warming else 0.0)
         s = (t - gap).clamp(min=0)
         model = Guided(query.prior, query.conditioning, 0.0)
         x_s = ddim.invert(model, x, schedule, ddim.ascending(s, steps))
@@ -195,6 +197,14 @@ class Cached:
 
     def __init__(self, first: Tensor | None = None):
         self.kappa = first
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The remembered kappa, for a checkpoint; empty before the first step."""
+        return {} if self.kappa is None else {"kappa": self.kappa}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restores what `state_dict` gave."""
+        self.kappa = state.get("kappa")
 
     def noise(self, query: Query) -> tuple[Tensor, int]:
         """The remembered kappa [B, ...]."""

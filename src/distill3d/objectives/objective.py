@@ -7,8 +7,9 @@ Every method of the family is five functions; nothing here asks for a method's n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class Query:
     conditioning: Conditioning
     generator: Generators
     step: int
-    total_steps: int
+    total: int
     views: int = 1  # neighbors in the batch that are one group: the network sees them together, at one time
     # What one part found out and a later one needs, so that the network is not asked twice; see `recall`.
     notes: dict[object, Tensor] = field(default_factory=dict, repr=False)
@@ -52,12 +53,22 @@ Reference = Callable[[Query, Tensor, Tensor], tuple[Tensor, int]]  # query, x_t,
 Weight = Callable[[Schedule, Tensor], Tensor]  # schedule, t [B] -> w [B]
 
 
+class Stateful(Protocol):
+    """What learns during a run and belongs in its checkpoints."""
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+
+
 @dataclass(frozen=True)
 class Objective:
-    """One member of the family; see methods.py for the named ones.
+    """A score distillation method; see methods.py for the published ones.
 
-    views makes any of them one for a multi-view prior: the batch is groups of so many neighbors, and a group
-    shares its time, as such a prior was trained.
+    views: for a multi-view prior, the batch is groups of so many neighbors, and a group shares its time, as such
+    a prior was trained.
+    suffixes: what the caller appends to the prompt to write the positive and the negative text; None leaves the
+    positive text as it is and the negative one empty (or the user's).
+    state: what the objective learns or remembers, for checkpoints.
     """
 
     noise: Noise
@@ -66,9 +77,31 @@ class Objective:
     reference: Reference
     weight: Weight
     views: int = 1
+    suffixes: tuple[str, str] | None = None
+    state: Stateful | None = None
 
     def __post_init__(self) -> None:
         checks.count("views", self.views)
+
+    def build(self, prior: Prior, steps: int, generator: torch.Generator) -> Objective:
+        """The objective itself, so that one of your own goes wherever the settings of a method go."""
+        return self
+
+    def loss(
+        self,
+        x: Tensor,
+        prior: Prior,
+        conditioning: Conditioning,
+        *,
+        step: int,
+        total: int,
+        generator: Generators,
+    ) -> Tensor:
+        """A scalar whose gradient on x is that of `guidance`, divided by the number of elements (see `attach`).
+
+        Arguments and errors as in `guidance`.
+        """
+        return attach(x, self.guidance(x, prior, conditioning, step=step, total=total, generator=generator).gradient)
 
     @torch.no_grad()
     def guidance(
@@ -76,11 +109,12 @@ class Objective:
         x: Tensor,
         prior: Prior,
         conditioning: Conditioning,
+        *,
         step: int,
+        total: int,
         generator: Generators,
-        total_steps: int,
     ) -> Guidance:
-        """The gradient on x [B, *prior.sample_shape] at one step of total_steps; no graph is kept.
+        """The gradient on x [B, *prior.sample_shape] at `step` (from 0) of a run of `total` steps; no graph is kept.
 
         generator is one for the batch or one per sample (then a batch equals its samples one by one).
         Raises ValueError if x does not fit the prior or the conditions, or is no whole number of groups.
@@ -93,9 +127,9 @@ class Objective:
         if len(x) % self.views:
             raise ValueError(f"the batch must be groups of {self.views} views, got {len(x)} samples")
         x = x.detach()
-        times = self.timesteps(step, total_steps, len(x) // self.views, draw.leaders(generator, self.views))
+        times = self.timesteps(step, total, len(x) // self.views, draw.leaders(generator, self.views))
         t = times.to(x).repeat_interleave(self.views)
-        query = Query(x, t, prior, conditioning, generator, step, total_steps, self.views)
+        query = Query(x, t, prior, conditioning, generator, step, total, self.views)
         kappa, noise_rows = self.noise(query)
         alpha, sigma = coefficients(prior.schedule, t, x)
         x_t = alpha * x + sigma * kappa

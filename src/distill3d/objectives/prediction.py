@@ -31,14 +31,14 @@ def guided(scale: float) -> Prediction:
     return prediction
 
 
-def rescaled(scale: float, share: float = 0.5) -> Prediction:
-    """Guidance whose x0_hat has, to the `share`, the standard deviation of the conditional x0_hat.
+def rescaled(scale: float, fraction: float = 0.5) -> Prediction:
+    """Guidance whose x0_hat has, by this fraction, the standard deviation of the conditional x0_hat.
 
     Lin et al. 2023, eq. 15 and 16, on x0_hat and over all views of a group together, as MVDream (Shi et al. 2023)
-    does it. Raises ValueError unless scale is a finite number and share lies in [0, 1].
+    does it. Raises ValueError unless scale is a finite number and fraction lies in [0, 1].
     """
     checks.number("scale", scale)
-    checks.share("share", share)
+    checks.share("rescale", fraction)
 
     def prediction(query: Query, x_t: Tensor) -> tuple[Tensor, int]:
         everyone = torch.ones(2, len(x_t), dtype=torch.bool, device=x_t.device)
@@ -47,7 +47,7 @@ def rescaled(scale: float, share: float = 0.5) -> Prediction:
         full, conditional = (
             from_eps("x0", e, x_t, *levels).unflatten(0, (-1, query.views)) for e in (cfg(e_u, e_c, scale), e_c)
         )
-        return to_eps("x0", rescale(full, conditional, share).flatten(0, 1), x_t, *levels), rows
+        return to_eps("x0", rescale(full, conditional, fraction).flatten(0, 1), x_t, *levels), rows
 
     return prediction
 

@@ -47,41 +47,48 @@ def square_root(start: float = 0.98, stop: float = 0.3) -> Timesteps:
     return timesteps
 
 
-def narrowing(low: float, high: float, settled: float, after: int = 0, over: int = 1) -> Timesteps:
-    """t ~ U[low, top], top falling from high to settled over `over` steps once `after` have passed.
+def narrowing(low: float, high: float, settled: float, after: float = 0.0, over: float = 0.0) -> Timesteps:
+    """t ~ U[low, top], top falling linearly from high to settled.
 
-    The steps are those of the run, whatever its length. Raises ValueError unless 0 <= low <= settled, high
-    <= 1, for a negative `after`, and for `over` below 1.
+    The fall begins after the fraction `after` of the run and takes the fraction `over`, one step at least. Raises
+    ValueError unless 0 <= low <= settled, high <= 1 and both fractions lie in [0, 1].
     """
     _check(low, high, settled)
-    checks.count("after", after, 0)
-    checks.count("over", over)
+    checks.share("after", after)
+    checks.share("over", over)
     if low > min(high, settled):
         raise ValueError(f"low must not exceed high and settled, got {low}, {high} and {settled}")
 
     def timesteps(step: int, total: int, batch: int, generator: Generators) -> Tensor:
-        top = high + (settled - high) * min(max(step - after, 0) / over, 1.0)
+        begin, length = steps_of(after, total), max(steps_of(over, total), 1)
+        top = high + (settled - high) * min(max(step - begin, 0) / length, 1.0)
         return low + (top - low) * draw.uniform(batch, generator)
 
     return timesteps
 
 
-def widening(start: float, low: float, high: float, over: int) -> Timesteps:
-    """t ~ U[start, start] at first, U[low, high] after `over` steps, both ends moving evenly (MVDream).
+def widening(start: float, low: float, high: float, over: float) -> Timesteps:
+    """t ~ U[start, start] at first, U[low, high] after the fraction `over` of the run; both ends move linearly.
 
-    The steps are those of the run. Raises ValueError unless 0 <= low <= high <= start <= 1, and for `over` below 1.
+    The schedule of MVDream (Shi et al. 2023). Raises ValueError unless 0 <= low <= high <= start <= 1 and `over` lies
+    in [0, 1].
     """
     _check(start, low, high)
-    checks.count("over", over)
+    checks.share("over", over)
     if not low <= high <= start:
         raise ValueError(f"low <= high <= start is needed, got {low}, {high} and {start}")
 
     def timesteps(step: int, total: int, batch: int, generator: Generators) -> Tensor:
-        share = min(step / over, 1.0)
-        bottom, top = (start + (end - start) * share for end in (low, high))
+        done = min(step / max(steps_of(over, total), 1), 1.0)
+        bottom, top = (start + (end - start) * done for end in (low, high))
         return bottom + (top - bottom) * draw.uniform(batch, generator)
 
     return timesteps
+
+
+def steps_of(fraction: float, total: int) -> int:
+    """The whole steps in a fraction of a run; 0.3 of 10 steps is 3 in spite of rounding."""
+    return int(fraction * total + 1e-6)
 
 
 def scaled(timesteps: Timesteps, highest: float) -> Timesteps:

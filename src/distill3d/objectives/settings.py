@@ -1,0 +1,289 @@
+"""Settings of the named methods as values: for recipes, config files and the command line.
+
+Each class holds the arguments of the function of the same name in methods.py, where the equations are, with the
+same defaults. Settings out of range raise ValueError when the value is made, before any prior is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+
+from distill3d.objectives import methods, noise, reference, timesteps, weighting
+from distill3d.objectives.objective import Objective
+from distill3d.types import Prior
+
+
+class Method(Protocol):
+    """Anything that can be built into an objective: the settings below, and an Objective itself."""
+
+    def build(self, prior: Prior, steps: int, generator: torch.Generator) -> Objective:
+        """The objective for one run of so many steps; networks that it trains are drawn from the generator.
+
+        Raises ValueError if the prior does not suit the method.
+        """
+        ...
+
+
+class _Settings:
+    factory: ClassVar[Callable[..., Objective]]
+
+    def __post_init__(self) -> None:
+        self._make()  # its factory refuses what is out of range
+
+    def build(self, prior: Prior, steps: int, generator: torch.Generator) -> Objective:
+        """The objective with these settings; it needs neither prior nor generator."""
+        return self._make()
+
+    def _make(self, **more: object) -> Objective:
+        arguments: dict[str, Any] = vars(self) | more
+        time_scale = arguments.pop("time_scale", 1.0)
+        objective = type(self).factory(**arguments)
+        if time_scale == 1.0:
+            return objective
+        return replace(objective, timesteps=timesteps.scaled(objective.timesteps, time_scale))
+
+
+@dataclass(frozen=True)
+class _ScaledTime(_Settings):
+    time_scale: float = field(default=1.0, kw_only=True)
+    """All times are multiplied by this, in (0, 1]."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.time_scale <= 1.0:
+            raise ValueError(f"time_scale must lie above 0 and up to 1, got {self.time_scale}")
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class SDI(_Settings):
+    """Settings of `sdi`. noise other than "inversion" replaces DDIM inversion, for comparison: a random draw, or a
+    solver of equation 8, which takes steps and scale of the inversion."""
+
+    scale: float = 7.5
+    inversion_scale: float = -7.5
+    inversion_steps: int = 10
+    eta: float = 0.3
+    start: float = 0.98
+    stop: float = 0.25
+    noise: Literal["inversion", "random", "fixed_point", "descent"] = "inversion"
+
+    def _make(self, **more: object) -> Objective:
+        objective = methods.sdi(self.scale, self.inversion_scale, self.inversion_steps, self.eta, self.start, self.stop)
+        solvers = {"fixed_point": noise.fixed_point, "descent": noise.descent}
+        if self.noise == "inversion":
+            return objective
+        if self.noise == "random":
+            return replace(objective, noise=noise.gaussian())
+        if self.noise not in solvers:
+            raise ValueError(f"unknown noise {self.noise!r}: choose inversion, random, fixed_point or descent")
+        return replace(objective, noise=solvers[self.noise](self.inversion_steps, self.inversion_scale))
+
+
+@dataclass(frozen=True)
+class SDICached(_ScaledTime):
+    """Settings of `sdi_cached`; for 2D only."""
+
+    factory = staticmethod(methods.sdi_cached)
+    scale: float = 7.5
+    start: float = 0.98
+    stop: float = 0.02
+
+
+@dataclass(frozen=True)
+class SDS(_Settings):
+    """Settings of `sds`."""
+
+    factory = staticmethod(methods.sds)
+    scale: float = 100.0
+    low: float = 0.02
+    high: float = 0.98
+    anneal: bool = False
+    """t falls linearly from high to low instead of being drawn at random."""
+
+
+@dataclass(frozen=True)
+class SJC(_ScaledTime):
+    """Settings of `sjc`."""
+
+    factory = staticmethod(methods.sjc)
+    scale: float = 100.0
+    low: float = 0.01
+    high: float = 0.97
+    variance_reduced: bool = True
+
+
+@dataclass(frozen=True)
+class NFSD(_ScaledTime):
+    """Settings of `nfsd`."""
+
+    factory = staticmethod(methods.nfsd)
+    scale: float = 7.5
+    negative_prompt: str = methods.NFSD_NEGATIVE_PROMPT
+    low: float = 0.02
+    high: float = 0.98
+
+
+@dataclass(frozen=True)
+class CSD(_ScaledTime):
+    """Settings of `csd`."""
+
+    factory = staticmethod(methods.csd)
+    scale: float = 1.0
+    negative_prompt: str | None = None
+    negative_weight: float = 1.0
+    low: float = 0.02
+    high: float = 0.98
+
+
+@dataclass(frozen=True)
+class HiFA(_ScaledTime):
+    """Settings of `hifa`."""
+
+    factory = staticmethod(methods.hifa)
+    scale: float = 100.0
+    start: float = 0.98
+    stop: float = 0.3
+
+
+@dataclass(frozen=True)
+class ISM(_ScaledTime):
+    """Settings of `ism`."""
+
+    factory = staticmethod(methods.ism)
+    scale: float = 7.5
+    steps: int = 5
+    wide: float = 0.1
+    narrow: float = 0.08
+    high: float = 0.98
+    warmup: float = 0.3
+    """Fraction of the run over which the times and the interval narrow."""
+
+
+@dataclass(frozen=True)
+class MVDream(_ScaledTime):
+    """Settings of `mvdream`, built for groups of one view; a run on a multi-view prior sets Objective.views."""
+
+    factory = staticmethod(methods.mvdream)
+    scale: float = 50.0
+    rescale: float = 0.5
+    warmup: float = 0.8
+    """Fraction of the run over which the times widen."""
+    shared_noise: bool = False
+
+    def _make(self, **more: object) -> Objective:
+        return super()._make(views=1, **more)
+
+
+@dataclass(frozen=True)
+class SDSBridge(_ScaledTime):
+    """Settings of `sds_bridge`."""
+
+    factory = staticmethod(methods.sds_bridge)
+    scale: float = 40.0
+    target_suffix: str = methods.BRIDGE_TARGET
+    source_suffix: str = methods.BRIDGE_SOURCE
+    low: float = 0.02
+    high: float = 0.98
+
+
+@dataclass(frozen=True)
+class RFDS(_ScaledTime):
+    """Settings of `rfds`; for flow-matching priors only."""
+
+    factory = staticmethod(methods.rfds)
+    scale: float = 50.0
+    low: float = 0.02
+    high: float = 0.98
+
+    def build(self, prior: Prior, steps: int, generator: torch.Generator) -> Objective:
+        """The objective with these settings. Raises ValueError unless the prior is a flow-matching model."""
+        weighting.velocity_matching(prior.schedule, torch.tensor([0.5]))
+        return self._make()
+
+
+@dataclass(frozen=True)
+class _Trained(_ScaledTime):
+    def __post_init__(self) -> None:
+        self._make(student=None)
+
+    def build(self, prior: Prior, steps: int, generator: torch.Generator) -> Objective:
+        """The objective with a new student of the prior, whose weights are drawn from the generator.
+
+        Raises ValueError for a prior without a UNet on latents, and what priors.student.Student raises.
+        """
+        from distill3d.priors.stable_diffusion import LatentPrior
+        from distill3d.priors.student import Student
+
+        if not isinstance(prior, LatentPrior):
+            raise ValueError(
+                f"{type(self).__name__.lower()} trains a student, which needs a latent diffusion model with a UNet; "
+                f"{prior.name} is not one"
+            )
+        student = Student(prior, generator)
+        return replace(self.with_student(student), state=student)
+
+    def with_student(self, student: reference.Student) -> Objective:
+        """The objective with a student of your own."""
+        return self._make(student=student)
+
+
+@dataclass(frozen=True)
+class VSD(_Trained):
+    """Settings of `vsd`."""
+
+    factory = staticmethod(methods.vsd)
+    scale: float = 7.5
+    camera: float = 1.0
+    """Guidance scale of the student's camera, in [0, 1]."""
+    low: float = 0.02
+    high: float = 0.98
+    switch: float = 0.2
+    """Fraction of the run after which t is drawn from [low, 0.5]."""
+
+
+@dataclass(frozen=True)
+class ESD(_Trained):
+    """Settings of `esd`."""
+
+    factory = staticmethod(methods.esd)
+    scale: float = 7.5
+    entropy: float = 0.5
+
+
+def starting_at(method: Method, t: float) -> Method:
+    """The same method without times above t in [0, 1], for a scene that begins with a mesh.
+
+    SDI anneals from t, SDS draws below t, and every other method has its times multiplied by t. Raises ValueError
+    for t out of range, and for a method of another class: build it, and pass its Objective.
+    """
+    if isinstance(method, SDI):
+        return replace(method, start=t, stop=min(method.stop, t))
+    if isinstance(method, SDS):
+        return replace(method, high=min(method.high, t), low=min(method.low, t))
+    if isinstance(method, _ScaledTime):
+        return replace(method, time_scale=min(method.time_scale, t))
+    if isinstance(method, Objective):
+        return replace(method, timesteps=timesteps.scaled(method.timesteps, t))
+    raise ValueError(f"the times of {type(method).__name__} cannot be limited: pass the Objective that it builds")
+
+
+# The names on the command line. `sdi_cached` is for 2D, `rfds` for flow-matching priors.
+METHODS: dict[str, Method] = {
+    "sdi": SDI(),
+    "sds": SDS(),
+    "sjc": SJC(),
+    "nfsd": NFSD(),
+    "csd": CSD(),
+    "hifa": HiFA(),
+    "ism": ISM(),
+    "mvdream": MVDream(),
+    "sds_bridge": SDSBridge(),
+    "vsd": VSD(),
+    "esd": ESD(),
+    "rfds": RFDS(),
+    "sdi_cached": SDICached(),
+}

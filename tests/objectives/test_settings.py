@@ -1,0 +1,164 @@
+"""Settings of the methods as values."""
+
+import dataclasses
+import inspect
+
+import pytest
+import torch
+
+from distill3d.diffusion.schedule import Flow
+from distill3d.objectives import (
+    CSD,
+    ESD,
+    ISM,
+    METHODS,
+    NFSD,
+    RFDS,
+    SDI,
+    SDS,
+    SJC,
+    VSD,
+    HiFA,
+    MVDream,
+    SDICached,
+    SDSBridge,
+    methods,
+    sds,
+    starting_at,
+)
+from distill3d.priors.mixture import MixturePrior
+
+TEXTS = ["left", "right", "odd"]
+
+
+def seed(i=0):
+    return torch.Generator().manual_seed(i)
+
+
+class Zero:
+    """A student that answers zero."""
+
+    def predict(self, x_t, t, conditioning, posed):
+        return torch.zeros_like(x_t)
+
+    def learn(self, x, conditioning, generator):
+        return len(x)
+
+
+def built(method, prior, steps=10):
+    return method.with_student(Zero()) if isinstance(method, (VSD, ESD)) else method.build(prior, steps, seed())
+
+
+def suited(name, mixture):
+    """The mixture for a method: a flow for rfds, and with a text for NFSD's negative prompt."""
+    texts = {**mixture.conditions, methods.NFSD_NEGATIVE_PROMPT: [0]}
+    schedule = Flow() if name == "rfds" else mixture.schedule
+    return MixturePrior(mixture.means, mixture.stds, mixture.weights, texts, schedule)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_defaults_are_those_of_the_functions(name):
+    """One default, written in two places: as an argument of the function and as a field of the settings."""
+    arguments = inspect.signature(getattr(methods, name)).parameters
+    fields = {f.name: f.default for f in dataclasses.fields(METHODS[name])}
+    fields.pop("time_scale", None)
+    assert fields.pop("noise", "inversion") == "inversion"
+    assert fields == {key: arguments[key].default for key in fields}
+    left_out = {"student", "views", "first", "solver", "overshoot", "released"}
+    assert set(arguments) - set(fields) <= left_out
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_settings_build_what_the_function_of_their_name_makes(name, mixture, conditions, randn):
+    prior = suited(name, mixture)
+    x, conditioning = randn(3, 2, 2, 2), conditions(prior, TEXTS)
+    more = {"mvdream": {"views": 1}, "vsd": {"student": Zero()}, "esd": {"student": Zero()}}.get(name, {})
+    both = built(METHODS[name], prior), getattr(methods, name)(**more)
+    out = [o.guidance(x, prior, conditioning, step=3, total=10, generator=seed()) for o in both]
+    assert torch.equal(out[0].gradient, out[1].gradient) and out[0].nfe == out[1].nfe
+    assert both[0].suffixes == both[1].suffixes
+
+
+@pytest.mark.parametrize("noise", ["random", "fixed_point", "descent"])
+def test_sdi_takes_its_noise_from_elsewhere(mixture, conditions, randn, noise):
+    settings = SDI(inversion_scale=1.0, inversion_steps=2, noise=noise)
+    out = settings.build(mixture, 10, seed()).guidance(
+        randn(1, 2, 2, 2), mixture, conditions(mixture, ["left"]), step=0, total=10, generator=seed()
+    )
+    assert out.nfe == (2 if noise == "random" else 2 + 2)
+
+
+def test_an_objective_is_its_own_method(mixture):
+    objective = sds()
+    assert objective.build(mixture, 10, seed()) is objective
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: SDI(start=980), r"times must lie in \[0, 1\]"),
+        (lambda: SDI(noise="none"), "choose inversion, random"),
+        (lambda: SDI(inversion_steps=0, noise="random"), "steps must be 1 or more"),
+        (lambda: SDICached(scale=float("nan")), "scale must be a finite number"),
+        (lambda: SDS(low=0.9, high=0.1), "swap them"),
+        (lambda: SJC(high=2.0), r"times must lie in \[0, 1\]"),
+        (lambda: NFSD(scale="7"), "scale must be a finite number"),
+        (lambda: CSD(negative_weight=float("inf")), "negative_weight must be a finite number"),
+        (lambda: HiFA(stop=-0.1), r"times must lie in \[0, 1\]"),
+        (lambda: ISM(warmup=1500), r"warmup must lie in \[0, 1\]"),
+        (lambda: MVDream(rescale=2.0), "rescale must lie in"),
+        (lambda: SDSBridge(high=7.0), r"times must lie in \[0, 1\]"),
+        (lambda: RFDS(scale=None), "scale must be a finite number"),
+        (lambda: VSD(switch=5000), r"after must lie in \[0, 1\]"),
+        (lambda: ESD(entropy=2.0), r"entropy must lie in \[0, 1\]"),
+        (lambda: SJC(time_scale=1.5), r"time_scale must lie above 0 and up to 1"),
+        (lambda: SJC(time_scale=0.0), r"time_scale must lie above 0 and up to 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused_when_they_are_made(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()
+
+
+def test_priors_that_do_not_suit_a_method_are_refused_before_the_first_step(mixture):
+    with pytest.raises(ValueError, match="flow-matching prior"):
+        RFDS().build(mixture, 10, seed())
+    for settings in (VSD(), ESD()):
+        with pytest.raises(ValueError, match="needs a latent diffusion model with a UNet; mixture is not one"):
+            settings.build(mixture, 10, seed())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_that_starts_at_t_has_no_times_above(name, mixture):
+    prior = suited(name, mixture)
+    limited = built(starting_at(METHODS[name], 0.6), prior)
+    t = torch.cat([limited.timesteps(step, 50, 200, seed(step)) for step in range(50)])
+    assert t.max() <= 0.6 and t.max() > 0.5
+    if name not in ("sdi", "sds"):
+        whole = built(METHODS[name], prior)
+        again = torch.cat([whole.timesteps(step, 50, 200, seed(step)) for step in range(50)])
+        torch.testing.assert_close(t, 0.6 * again)
+
+
+def test_starting_at_takes_objectives_and_keeps_lower_limits():
+    assert starting_at(SDI(start=0.9, stop=0.25), 0.2) == SDI(start=0.2, stop=0.2)
+    assert starting_at(SDS(high=0.5), 0.6) == SDS(high=0.5)
+    assert starting_at(CSD(time_scale=0.4), 0.6) == CSD(time_scale=0.4)
+    assert starting_at(sds(), 0.5).timesteps(0, 1, 1000, seed()).max() <= 0.5
+    with pytest.raises(ValueError, match="pass the Objective that it builds"):
+        starting_at(object(), 0.5)
+
+
+def test_a_cached_kappa_is_the_state_of_its_objective(mixture, conditions, randn):
+    x, conditioning = randn(2, 2, 2, 2), conditions(mixture, TEXTS[:2])
+
+    def steps(objective, x, some):
+        for step in some:
+            x = x - objective.guidance(x, mixture, conditioning, step=step, total=6, generator=seed()).gradient
+        return x
+
+    whole, first, second = (SDICached().build(mixture, 6, seed()) for _ in range(3))
+    assert first.state.state_dict() == {}
+    half = steps(first, x, range(3))
+    second.state.load_state_dict(first.state.state_dict())
+    assert torch.equal(steps(second, half, range(3, 6)), steps(whole, x, range(6)))
