@@ -77,7 +77,9 @@ def test_a_prior_of_ones_own_needs_only_what_has_no_default():
     prior.prepare(["a cat"])
     assert prior.views == 1 and prior.control is None and not prior.camera_conditioned
     conditioning = ViewPrompts("a cat").conditioning(torch.zeros(2), torch.zeros(2), prior.embed)
-    out = sds().guidance(torch.ones(2, 3, 8, 8), prior, conditioning, step=0, total=1, generator=torch.Generator().manual_seed(0))
+    out = sds().guidance(
+        torch.ones(2, 3, 8, 8), prior, conditioning, step=0, total=1, generator=torch.Generator().manual_seed(0)
+    )
     assert (out.prediction == 0).all()
 
     class Incomplete(Zero):
