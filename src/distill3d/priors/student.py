@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,39 +87,46 @@ class Student:
         wanted, got = (from_eps(self.prior.kind, e, x_t, alpha, sigma) for e in (noise, predicted))
         return (got - wanted).square().mean()
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes what was learned and the optimizer's moments to one safetensors file."""
-        from safetensors.torch import save_file
-
+    def state_dict(self) -> dict[str, Tensor]:
+        """The trained weights and the optimizer's moments, named weight.*, step.*, exp_avg.* and exp_avg_sq.*."""
         tensors = {f"weight.{name}": p.detach() for name, p in self._trained().items()}
         for name, p in self._trained().items():
             tensors |= {f"{key}.{name}": torch.as_tensor(v) for key, v in self.optimizer.state.get(p, {}).items()}
+        return tensors
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restores what `state_dict` gave, in place. Raises ValueError if it does not fit this student."""
+        trained = self._trained()
+        shapes = {name: state[f"weight.{name}"].shape for name in trained if f"weight.{name}" in state}
+        if shapes != {name: p.shape for name, p in trained.items()}:
+            raise ValueError(f"the state does not fit this student: another prior, or another rank than {self.rank}")
+        with torch.no_grad():
+            for name, p in trained.items():
+                p.copy_(state[f"weight.{name}"])
+        groups = self.optimizer.state_dict()
+        groups["state"] = {}
+        for i, name in enumerate(trained):
+            keys = {key: f"{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
+            if all(found in state for found in keys.values()):
+                groups["state"][i] = {key: state[found].clone() for key, found in keys.items()}
+        self.optimizer.load_state_dict(groups)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes `state_dict` to a safetensors file."""
+        from safetensors.torch import save_file
+
         with replacing(path) as draft:
-            save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, draft, {"rank": str(self.rank)})
+            save_file({k: v.cpu().contiguous() for k, v in self.state_dict().items()}, draft)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Restores what `save` wrote, in place. Raises ValueError if the file is none or does not fit."""
+        """Restores what `save` wrote, in place. Raises ValueError if the file is not one or does not fit."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        trained = self._trained()
         try:
-            tensors = load_file(Path(path))
+            self.load_state_dict(load_file(Path(path)))
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is no student's checkpoint: {error}") from error
-        shapes = {name: tensors[f"weight.{name}"].shape for name in trained if f"weight.{name}" in tensors}
-        if shapes != {name: p.shape for name, p in trained.items()}:
-            raise ValueError(f"{path} does not fit this student: another prior, or another rank than {self.rank}")
-        with torch.no_grad():
-            for name, p in trained.items():
-                p.copy_(tensors[f"weight.{name}"])
-        state = self.optimizer.state_dict()
-        state["state"] = {}
-        for i, name in enumerate(trained):
-            moments = {key: tensors.get(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
-            if all(value is not None for value in moments.values()):
-                state["state"][i] = moments
-        self.optimizer.load_state_dict(state)
 
     def _trained(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
