@@ -28,8 +28,8 @@ from scipy.stats import spearmanr
 
 from distill3d.cameras import turntable
 from distill3d.evaluation.evaluator import ToyboxJudge
-from distill3d.evaluation.metrics import Cell, measure
-from distill3d.evaluation.truth import covered, true_kind
+from distill3d.evaluation.ground_truth import foreground_mask, true_kind
+from distill3d.evaluation.metrics import RunResult, measure
 from distill3d.meshes.surface import extract_surface
 
 VIEWS, SIZE, ELEVATION, GRAY = 8, 64, 15.0, 0.9
@@ -38,7 +38,7 @@ LOOKS = (15, 30, 45, 60, 80, 100, 130, 160, 200)  # steps
 TRUTHS, SCORES = ("silhouette_iou", "chamfer"), ("clip_score", "edge_concentration", "sharpness", "spectrum_gap")
 
 
-def seen(scene: Any, prompt: str) -> Cell:
+def seen(scene: Any, prompt: str) -> RunResult:
     """What is seen of a scene from 8 sides, and its surface if it has one."""
     with torch.no_grad():
         out = scene.render(CAMERAS, SIZE, torch.full((VIEWS, 3), GRAY))
@@ -47,30 +47,31 @@ def seen(scene: Any, prompt: str) -> Cell:
         except ValueError:  # there is no surface yet
             mesh = None
     surface = {} if mesh is None else {"vertices": np.asarray(mesh.vertices), "faces": np.asarray(mesh.faces)}
-    return Cell(prompt, out.rgb.clamp(0, 1), CAMERAS.azimuth, opacity=out.opacity, **surface)
+    return RunResult(prompt, out.rgb.clamp(0, 1), CAMERAS, opacity=out.opacity, **surface)
 
 
-def save(path: Path, cell: Cell) -> None:
+def save(path: Path, cell: RunResult) -> None:
     """Keeps a look."""
-    kept = {name: getattr(cell, name) for name in ("pictures", "opacity", "vertices", "faces")}
+    kept = {name: getattr(cell, name) for name in ("images", "opacity", "vertices", "faces")}
     np.savez(path, prompt=cell.prompt, **{k: np.asarray(v) for k, v in kept.items() if v is not None})
 
 
-def read(path: Path) -> Cell:
+def read(path: Path) -> RunResult:
     """A look, a cell of toybox_3d.py (its name says kind and color), or a run folder."""
     if path.is_dir():
         from distill3d.runs.objects import load_scene, read_config
 
         return seen(load_scene(path), read_config(path).prompt)
     kept = np.load(path)
-    pictures = torch.from_numpy(kept["pictures"])
+    pictures = torch.from_numpy(kept["images" if "images" in kept else "pictures"])
     if "prompt" in kept:
         surface = {name: kept[name] for name in ("vertices", "faces") if name in kept}
         opacity = torch.from_numpy(kept["opacity"])
-        return Cell(str(kept["prompt"]), pictures, CAMERAS.azimuth, opacity=opacity, **surface)
+        return RunResult(str(kept["prompt"]), pictures, CAMERAS, opacity=opacity, **surface)
     *kind, color, _, _ = path.stem.split("-")
-    masks = covered(pictures, GRAY).float()[:, None]
-    return Cell(f"a {color} {' '.join(kind)}", pictures, turntable(len(pictures), 0, 1, 1).azimuth, opacity=masks)
+    masks = foreground_mask(pictures, GRAY).float()[:, None]
+    cameras = turntable(len(pictures), ELEVATION, 2.8, 40.0)
+    return RunResult(f"a {color} {' '.join(kind)}", pictures, cameras, opacity=masks)
 
 
 def judged(path: Path, judge: ToyboxJudge) -> dict[str, Any] | None:

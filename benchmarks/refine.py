@@ -19,7 +19,7 @@ import torch
 from distill3d.cameras import turntable
 from distill3d.cli.main import main as cli
 from distill3d.evaluation.evaluator import ToyboxJudge
-from distill3d.evaluation.metrics import Cell, measure
+from distill3d.evaluation.metrics import RunResult, measure
 from distill3d.export.video import contact_sheet, save_image
 from distill3d.meshes.mesh import read_mesh
 from distill3d.runs.objects import read_config
@@ -50,8 +50,8 @@ def judged(path: Path, prompt: str, judge: ToyboxJudge, reference: torch.Tensor)
     """The scores of a mesh, and some of its views."""
     scene = MeshScene(read_mesh(path), MeshOptions(mesh=str(path), refit=False, colors=True, levels=(32, 64, 128)))
     out = scene.render(CAMERAS, SIZE, torch.full((VIEWS, 3), 0.9))
-    cell = Cell(
-        prompt, out.rgb.clamp(0, 1), CAMERAS.azimuth, opacity=out.opacity, vertices=scene.vertices.numpy(),
+    cell = RunResult(
+        prompt, out.rgb.clamp(0, 1), CAMERAS, opacity=out.opacity, vertices=scene.vertices.numpy(),
         faces=scene.faces.numpy(), evaluator=judge, reference=reference,
     )  # fmt: skip
     return measure(cell, SCORES), out.rgb[:: VIEWS // SHOWN]

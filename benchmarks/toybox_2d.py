@@ -18,8 +18,9 @@ import torch
 
 from distill3d.distill.family import FAMILY
 from distill3d.distill.image_recipes import picture_recipe
+from distill3d.evaluation.distances import frechet_distance
 from distill3d.evaluation.evaluator import ToyboxJudge
-from distill3d.evaluation.metrics import frechet_distance, saturation, sharpness
+from distill3d.evaluation.images import saturation, sharpness
 from distill3d.export.video import contact_sheet, save_image
 from distill3d.files import replacing
 from distill3d.priors.loading import load_prior
@@ -81,7 +82,7 @@ def main() -> None:
     texts = [text for text, _, _ in asked]
     prior, judge = load_prior(arguments.weights or "toybox", dtype=fast_dtype("cpu")), ToyboxJudge()
     reference = torch.cat([cell(arguments.out, prior, texts, "ddim", seed, 1)[0] for seed in REFERENCE_SEEDS])
-    features = judge.pictures(reference)
+    features = judge.embed_images(reference)
     print("| method | kind and color | score | Frechet distance | sharpness | saturation | seconds | NFE |")
     print("|---|---|---|---|---|---|---|---|")
     sheet = []
@@ -90,9 +91,10 @@ def main() -> None:
         sheet.append(images[:12])
         pairs = zip(images.split(1), asked, strict=True)
         right = np.mean([bool(judge.verdict(image, kind, color).both) for image, (_, kind, color) in pairs])
+        frechet = frechet_distance(judge.embed_images(images), features)
         print(
             f"| {name} | {100 * right:.0f} % | {float(judge.score(images, texts).mean()):.1f} | "
-            f"{100 * frechet_distance(judge.pictures(images), features):.1f} | {sharpness(images, reference):.2f} | "
+            f"{100 * frechet:.1f} | {sharpness(images, reference):.2f} | "
             f"{saturation(images):.2f} | {cost['seconds']:.1f} | {cost['rows']:.0f} |",
             flush=True,
         )

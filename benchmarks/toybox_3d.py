@@ -21,8 +21,8 @@ from distill3d.cameras import turntable
 from distill3d.distill.loop import ObjectRun, Progress
 from distill3d.distill.recipes import LAPTOP
 from distill3d.evaluation.evaluator import Evaluator, ToyboxJudge
+from distill3d.evaluation.ground_truth import foreground_mask, silhouette_iou
 from distill3d.evaluation.images import edge_concentration, sharpness
-from distill3d.evaluation.truth import covered, silhouette_iou
 from distill3d.export.video import contact_sheet, save_image
 from distill3d.files import replacing
 from distill3d.priors.loading import load_prior
@@ -80,7 +80,7 @@ def judge_cell(pictures: torch.Tensor, kind: str, color: str, judge: ToyboxJudge
         "clip_score": float(clip.score(pictures, text).mean()),
         "sharpness": sharpness(pictures, world),
         "edges": edge_concentration(pictures, world),
-        "iou": silhouette_iou(covered(pictures, GRAY), turntable(VIEWS, ELEVATION, DISTANCE, FOV), kind),
+        "iou": silhouette_iou(foreground_mask(pictures, GRAY), turntable(VIEWS, ELEVATION, DISTANCE, FOV), kind),
     }
 
 

@@ -15,7 +15,7 @@ import torch
 from distill3d.diffusion import ddim
 from distill3d.diffusion.guidance import Guided
 from distill3d.evaluation.evaluator import ToyboxJudge
-from distill3d.evaluation.metrics import psnr
+from distill3d.evaluation.images import psnr
 from distill3d.export.video import contact_sheet, save_image
 from distill3d.priors.loading import load_prior
 from distill3d.priors.speed import fast_dtype

@@ -136,7 +136,7 @@ def test_scores_are_kept_until_what_they_depend_on_changes(finished):
     assert again.scores == first.scores and path.stat().st_mtime_ns == stamp
     (more,) = score(out, whole, Judges(), ("saturation", "nfe"))
     assert more.scores["saturation"] == first.scores["saturation"] and "nfe" in more.scores
-    score(out, whole, Judges(label="another"), ("saturation",))
+    score(out, whole, Judges(fingerprint="another"), ("saturation",))
     assert path.stat().st_mtime_ns > stamp
 
 

@@ -13,11 +13,11 @@ from distill3d.evaluation.language import (
     clip_iqa,
     clip_r_precision,
     clip_score,
-    has_image_reward,
     image_reward,
     r_precision,
     ranks,
 )
+from distill3d.evaluation.metrics import METRICS
 from distill3d.toybox.world import View, build, draw
 
 
@@ -65,26 +65,26 @@ def test_true_renders_are_found_among_other_prompts(judge, cars):
     assert clip_r_precision(cars, "a blue car", prompts, judge) == 1
     assert clip_r_precision(cars, "a red mushroom", prompts, judge) == 0
     assert clip_score(cars, "a blue car", judge) > clip_score(cars, "a red mushroom", judge) + 20
-    with pytest.raises(ValueError, match="itself among them"):
+    with pytest.raises(ValueError, match="own text"):
         clip_r_precision(cars, "a green car", prompts, judge)
 
 
 def test_clip_score_is_100_times_the_cosine(judge, cars):
-    cosine = judge.pictures(cars) @ judge.texts(["a blue car"])[0]
+    cosine = judge.embed_images(cars) @ judge.embed_texts(["a blue car"])[0]
     assert clip_score(cars, "a blue car", judge) == pytest.approx(100 * float(cosine.clamp_min(0).mean()), rel=1e-5)
 
 
 def test_quality_is_the_odds_of_two_texts(judge, cars):
     pair = ("a blue car", "a red car")
-    good, bad = (judge.pictures(cars) @ judge.texts(pair).T).unbind(1)
+    good, bad = (judge.embed_images(cars) @ judge.embed_texts(pair).T).unbind(1)
     torch.testing.assert_close(clip_iqa(cars, pair, judge), torch.sigmoid(100 * (good - bad)))
     torch.testing.assert_close(clip_iqa(cars, pair, judge) + clip_iqa(cars, pair[::-1], judge), torch.ones(3))
     assert (clip_iqa(cars, pair, judge) > 0.5).all()
 
 
 def test_the_bundled_judge_does_not_read_the_words_of_quality(judge):
-    assert judge.reads(["a red mushroom, front view"])
-    assert not judge.reads([text for pair in IQA_PAIRS.values() for text in pair])
+    assert judge.knows_words(["a red mushroom, front view"])
+    assert not judge.knows_words([text for pair in IQA_PAIRS.values() for text in pair])
 
 
 def test_an_evaluator_prepares_pictures_as_its_folder_says(judge, cars, tmp_path):
@@ -94,24 +94,24 @@ def test_an_evaluator_prepares_pictures_as_its_folder_says(judge, cars, tmp_path
     (folder / "preprocessor_config.json").write_text(json.dumps(told))
     mean, std = (torch.tensor(told[k]).view(3, 1, 1) for k in ("image_mean", "image_std"))
     raw = 0.4 + 0.1 * cars  # which the plain preprocessing maps to 2 x - 1
-    torch.testing.assert_close(Evaluator(folder).pictures(raw), judge.pictures((1 + (raw - mean) / std) / 2))
+    torch.testing.assert_close(Evaluator(folder).embed_images(raw), judge.embed_images((1 + (raw - mean) / std) / 2))
 
 
 def test_a_long_turntable_is_its_parts(judge, cars):
     many = cars.repeat(30, 1, 1, 1)
-    torch.testing.assert_close(judge.pictures(many), judge.pictures(cars).repeat(30, 1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(judge.embed_images(many), judge.embed_images(cars).repeat(30, 1), atol=1e-5, rtol=1e-5)
 
 
 def test_evaluators_by_name(judge, tmp_path):
     assert isinstance(load_evaluator("toybox"), ToyboxJudge)
     assert load_evaluator(judge.folder).folder == judge.folder
-    with pytest.raises(ValueError, match=r"no CLIP folder: it has no config\.json"):
+    with pytest.raises(ValueError, match=r"not a CLIP folder: it has no config\.json"):
         load_evaluator(tmp_path)
     with pytest.raises(ValueError, match="hf download openai/clip-vit-base-patch32"):
         load_evaluator("nobody/nothing-of-the-kind")
 
 
-@pytest.mark.skipif(has_image_reward(), reason="ImageReward is installed; its weights are 1.8 GB")
+@pytest.mark.skipif(METRICS["image_reward"].installed, reason="ImageReward is installed; its weights are 1.8 GB")
 def test_image_reward_says_what_is_missing(cars):
-    with pytest.raises(ImportError, match="pip install image-reward"):
+    with pytest.raises(ImportError, match=r"distill3d\[reward\]"):
         image_reward(cars, "a blue car")

@@ -6,14 +6,14 @@ import torch
 
 from distill3d.cameras import turntable
 from distill3d.evaluation.evaluator import ToyboxJudge
-from distill3d.evaluation.truth import silhouettes, true_mesh
+from distill3d.evaluation.ground_truth import silhouettes, true_mesh
 from distill3d.evaluation.views import (
+    classify_views,
     janus_rate,
     lost_back,
     neighbor_similarity,
     view_accuracy,
     warp_error,
-    words_seen,
 )
 from distill3d.render.raster import rasterize
 from distill3d.toybox.shapes import KINDS
@@ -79,7 +79,7 @@ def test_fronts_that_stick_out_are_read_as_sides_but_the_back_is_lost(judge, kin
 def test_view_words_are_those_of_the_azimuth(judge, kinds):
     assert np.mean([view_accuracy(v, AZIMUTHS, f"a red {k}", judge) for k, v in kinds[0].items()]) > 0.9
     car = kinds[0]["car"]
-    assert words_seen(car[[0, 3, 6]], "a red car", judge) == ["front", "side", "back"]
+    assert classify_views(car[[0, 3, 6]], "a red car", judge) == ["front", "side", "back"]
     # Turned by half a circle only the sides are right, 6 of 12 views; one may be a matter of opinion.
     assert view_accuracy(car.roll(6, 0), AZIMUTHS, "a red car", judge) == pytest.approx(0.5, abs=1.1 / 12)
 

@@ -1,6 +1,6 @@
 """From finished cells to numbers: the metrics of `evaluation.metrics`, and diversity over the seeds of a prompt.
 
-Scores are kept beside the pictures and are made again only where what they depend on has changed.
+Scores are stored in each cell's folder and measured again only if what they depend on has changed.
 """
 
 from __future__ import annotations
@@ -11,33 +11,53 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from distill3d.bench.cells import Outcome, read_maps, read_outcome, read_views
 from distill3d.bench.protocol import Protocol, Task
+from distill3d.cameras import turntable
 from distill3d.evaluation.distances import diversity
-from distill3d.evaluation.evaluator import Evaluator, ToyboxJudge
-from distill3d.evaluation.metrics import METRICS, NEEDS, Cell, Metric, check_metrics, measure
+from distill3d.evaluation.evaluator import Evaluator, load_evaluator
+from distill3d.evaluation.ground_truth import true_kind
+from distill3d.evaluation.language import knows_iqa
+from distill3d.evaluation.metrics import METRICS, Quantity, RunResult, check_metrics, measure
+from distill3d.evaluation.views import has_back_views
 from distill3d.files import replacing
+from distill3d.meshes.mesh import read_mesh
 
-ACROSS = {"diversity": Metric("diversity", "", "higher", ("evaluator",), lambda c: float("nan"))}  # over seeds
-KNOWN: dict[str, Metric] = {**METRICS, **ACROSS}
+DIVERSITY = Quantity("diversity", "higher", "")  # measured over the seeds of a prompt, not from one cell
+QUANTITIES: dict[str, Quantity] = {**METRICS, DIVERSITY.name: DIVERSITY}
 HEADLINE = (
-    "clip_score", "clip_r_precision", "clip_iqa_quality", "clip_iqa_sharpness", "clip_iqa_real", "image_reward",
-    "sharpness", "edge_concentration", "spectrum_gap", "saturation", "janus_rate", "lost_back",
-    "silhouette_iou", "chamfer", "diversity", "diverged",
-    "seconds", "nfe", "peak_memory",
-)  # fmt: skip
+    "clip_score",
+    "clip_r_precision",
+    "clip_iqa_quality",
+    "clip_iqa_sharpness",
+    "clip_iqa_real",
+    "image_reward",
+    "sharpness",
+    "edge_concentration",
+    "spectrum_gap",
+    "saturation",
+    "janus_rate",
+    "lost_back",
+    "silhouette_iou",
+    "chamfer",
+    "diversity",
+    "diverged",
+    "seconds",
+    "nfe",
+    "peak_memory",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """A finished cell and its numbers; a metric that could not be measured is missing."""
+    """A finished cell and its scores; a metric that could not be measured is missing."""
 
     task: Task
     outcome: Outcome
@@ -45,75 +65,82 @@ class Scored:
 
     @property
     def diverged(self) -> bool:
-        """Whether there is no object."""
+        """Whether the run failed or diverged, see `RunResult.divergence`."""
         return bool(self.outcome.failure) or bool(self.scores.get("diverged", 0.0))
 
 
 @dataclasses.dataclass(frozen=True)
 class Judges:
-    """What pictures are compared with: a contrastive model, and pictures of what is wanted."""
+    """What images are compared with: a CLIP model, and reference images for each prompt."""
 
     evaluator: Evaluator | None = None
-    reference: Tensor | None = None  # [M, 3, H, W], the same for all cells
-    reference_of: Callable[[str], Tensor | None] = lambda prompt: None  # where each prompt has its own
-    label: str = ""  # tells these judges from others
-
-    def reference_for(self, prompt: str) -> Tensor | None:
-        """The pictures that an object of this prompt is compared with."""
-        own = self.reference_of(prompt)
-        return self.reference if own is None else own
+    reference: Callable[[str], Tensor | None] = lambda prompt: None  # prompt -> images [M, 3, H, W]
+    fingerprint: str = ""  # identifies both; scores by other judges are measured again
 
 
-def find_judges(protocol: Protocol, evaluator: Path | None, reference: Path | None) -> Judges:
-    """The judges of a bench: the folders that are given, for the toybox its own judge and true renders.
+def find_evaluator(name: str | Path | None, prior: str) -> Evaluator | None:
+    """The evaluator of a name (see `load_evaluator`), by default the bundled judge for the bundled prior, else None.
 
     Raises:
-        ValueError: for a folder that does not exist or holds no such thing.
+        ValueError: if there is no such evaluator.
     """
-    toybox = protocol.prior == "toybox"
-    model, pictures = None, None
-    if evaluator is not None:
-        if not (evaluator / "config.json").is_file():
-            raise ValueError(f"no evaluator in {evaluator}: give the folder of a CLIP model, as transformers saves it")
-        model = Evaluator(evaluator)
-    elif toybox:
-        model = ToyboxJudge()
+    if name is None:
+        return load_evaluator("toybox") if prior == "toybox" else None
+    return load_evaluator(name)
+
+
+def find_judges(protocol: Protocol, evaluator: str | Path | None, reference: Path | None) -> Judges:
+    """The judges of a bench.
+
+    Args:
+        evaluator: see `find_evaluator`.
+        reference: folder of reference images; by default ground-truth renders for the bundled prior, else none.
+
+    Raises:
+        ValueError: if a folder does not exist or holds no such thing.
+    """
+    model = find_evaluator(evaluator, protocol.prior)
+    fingerprint = f"{'' if model is None else model.folder.resolve()} {_content(reference)}"
     if reference is not None:
-        pictures = read_reference(reference, protocol.size)
-    label = f"{Path(getattr(model, 'folder', '')).resolve()} {_seen(reference)}"
-    if toybox and reference is None:
-        return Judges(model, None, lambda prompt: true_views(prompt, protocol), label)
-    return Judges(model, pictures, label=label)
+        images = read_reference(reference, protocol.size)
+        return Judges(model, lambda prompt: images, fingerprint)
+    if protocol.prior == "toybox":
+        return Judges(model, lambda prompt: true_views(prompt, protocol), fingerprint)
+    return Judges(model, fingerprint=fingerprint)
 
 
-def _seen(reference: Path | None) -> str:
-    """Which pictures these are: the folder, and the names, sizes and times of its files."""
-    if reference is None:
+def _content(folder: Path | None) -> str:
+    """Identifies the content of a folder by the names, sizes and times of its files."""
+    if folder is None or not folder.is_dir():
         return ""
-    files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in reference.iterdir() if p.is_file())
-    return f"{reference.resolve()} {hashlib.sha256(repr(files).encode()).hexdigest()[:16]}"
+    files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.iterdir() if p.is_file())
+    return f"{folder.resolve()} {hashlib.sha256(repr(files).encode()).hexdigest()[:16]}"
 
 
-def read_reference(folder: Path, size: int) -> Tensor:
-    """All pictures of a folder [M, 3, size, size], squared by cropping; ValueError where there are none."""
+def read_reference(folder: Path, size: int) -> Float[Tensor, "m 3 size size"]:
+    """All images of a folder, center-cropped to squares.
+
+    Raises:
+        ValueError: if there are none, or one cannot be read.
+    """
     files = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
     if not files:
-        raise ValueError(f"no pictures in {folder}: a reference is a folder of png, jpg or webp files")
-    pictures = []
+        raise ValueError(f"no images in {folder}: a reference is a folder of png, jpg or webp files")
+    images = []
     for file in files:
         try:
-            with Image.open(file) as picture:
-                side = min(picture.size)
-                left, top = (picture.width - side) // 2, (picture.height - side) // 2
-                square = picture.convert("RGB").crop((left, top, left + side, top + side))
+            with Image.open(file) as image:
+                side = min(image.size)
+                left, top = (image.width - side) // 2, (image.height - side) // 2
+                square = image.convert("RGB").crop((left, top, left + side, top + side))
         except OSError as error:
-            raise ValueError(f"{file} cannot be read: {error}; take it out of the reference") from None
-        pictures.append(np.asarray(square.resize((size, size), Image.Resampling.LANCZOS)).copy())
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+            raise ValueError(f"{file} cannot be read: {error}; remove it from the reference folder") from None
+        images.append(np.asarray(square.resize((size, size), Image.Resampling.LANCZOS)).copy())
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
 
 
-def true_views(prompt: str, protocol: Protocol) -> Tensor | None:
-    """The views of a true toy of the prompt, from the protocol's cameras; None where the prompt names none."""
+def true_views(prompt: str, protocol: Protocol) -> Float[Tensor, "views 3 size size"] | None:
+    """Ground-truth renders of a prompt's toy from the protocol's cameras; None if the prompt names no toy."""
     from distill3d.toybox.captions import COLOR_NAMES, read_prompt
     from distill3d.toybox.world import View, build, draw
 
@@ -121,35 +148,48 @@ def true_views(prompt: str, protocol: Protocol) -> Tensor | None:
     if reading.kind is None:
         return None
     toy = build(reading.kind, reading.color or COLOR_NAMES[0], seed=5)
-    turns = [View(i * 360 / protocol.views, protocol.elevation) for i in range(protocol.views)]
-    pictures = np.stack([draw(toy, view, protocol.background, protocol.size) for view in turns])
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
+    views = [View(i * 360 / protocol.views, protocol.elevation) for i in range(protocol.views)]
+    images = np.stack([draw(toy, view, protocol.background, protocol.size) for view in views])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float()
+
+
+# What every object of a bench has, unless it failed.
+RENDERED = {"prompt", "images", "cameras", "azimuths", "opacity", "depth", "vertices", "faces"}
+ALWAYS = {*RENDERED, "divergence", "seconds", "nfe", "peak_memory"}
 
 
 def measurable(protocol: Protocol, judges: Judges) -> tuple[str, ...]:
-    """Every metric that can be measured of some object of this bench."""
-    blank = torch.zeros(protocol.views, 1, 8, 8)
-    around = torch.arange(protocol.views) * 360 / protocol.views
+    """Every metric that can be measured for some prompt of this bench."""
     possible: set[str] = set()
     for prompt in protocol.prompts:
-        cell = Cell(
-            prompt, pictures=blank.expand(-1, 3, 8, 8), azimuths=around, opacity=blank, depth=blank,
-            vertices=np.zeros((3, 3)), faces=np.array([[0, 1, 2]]), evaluator=judges.evaluator,
-            reference=judges.reference_for(prompt), prompts=protocol.prompts, seconds=0.0, nfe=0.0,
-            peak_memory=0.0,
-        )  # fmt: skip
-        possible |= {name for name, metric in KNOWN.items() if all(NEEDS[need](cell) for need in metric.needs)}
-    if len(protocol.seeds) == 1:
-        possible -= ACROSS.keys()
-    return tuple(name for name in KNOWN if name in possible)
+        available = ALWAYS | _provided(prompt, protocol, judges)
+        possible |= {m.name for m in METRICS.values() if m.installed and available.issuperset(m.needs)}
+    if judges.evaluator is not None and len(protocol.seeds) > 1:
+        possible.add(DIVERSITY.name)
+    return tuple(name for name in QUANTITIES if name in possible)
+
+
+def _provided(prompt: str, protocol: Protocol, judges: Judges) -> set[str]:
+    """The needs of metrics (see `Metric.needs`) that depend on the judges and the protocol."""
+    evaluator, reference = judges.evaluator, judges.reference(prompt)
+    conditions = {
+        "evaluator": evaluator is not None,
+        "iqa_evaluator": evaluator is not None and knows_iqa(evaluator),
+        "reference": reference is not None,
+        "features": evaluator is not None and reference is not None and min(protocol.views, len(reference)) > 1,
+        "prompt_pool": len(protocol.prompts) > 1,
+        "azimuths_with_back": has_back_views(turntable(protocol.views, 0.0, 1.0, 1.0).azimuth),
+        "kind": true_kind(prompt) is not None,
+    }
+    return {name for name, there in conditions.items() if there}
 
 
 def choose_metrics(text: str | None, protocol: Protocol, judges: Judges) -> tuple[str, ...]:
-    """The metrics that a command line means: names with commas between, "all" that can be measured, or None: the
-    most telling of these.
+    """The metrics of a command line: comma-separated names, "all" that are measurable, or by default (None) the most
+    informative of these.
 
     Raises:
-        ValueError: for an unknown one.
+        ValueError: for an unknown name.
     """
     possible = measurable(protocol, judges)
     if text is None:
@@ -164,22 +204,22 @@ def choose_metrics(text: str | None, protocol: Protocol, judges: Judges) -> tupl
 def check_names(names: Sequence[str]) -> None:
     """Raises ValueError for an unknown metric."""
     try:
-        check_metrics([name for name in names if name not in ACROSS])
+        check_metrics([name for name in names if name != DIVERSITY.name])
     except ValueError as error:
-        raise ValueError(f"{error}, {', '.join(ACROSS)}, or all") from None
+        raise ValueError(f"{error}, {DIVERSITY.name}, or all") from None
 
 
 def score(
     out: Path, protocol: Protocol, judges: Judges, names: Sequence[str], on_cell: Callable[[], None] = lambda: None
 ) -> list[Scored]:
-    """The numbers of all cells of the protocol that are finished, in the protocol's order.
+    """The scores of all finished cells of a protocol, in the protocol's order.
 
     Raises:
-        ValueError: for an unknown metric, and for damaged cells.
+        ValueError: for an unknown metric, or a damaged cell.
     """
     check_names(names)
     scored = []
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for task in protocol.tasks():
             folder = out / "cells" / task.folder
@@ -187,48 +227,61 @@ def score(
             if outcome is not None:
                 scored.append(Scored(task, outcome, _scores(folder, outcome, protocol, judges, names)))
             on_cell()
-    for message in dict.fromkeys(str(one.message) for one in told):
+    for message in dict.fromkeys(str(warning.message) for warning in caught):
         warnings.warn(message, stacklevel=2)
     return scored
 
 
-def measured_cell(folder: Path, outcome: Outcome, protocol: Protocol, judges: Judges) -> Cell:
-    """What `evaluation.metrics` wants to know of a cell."""
-    common: dict[str, Any] = dict(
-        prompt=outcome.prompt, prompts=protocol.prompts, elevation=protocol.elevation, distance=protocol.distance,
-        fov=protocol.fov, background=protocol.background, seconds=outcome.seconds,
-        nfe=outcome.nfe, peak_memory=outcome.peak_memory, failure=outcome.failure,
-    )  # fmt: skip
+def read_result(folder: Path, outcome: Outcome, protocol: Protocol, judges: Judges) -> RunResult:
+    """A cell as the metrics need it.
+
+    Raises:
+        ValueError: if the cell is damaged.
+    """
+    result = RunResult(
+        outcome.prompt,
+        prompts=protocol.prompts,
+        seconds=outcome.seconds,
+        nfe=outcome.nfe,
+        peak_memory=outcome.peak_memory,
+        failure=outcome.failure,
+    )
     if outcome.failure:
-        return Cell(**common)
+        return result
     opacity, depth = read_maps(folder)
-    vertices, faces = _mesh(folder / "mesh.glb")
-    return Cell(
-        **common, pictures=read_views(folder, protocol), azimuths=torch.arange(protocol.views) * 360 / protocol.views,
-        opacity=opacity, depth=depth, vertices=vertices, faces=faces, evaluator=judges.evaluator,
-        reference=judges.reference_for(outcome.prompt),
-    )  # fmt: skip
+    mesh = read_mesh(folder / "mesh.glb") if (folder / "mesh.glb").is_file() else None
+    return dataclasses.replace(
+        result,
+        images=read_views(folder, protocol),
+        cameras=turntable(protocol.views, protocol.elevation, protocol.distance, protocol.fov),
+        opacity=opacity,
+        depth=depth,
+        vertices=None if mesh is None else mesh.vertices,
+        faces=None if mesh is None else mesh.faces,
+        evaluator=judges.evaluator,
+        reference=judges.reference(outcome.prompt),
+    )
 
 
 def _scores(
     folder: Path, outcome: Outcome, protocol: Protocol, judges: Judges, names: Sequence[str]
 ) -> dict[str, float]:
-    """The scores of one cell: those on disk that still hold, and the others measured now."""
-    told = json.dumps([judges.label, sorted(protocol.prompts)])
-    key = hashlib.sha256(told.encode()).hexdigest()[:16]
+    """The scores of one cell: those on disk that are still valid, and the others measured now."""
+    conditions = json.dumps([judges.fingerprint, sorted(protocol.prompts)])
+    key = hashlib.sha256(conditions.encode()).hexdigest()[:16]
     path, kept = folder / "scores.json", {}
     try:
         content = json.loads(path.read_text())
         kept = content["scores"] if content["key"] == key else {}
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    wanted = dict.fromkeys([*(name for name in names if name not in ACROSS), "diverged"])  # that is always counted
-    missing = [name for name in wanted if name not in kept]
-    if missing:
-        cell = measured_cell(folder, outcome, protocol, judges)
-        if outcome.failure:  # nothing to look at: what lacks its pictures is no news
-            missing = [n for n in missing if all(NEEDS[need](cell) for need in METRICS[n].needs)]
-        kept = {**kept, **measure(cell, missing)}
+    wanted = dict.fromkeys([*(name for name in names if name in METRICS), "diverged"])  # always counted
+    new = [name for name in wanted if name not in kept]
+    if new:
+        result = read_result(folder, outcome, protocol, judges)
+        if outcome.failure:  # there is nothing to see: no warning about metrics that need images
+            new = [name for name in new if not result.missing(METRICS[name])]
+        kept = {**kept, **measure(result, new)}
         with replacing(path) as draft:
             draft.write_text(json.dumps({"key": key, "scores": kept}))
     return {name: kept[name] for name in wanted if name in kept}
@@ -240,17 +293,6 @@ def diversities(out: Path, protocol: Protocol, judges: Judges, cells: Sequence[S
     for cell in cells:
         if cell.outcome.failure or judges.evaluator is None:
             continue
-        features = judges.evaluator.pictures(read_views(out / "cells" / cell.task.folder, protocol))
+        features = judges.evaluator.embed_images(read_views(out / "cells" / cell.task.folder, protocol))
         groups.setdefault((cell.task.prompt, cell.task.variant.name), []).append(features)
     return {key: diversity(torch.stack(parts)) for key, parts in groups.items() if len(parts) > 1}
-
-
-def _mesh(path: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Vertices in world space and faces of a GLB that we wrote; (None, None) where there is none."""
-    if not path.is_file():
-        return None, None
-    import trimesh
-
-    mesh = trimesh.load(path, force="mesh", process=False)
-    to_world = [2, 0, 1]  # glTF's (x, y, z) is the world's (y, z, x)
-    return np.asarray(mesh.vertices)[:, to_world], np.asarray(mesh.faces)  # type: ignore[union-attr]

@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from distill3d.bench.judging import KNOWN, Scored
+from distill3d.bench.judging import QUANTITIES, Scored
 from distill3d.evaluation.metrics import Metric
 
 CONFIDENCE = 0.95
@@ -89,7 +89,7 @@ def make_table(
         for variant in variants
         for rows in [[c for c in cells if c.task.variant.name == variant]]
     }
-    shown = tuple(KNOWN[name] for name in metrics if any((v, name) in values for v in variants))
+    shown = tuple(QUANTITIES[name] for name in metrics if any((v, name) in values for v in variants))
     return Table(tuple(variants), shown, values, differences, counts)
 
 

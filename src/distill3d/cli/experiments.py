@@ -242,6 +242,7 @@ def run_flat(command: TwoD) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
+    from distill3d.bench.judging import find_evaluator
     from distill3d.bench.paper.experiments import told_prompts
     from distill3d.bench.paper.figures import draw_pictures
     from distill3d.bench.paper.images import PANELS, Study, caption, run_study
@@ -256,7 +257,7 @@ def run_flat(command: TwoD) -> int:
         precision(command.dtype, command.device), command.prior_options,
     )  # fmt: skip
     prior = _loaded(study, study.prompts, command.force)
-    judge = _judge(command.evaluator, name)
+    judge = find_evaluator(command.evaluator, name)
     _told_judge(judge)
     out, typed = command.out or Path("paper-2d"), command_line("2d", command)
     total = len(study.prompts) * len((*study.rows, *study.references))
@@ -312,14 +313,6 @@ def _loaded(told_by: Any, prompts: tuple[str, ...], force: bool) -> Any:
     for prompt in prompts:
         check_prompt(prompt, told_by.prior, force)
     return load_prior(told_by.prior, told_by.device, getattr(torch, told_by.dtype), told_by.prior_options)
-
-
-def _judge(folder: Path | None, prior: str) -> Any:
-    """The evaluator of a folder, else the toybox's own for the bundled prior; ValueError where there is none."""
-    from distill3d.bench.judging import find_judges
-    from distill3d.bench.protocol import Protocol, Variant
-
-    return find_judges(Protocol((Variant("any", "sds"),), ("any",), prior=prior), folder, None).evaluator
 
 
 def _told_judge(evaluator: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a run costs: wall time and the highest memory in use."""
+"""Wall time and peak memory of a block of code."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ class Meter:
     """Measures a block: `with Meter(device) as meter: ...`, then meter.seconds and meter.peak_memory (bytes).
 
     On CUDA the peak is what torch allocated on that device. On the CPU it is the resident memory of the whole
-    process, libraries and model included. Linux can start the count anew for each block; elsewhere, and where the
-    system forbids it, it is the peak since the process began. Meters must not be nested: the inner one takes the
-    outer one's peak away.
+    process, including libraries and models. Only Linux can restart that peak for each block; elsewhere, and where
+    the system forbids it, it is the peak since the process started. Do not nest meters: the inner one resets the
+    peak of the outer one.
     """
 
     def __init__(self, device: torch.device | str = "cpu"):
+        """Prepares a meter for the memory of a device."""
         self.device = torch.device(device)
         self.seconds, self.peak_memory = 0.0, 0
 
@@ -37,7 +38,7 @@ class Meter:
 
 
 def reset_peak_memory(device: torch.device | str = "cpu") -> None:
-    """Lets the peak count from the memory now in use, where the system can do that."""
+    """Restarts the peak from the memory now in use, where the system supports it."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -48,9 +49,9 @@ def reset_peak_memory(device: torch.device | str = "cpu") -> None:
 
 
 def peak_memory(device: torch.device | str = "cpu") -> int:
-    """The highest memory in bytes since the last reset: of torch on a CUDA device, else of the whole process.
+    """Peak memory in bytes since the last reset: of torch on a CUDA device, else of the whole process.
 
-    0 where the system does not tell.
+    0 where the system does not report it. (psutil reports the present memory, but the peak only on Windows.)
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -1,39 +1,43 @@
-"""Numbers about pictures [N, 3, H, W] in [0, 1] alone: error, sharpness, edges, color.
+"""Metrics of images [N, 3, H, W] in [0, 1] alone: error, sharpness, edges, color.
 
-Sharpness has no single number. Three are here, each against a reference set of pictures of the same things:
-`sharpness` counts the energy of high frequencies and takes noise for detail; `spectrum_gap` compares the spectrum
-ring by ring and punishes blur and noise alike; `edge_concentration` asks whether the change sits in few places, as
-edges do, or everywhere, as mottle does.
+No single number measures sharpness. There are three here, each relative to reference images of the same things:
+`sharpness` sums the energy at high frequencies and counts noise as detail; `spectrum_gap` compares the spectra ring
+by ring and penalizes blur and noise alike; `edge_concentration` measures whether the gradient is concentrated in few
+pixels, as at edges, or spread out, as in mottled images.
 """
 
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-GRAY = (0.299, 0.587, 0.114)  # luma, ITU-R BT.601
-# Power of a pixel, per pixel of the picture, below which a ring counts as dark: rounding to 8 bits gives 1.3e-6.
+GRAY = (0.299, 0.587, 0.114)  # luma weights, ITU-R BT.601
+# Power per pixel (divided by the number of pixels) below which a ring counts as dark; 8-bit rounding gives 1.3e-6.
 FLOOR = 1e-6
 
 
-def psnr(images: Tensor, reference: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB over everything given: -10 log10 of the mean squared difference."""
+def psnr(images: Float[Tensor, "*shape"], reference: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
+    """Peak signal-to-noise ratio in dB over all values: -10 log10 of the mean squared error."""
     return -10 * (images - reference).square().mean().log10()
 
 
-def luma(images: Tensor) -> Tensor:
-    """Brightness [N, H, W] as weighed by BT.601."""
+def luma(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n h w"]:
+    """Brightness with the weights of BT.601."""
     return torch.einsum("nchw,c->nhw", images.float(), images.new_tensor(GRAY).float())
 
 
-def radial_power(images: Tensor) -> Tensor:
+def radial_power(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " frequencies"]:
     """Mean power [H // 2] of the luma's spectrum on rings of integer frequency 0, 1, ... below Nyquist.
 
-    A Hann window keeps the picture's borders from posing as edges. Raises ValueError for pictures not square.
+    A Hann window keeps the borders of the image from looking like edges.
+
+    Raises:
+        ValueError: if the images are not square.
     """
     size = images.shape[-1]
     if images.shape[-2] != size:
-        raise ValueError(f"the radial spectrum needs square pictures, got {list(images.shape)}")
+        raise ValueError(f"the radial spectrum needs square images, got {list(images.shape)}")
     gray = luma(images)
     window = torch.hann_window(size, periodic=False, device=images.device)
     gray = (gray - gray.mean((1, 2), keepdim=True)) * window[:, None] * window
@@ -45,44 +49,47 @@ def radial_power(images: Tensor) -> Tensor:
     return (rings.index_add(0, radius.flatten(), power.flatten()) / count)[: size // 2]
 
 
-def sharpness(images: Tensor, reference: Tensor, low: float = 0.25) -> float:
-    """High-frequency energy of pictures, as a share of a reference set's: 1 is as sharp as the reference.
+def sharpness(images: Float[Tensor, "n 3 h w"], reference: Float[Tensor, "m 3 y x"], low: float = 0.25) -> float:
+    """High-frequency energy of images relative to that of reference images; 1 is as sharp as the reference.
 
-    The energy is summed over frequencies from `low` times Nyquist upwards, each ring weighed by its length. It sees
-    blur. It does not see where the energy lies: mottle, grain and fog with a texture raise it as edges do, and
-    higher contrast raises it by its square.
+    The energy is summed over frequencies from `low` times Nyquist upwards, with each ring weighted by its length.
+    It detects blur. It does not see where the energy lies: mottle, grain and textured fog raise it as edges do, and
+    contrast raises it quadratically.
     """
     energy = []
-    for pictures in (images, reference):
-        power = radial_power(pictures)
+    for part in (images, reference):
+        power = radial_power(part)
         rings = torch.arange(len(power), device=power.device)
         energy.append(float((power * rings)[rings >= low * len(power)].sum()))
     return energy[0] / energy[1]
 
 
-def spectrum_gap(images: Tensor, reference: Tensor) -> float:
-    """Mean over the rings 1, 2, ... of |ln(power / power of the reference)|: 0 is the reference's own spectrum.
+def spectrum_gap(images: Float[Tensor, "n 3 h w"], reference: Float[Tensor, "m 3 y x"]) -> float:
+    """Mean over the rings 1, 2, ... of |ln(power / power of the reference)|; 0 is the spectrum of the reference.
 
-    Too little at high frequencies (blur) and too much (noise) both raise it, and so does a wrong contrast: a picture
-    k times as contrasty has a gap of 2 |ln k|. It is blind to phase: a picture with the reference's spectrum and none
-    of its shapes has a gap of 0, and mottle on one object may make up for blur on another. Rings below the rounding
-    of 8 bits count as that dark.
+    Too little power at high frequencies (blur) and too much (noise) both raise it, and so does the wrong contrast:
+    k times the contrast gives 2 |ln k|. It ignores phase: images with the spectrum of the reference and none of its
+    shapes have a gap of 0, and mottle in one image can compensate blur in another. Power below that of 8-bit rounding
+    is clamped.
+
+    Raises:
+        ValueError: if images and reference differ in size.
     """
     size = images.shape[-1]
     if reference.shape[-1] != size:
-        raise ValueError(f"spectra of one size only: got pictures of {size} and {reference.shape[-1]} pixels")
+        raise ValueError(f"spectra of one size only: got images of {size} and {reference.shape[-1]} pixels")
     floor = FLOOR * size * size * (3 / 8) ** 2  # the window's mean square is 3/8 in each direction
-    mine, theirs = ((radial_power(p)[1:] + floor).log() for p in (images, reference))
-    return float((mine - theirs).abs().mean())
+    ours, theirs = ((radial_power(part)[1:] + floor).log() for part in (images, reference))
+    return float((ours - theirs).abs().mean())
 
 
-def edge_concentration(images: Tensor, reference: Tensor) -> float:
-    """How much the change sits in few places, as a share of the reference's: 1 is as the reference.
+def edge_concentration(images: Float[Tensor, "n 3 h w"], reference: Float[Tensor, "m 3 y x"]) -> float:
+    """How concentrated the gradient is in few pixels, relative to the reference; 1 is as concentrated.
 
-    For each picture E[g^2] / E[g]^2 of the luma's gradient g (central differences), averaged over the pictures. Edges
-    between flat colors make it large; blur spreads the change, mottle and noise put it everywhere, and both make it
-    small. It does not depend on contrast. It cannot tell a small object from a large one with crisper edges, so the
-    reference should be of the same things at the same size; a picture without any change counts as 0.
+    For each image E[g^2] / E[g]^2 of the luma's gradient g (central differences), averaged over the images. Edges
+    between flat colors make it large. Blur widens the edges, mottle and noise add gradients everywhere, and both make
+    it small. It does not depend on contrast. It cannot tell a small object from a large one with crisper edges, so
+    the reference should show the same things at the same size. A constant image counts as 0.
     """
     return float(_concentration(images).mean() / _concentration(reference).mean())
 
@@ -96,10 +103,10 @@ def _concentration(images: Tensor) -> Tensor:
     return torch.where(mean > 0, square.mean((1, 2)) / mean.square().clamp_min(1e-20), 0.0)
 
 
-def saturation(images: Tensor) -> float:
-    """Mean chroma: the largest minus the smallest color channel, over all pixels of all pictures, in [0, 1].
+def saturation(images: Float[Tensor, "n 3 h w"]) -> float:
+    """Mean chroma: the largest minus the smallest color channel, over all pixels of all images, in [0, 1].
 
-    This is the numerator of HSV's saturation. The quotient itself calls the darkest noise fully saturated; chroma
-    is 0 for every gray, black and white included, and 1 only for pure bright colors.
+    This is the numerator of HSV's saturation. HSV's quotient calls the darkest noise fully saturated; chroma is 0
+    for every gray, including black and white, and 1 only for pure bright colors.
     """
     return float((images.amax(1) - images.amin(1)).mean())

@@ -1,8 +1,8 @@
-"""All metrics by name, and what one run leaves behind for them to measure.
+"""All metrics by name, and the result of a run that they measure.
 
-The formulas are in the files beside this one: `pictures` (pictures alone), `language` (pictures and texts), `views`
-(one view and the next), `truth` (against the toy world's geometry), `distances` (sets of features), `cost` (time and
-memory). docs/metrics.md says of each what it can and cannot see.
+The formulas are in the files beside this one: `images` (images alone), `language` (images and texts), `views`
+(consistency between views), `ground_truth` (the toy world's geometry), `distances` (sets of features), `cost` (time
+and memory). docs/metrics.md says what each can and cannot see.
 """
 
 from __future__ import annotations
@@ -10,197 +10,185 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property, partial
+from importlib.util import find_spec
+from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from distill3d.cameras import orbit
-from distill3d.evaluation.distances import diversity, frechet_distance, kernel_distance
+from distill3d.evaluation.distances import frechet_distance, kernel_distance
 from distill3d.evaluation.evaluator import Evaluator
-from distill3d.evaluation.images import (
-    edge_concentration,
-    psnr,
-    radial_power,
-    saturation,
-    sharpness,
-    spectrum_gap,
-)
-from distill3d.evaluation.language import (
-    IQA_PAIRS,
-    clip_iqa,
-    clip_r_precision,
-    clip_score,
-    has_image_reward,
-    image_reward,
-)
-from distill3d.evaluation.truth import chamfer_to_truth, silhouette_iou, true_kind
+from distill3d.evaluation.ground_truth import chamfer_to_truth, silhouette_iou, true_kind
+from distill3d.evaluation.images import edge_concentration, saturation, sharpness, spectrum_gap
+from distill3d.evaluation.language import clip_r_precision, clip_score, image_reward, knows_iqa, mean_clip_iqa
 from distill3d.evaluation.views import (
+    has_back_views,
     janus_rate,
     lost_back,
     neighbor_similarity,
-    sees_behind,
     view_accuracy,
     warp_error,
 )
 from distill3d.types import Cameras
 
-__all__ = [
-    "METRICS", "Cell", "Metric", "divergence", "diversity", "edge_concentration", "frechet_distance",
-    "kernel_distance", "measure", "pooled_features", "psnr", "radial_power", "saturation", "seed_diversity",
-    "sharpness", "spectrum_gap",
-]  # fmt: skip
-
-EMPTY, FULL = 0.005, 0.9  # mean opacity over the views
+EMPTY, FULL = 0.005, 0.9  # mean opacity over all views
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What one run (a prompt, a method, a seed) left behind, and what a metric may compare it with.
+class Quantity:
+    """A column of a table: its name, which values are better ("one": the closer to 1), and its unit."""
 
-    Whatever is None was not kept or not given; the metrics that need it are left out.
+    name: str
+    better: Literal["higher", "lower", "one", "neither"]
+    unit: str
+
+    def error(self, value: float) -> float:
+        """The value transformed so that smaller is better; 0 for every value if neither direction is better."""
+        return {"higher": -value, "lower": value, "one": abs(value - 1), "neither": 0.0}[self.better]
+
+
+@dataclass(frozen=True)
+class Metric(Quantity):
+    """A quantity that is measured from one `RunResult`."""
+
+    needs: tuple[str, ...]  # attributes of RunResult, passed to `function` in this order
+    function: Callable[..., float]
+    package: str = ""  # optional Python package that it uses
+
+    @property
+    def installed(self) -> bool:
+        """Whether the package that it uses is installed; imports nothing."""
+        return not self.package or find_spec(self.package) is not None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What one run (a prompt, a method, a seed) produced, and what it is compared with.
+
+    A field that is None was not kept or not given; the metrics that need it are skipped.
     """
 
     prompt: str
-    pictures: Tensor | None = None  # [V, 3, H, W] of evenly spaced views; None where the run left nothing
-    azimuths: Tensor | None = None  # [V] degrees, 0 the front
-    elevation: float = 15.0  # degrees
-    distance: float = 2.8  # world units
-    fov: float = 40.0  # degrees
-    background: float = 0.9  # the gray behind the pictures
-    opacity: Tensor | None = None  # [V, 1, H, W], or means [V] where maps were not kept
-    depth: Tensor | None = None  # [V, 1, H, W] expected ray length, world units
-    vertices: np.ndarray | None = None  # [N, 3] of the exported mesh, world space
-    faces: np.ndarray | None = None  # [F, 3]
-    evaluator: Evaluator | None = None  # or a ToyboxJudge
-    reference: Tensor | None = None  # [M, 3, H, W] pictures of what it should look like
-    prompts: tuple[str, ...] = ()  # of the whole benchmark, its own among them; for R-precision
+    images: Float[Tensor, "v 3 h w"] | None = None  # in [0, 1], views in a circle
+    cameras: Cameras | None = None  # of the images
+    opacity: Float[Tensor, "v 1 h w"] | None = None
+    depth: Float[Tensor, "v 1 h w"] | None = None  # expected distance along the ray, world units
+    vertices: Float[np.ndarray, "n 3"] | None = None  # of the exported mesh, world space
+    faces: Int[np.ndarray, "f 3"] | None = None
+    evaluator: Evaluator | None = None
+    reference: Float[Tensor, "m 3 y x"] | None = None  # images of what the prompt asks for
+    prompts: tuple[str, ...] = ()  # of the whole benchmark, including this one
     seconds: float | None = None  # wall time
-    nfe: float | None = None  # network rows
+    nfe: float | None = None  # network function evaluations
     peak_memory: float | None = None  # bytes
-    failure: str = ""  # why the run ended early: "out of memory", "nan"; empty where it did not
+    failure: str = ""  # why the run stopped early: "out of memory" or "nan"; empty if it finished
 
     @property
-    def cameras(self) -> Cameras:
-        """The cameras of the pictures."""
-        assert self.azimuths is not None
-        return orbit(self.azimuths.float(), self.elevation, self.distance, self.fov)
+    def azimuths(self) -> Tensor | None:
+        """Azimuth of each view in degrees, 0 is the front."""
+        return None if self.cameras is None else self.cameras.azimuth
+
+    @property
+    def azimuths_with_back(self) -> Tensor | None:
+        """The azimuths if any view is from behind, else None."""
+        return self.azimuths if self.azimuths is not None and has_back_views(self.azimuths) else None
+
+    @property
+    def prompt_pool(self) -> tuple[str, ...] | None:
+        """The prompts of the benchmark if there are at least two, else None."""
+        return self.prompts if len(set(self.prompts)) > 1 else None
+
+    @property
+    def iqa_evaluator(self) -> Evaluator | None:
+        """The evaluator if it knows the words of CLIP-IQA, else None."""
+        return self.evaluator if self.evaluator is not None and knows_iqa(self.evaluator) else None
+
+    @property
+    def kind(self) -> str | None:
+        """The kind of toy that the prompt names, None if it names none."""
+        return true_kind(self.prompt)
+
+    @cached_property
+    def features(self) -> tuple[Tensor, Tensor] | None:
+        """Embeddings of the images and of the reference if there are at least two of each, else None."""
+        images, reference, evaluator = self.images, self.reference, self.evaluator
+        if images is None or reference is None or evaluator is None or min(len(images), len(reference)) < 2:
+            return None
+        if not (_usable(images) and _usable(reference)):
+            return None
+        return evaluator.embed_images(images), evaluator.embed_images(reference)
+
+    @property
+    def divergence(self) -> str:
+        """Why the run counts as diverged: "out of memory", "nan", "empty" or "full"; empty if it did not diverge.
+
+        The paper's Table 1 counts runs that ran out of memory and runs that ended in an empty volume. Runs that
+        produce NaNs, and volumes so full that every view is solid, count as diverged too. Empty and full mean an
+        average opacity over all views below 0.005 or above 0.9.
+        """
+        if self.failure:
+            return self.failure
+        if not all(_usable(values) for values in (self.images, self.opacity) if values is not None):
+            return "nan"
+        mean = None if self.opacity is None else float(self.opacity.float().mean())
+        return "" if mean is None else "empty" if mean < EMPTY else "full" if mean > FULL else ""
+
+    def missing(self, metric: Metric) -> str:
+        """The first thing a metric needs that this run lacks, "" if the metric can be measured."""
+        if not metric.installed:
+            return metric.package
+        return next((need for need in metric.needs if not _usable(getattr(self, need))), "")
 
 
-def divergence(cell: Cell) -> str:
-    """Why a run counts as diverged: "out of memory", "nan", "empty" or "full"; "" where it does not.
-
-    The paper's Table 1 counts runs that ran out of memory and runs that ended in an empty volume; one with numbers
-    that are none, and one where nothing but a wall is seen, are no objects either. Empty and full: a mean opacity
-    over all views below 0.005 or above 0.9.
-    """
-    if cell.failure:
-        return cell.failure
-    seen = [t for t in (cell.pictures, cell.opacity) if t is not None]
-    if not all(map(_finite, seen)):
-        return "nan"
-    if cell.opacity is None:
-        return ""
-    mean = float(cell.opacity.float().mean())
-    return "empty" if mean < EMPTY else "full" if mean > FULL else ""
+def _usable(value: object) -> bool:
+    """Whether a value is there: not None, finite if a tensor, and not empty if an array."""
+    if isinstance(value, Tensor):
+        return bool(torch.isfinite(value).all())
+    return value is not None and not (isinstance(value, np.ndarray) and not len(value))
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A number about a cell."""
-
-    name: str
-    unit: str
-    better: Literal["higher", "lower", "one", "neither"]  # one: the nearer to 1
-    needs: tuple[str, ...]  # keys of NEEDS
-    function: Callable[[Any], float]  # of a Cell that has what is needed
+def _kernel(features: tuple[Tensor, Tensor]) -> float:
+    """1000 times the kernel distance of unit embeddings, with the kernel (cosine + 1)^3."""
+    return 1000 * kernel_distance(*features, gamma=1.0)
 
 
-def _finite(values: Tensor | None) -> bool:
-    return values is not None and bool(torch.isfinite(values).all())
+def _silhouette_iou(opacity: Tensor, cameras: Cameras, kind: str) -> float:
+    return silhouette_iou(opacity[:, 0] > 0.5, cameras, kind)
 
 
-def _several(pictures: Tensor | None) -> bool:
-    return pictures is not None and len(pictures) > 1
-
-
-def _reads_english(cell: Cell) -> bool:
-    return cell.evaluator is not None and cell.evaluator.reads([text for pair in IQA_PAIRS.values() for text in pair])
-
-
-# What a metric may need, and whether a cell has it.
-NEEDS: dict[str, Callable[[Any], bool]] = {
-    "pictures": lambda cell: _finite(cell.pictures),
-    "azimuths": lambda cell: cell.azimuths is not None,
-    "views from behind": lambda cell: cell.azimuths is not None and sees_behind(cell.azimuths),
-    "opacity": lambda cell: _finite(cell.opacity) and cell.opacity.ndim == 4,
-    "depth": lambda cell: _finite(cell.depth),
-    "mesh": lambda cell: cell.vertices is not None and cell.faces is not None and len(cell.faces) > 0,
-    "evaluator": lambda cell: cell.evaluator is not None,
-    "evaluator that reads English": _reads_english,
-    "prompts": lambda cell: len(set(cell.prompts)) > 1,
-    "reference": lambda cell: cell.reference is not None,
-    "several pictures and references": lambda cell: _several(cell.pictures) and _several(cell.reference),
-    "toybox": lambda cell: true_kind(cell.prompt) is not None,
-    "imagereward": lambda cell: has_image_reward(),
-    "seconds": lambda cell: cell.seconds is not None,
-    "nfe": lambda cell: cell.nfe is not None,
-    "peak_memory": lambda cell: cell.peak_memory is not None,
+TEXT, COMPARED = ("images", "prompt", "evaluator"), ("images", "reference")
+VIEWS, IQA = ("images", "azimuths", "prompt", "evaluator"), ("images", "iqa_evaluator")
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("clip_score", "higher", "", TEXT, clip_score),
+        Metric("clip_r_precision", "higher", "", ("images", "prompt", "prompt_pool", "evaluator"), clip_r_precision),
+        Metric("clip_iqa_quality", "higher", "", IQA, partial(mean_clip_iqa, name="quality")),
+        Metric("clip_iqa_sharpness", "higher", "", IQA, partial(mean_clip_iqa, name="sharpness")),
+        Metric("clip_iqa_real", "higher", "", IQA, partial(mean_clip_iqa, name="real")),
+        Metric("image_reward", "higher", "", ("images", "prompt"), image_reward, package="ImageReward"),
+        Metric("sharpness", "one", "of the reference", COMPARED, sharpness),
+        Metric("spectrum_gap", "lower", "", COMPARED, spectrum_gap),
+        Metric("edge_concentration", "one", "of the reference", COMPARED, edge_concentration),
+        Metric("saturation", "neither", "", ("images",), saturation),
+        Metric("frechet", "lower", "", ("features",), lambda features: frechet_distance(*features)),
+        Metric("kernel", "lower", "x 1000", ("features",), _kernel),
+        Metric("janus_rate", "lower", "", VIEWS, janus_rate),
+        Metric("lost_back", "lower", "", ("images", "azimuths_with_back", "prompt", "evaluator"), lost_back),
+        Metric("view_accuracy", "higher", "", VIEWS, view_accuracy),
+        Metric("neighbor_similarity", "higher", "", ("images", "evaluator"), neighbor_similarity),
+        Metric("warp_error", "lower", "", ("images", "depth", "opacity", "cameras"), warp_error),
+        Metric("silhouette_iou", "higher", "", ("opacity", "cameras", "kind"), _silhouette_iou),
+        Metric("chamfer", "lower", "world units", ("vertices", "faces", "kind"), chamfer_to_truth),
+        Metric("diverged", "lower", "", ("divergence",), lambda reason: float(bool(reason))),
+        Metric("seconds", "lower", "s", ("seconds",), float),
+        Metric("nfe", "lower", "", ("nfe",), float),
+        Metric("peak_memory", "lower", "GiB", ("peak_memory",), lambda size: size / 2**30),
+    )
 }
-
-
-def _iqa(name: str) -> Callable[[Any], float]:
-    return lambda c: float(clip_iqa(c.pictures, IQA_PAIRS[name], c.evaluator).mean())
-
-
-def _kernel(cell: Any) -> float:
-    """Of unit embeddings, times 1000: the kernel is (cosine + 1)^3."""
-    see = cell.evaluator.pictures
-    return 1000 * kernel_distance(see(cell.pictures), see(cell.reference), gamma=1.0)
-
-
-def _silhouettes(cell: Any) -> float:
-    return silhouette_iou(cell.opacity[:, 0] > 0.5, cell.cameras, true_kind(cell.prompt) or "")
-
-
-SEEN, TOLD, COMPARED = ("pictures",), ("pictures", "evaluator"), ("pictures", "reference")
-SETS = (*TOLD, "reference", "several pictures and references")
-ENGLISH, TURNED = (*SEEN, "evaluator that reads English"), (*TOLD, "azimuths")
-_ALL = [
-    Metric("clip_score", "", "higher", TOLD, lambda c: clip_score(c.pictures, c.prompt, c.evaluator)),
-    Metric("clip_r_precision", "", "higher", (*TOLD, "prompts"),
-           lambda c: clip_r_precision(c.pictures, c.prompt, c.prompts, c.evaluator)),
-    Metric("clip_iqa_quality", "", "higher", ENGLISH, _iqa("quality")),
-    Metric("clip_iqa_sharpness", "", "higher", ENGLISH, _iqa("sharpness")),
-    Metric("clip_iqa_real", "", "higher", ENGLISH, _iqa("real")),
-    Metric("image_reward", "", "higher", (*SEEN, "imagereward"), lambda c: image_reward(c.pictures, c.prompt)),
-    Metric("sharpness", "of the reference", "one", COMPARED, lambda c: sharpness(c.pictures, c.reference)),
-    Metric("spectrum_gap", "", "lower", COMPARED, lambda c: spectrum_gap(c.pictures, c.reference)),
-    Metric("edge_concentration", "of the reference", "one", COMPARED,
-           lambda c: edge_concentration(c.pictures, c.reference)),
-    Metric("saturation", "", "neither", SEEN, lambda c: saturation(c.pictures)),
-    Metric("frechet", "", "lower", SETS,
-           lambda c: frechet_distance(c.evaluator.pictures(c.pictures), c.evaluator.pictures(c.reference))),
-    Metric("kernel", "x 1000", "lower", SETS, _kernel),
-    Metric("janus_rate", "", "lower", TURNED,
-           lambda c: janus_rate(c.pictures, c.azimuths, c.prompt, c.evaluator)),
-    Metric("lost_back", "", "lower", (*TURNED, "views from behind"),
-           lambda c: lost_back(c.pictures, c.azimuths, c.prompt, c.evaluator)),
-    Metric("view_accuracy", "", "higher", TURNED,
-           lambda c: view_accuracy(c.pictures, c.azimuths, c.prompt, c.evaluator)),
-    Metric("neighbor_similarity", "", "higher", TOLD, lambda c: neighbor_similarity(c.pictures, c.evaluator)),
-    Metric("warp_error", "", "lower", (*SEEN, "azimuths", "opacity", "depth"),
-           lambda c: warp_error(c.pictures, c.depth, c.opacity, c.cameras)),
-    Metric("silhouette_iou", "", "higher", ("azimuths", "opacity", "toybox"), _silhouettes),
-    Metric("chamfer", "world units", "lower", ("mesh", "toybox"),
-           lambda c: chamfer_to_truth(c.vertices, c.faces, true_kind(c.prompt) or "")),
-    Metric("diverged", "", "lower", (), lambda c: float(bool(divergence(c)))),
-    Metric("seconds", "s", "lower", ("seconds",), lambda c: float(c.seconds)),
-    Metric("nfe", "rows", "lower", ("nfe",), lambda c: float(c.nfe)),
-    Metric("peak_memory", "GiB", "lower", ("peak_memory",), lambda c: c.peak_memory / 2**30),
-]  # fmt: skip
-METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 
 
 def check_metrics(names: Sequence[str]) -> None:
@@ -210,47 +198,20 @@ def check_metrics(names: Sequence[str]) -> None:
             raise ValueError(f"unknown metric {name!r}; allowed: {', '.join(METRICS)}")
 
 
-def measure(cell: Cell, names: Sequence[str] = tuple(METRICS)) -> dict[str, float]:
-    """The metrics of these names, in their order; those whose needs the cell lacks are left out, with one warning.
+def measure(result: RunResult, names: Sequence[str] = tuple(METRICS)) -> dict[str, float]:
+    """Measures the metrics of these names, in order; metrics whose needs are missing are skipped with one warning.
 
     Raises:
         ValueError: for an unknown name, before anything is measured.
     """
     check_metrics(names)
-    values, missing = {}, {}
-    for name in dict.fromkeys(names):
-        lacking = [need for need in METRICS[name].needs if not NEEDS[need](cell)]
-        if lacking:
-            missing[name] = lacking[0]
+    values, skipped = {}, []
+    for metric in (METRICS[name] for name in dict.fromkeys(names)):
+        missing = result.missing(metric)
+        if missing:
+            skipped.append(f"{metric.name} (needs {missing})")
         else:
-            values[name] = METRICS[name].function(cell)
-    if missing:
-        told = ", ".join(f"{name} (needs {need})" for name, need in missing.items())
-        warnings.warn(f"not measured: {told}", stacklevel=2)
+            values[metric.name] = metric.function(*(getattr(result, need) for need in metric.needs))
+    if skipped:
+        warnings.warn(f"not measured: {', '.join(skipped)}", stacklevel=2)
     return values
-
-
-def seed_diversity(cells: Sequence[Cell]) -> float:
-    """`diversity` of runs of one prompt with different seeds, seen by their evaluator from the same views.
-
-    Raises:
-        ValueError: for fewer than two runs with pictures, for several prompts, or different numbers of views.
-    """
-    kept: list[Any] = [cell for cell in cells if _finite(cell.pictures) and cell.evaluator is not None]
-    if len({(cell.prompt, len(cell.pictures)) for cell in kept}) > 1:
-        raise ValueError("diversity compares seeds of one prompt from the same views, got several")
-    if len(kept) < 2:
-        raise ValueError(f"diversity needs at least two seeds with pictures and an evaluator, got {len(kept)}")
-    return diversity(torch.stack([cell.evaluator.pictures(cell.pictures) for cell in kept]))
-
-
-def pooled_features(cells: Sequence[Cell]) -> tuple[Tensor, Tensor]:
-    """Evaluator embeddings [N, D] and [M, D] of all pictures and of all references of many runs.
-
-    For `frechet_distance` and `kernel_distance` of a whole method, which mean more than those of single cells.
-    """
-    whole: list[Any] = [c for c in cells if _finite(c.pictures) and _finite(c.reference) and c.evaluator is not None]
-    if not whole:
-        raise ValueError("none of the runs has pictures, a reference and an evaluator")
-    made, wanted = ([c.evaluator.pictures(getattr(c, n)) for c in whole] for n in ("pictures", "reference"))
-    return torch.cat(made), torch.cat(wanted)

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from distill3d.export import video
-from distill3d.evaluation.metrics import saturation, sharpness
+from distill3d.evaluation.images import saturation, sharpness
 from distill3d.files import replacing
 from distill3d.runs.objects import check_prompt, new_run_folder, write_config
 from distill3d.distill.loop import Progress

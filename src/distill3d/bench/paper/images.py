@@ -26,7 +26,7 @@ from distill3d.bench.protocol import locked
 from distill3d.distill.image_recipes import DEFAULT_SCALE, PictureRecipe, picture_recipe
 from distill3d.evaluation.distances import kernel_distance
 from distill3d.evaluation.evaluator import Evaluator
-from distill3d.evaluation.metrics import METRICS, NEEDS, Cell, Metric, measure
+from distill3d.evaluation.metrics import METRICS, Quantity, RunResult, measure
 from distill3d.files import replacing
 from distill3d.priors.base import FrozenPrior
 from distill3d.priors.options import PriorOptions
@@ -36,7 +36,7 @@ STEPS = 50  # of DDIM
 STRONG = 100.0  # the published guidance scale of SDS
 OTHER = 1000  # added to the seed for pictures that share no noise with the others
 NAMES = ("clip_score", "clip_r_precision", "sharpness", "edge_concentration", "saturation", "nfe", "seconds")
-DISTANCE = Metric("distance_to_ddim", "mean square", "lower", ("pictures",), lambda cell: float("nan"))
+DISTANCE = Quantity("distance_to_ddim", "lower", "mean square")
 KERNEL = METRICS["kernel"]
 PANELS = (DISTANCE.name, "clip_score", "sharpness", "saturation")
 
@@ -185,13 +185,12 @@ def score_rows(
         for i, (prompt, picture) in enumerate(zip(study.prompts, row, strict=True)):
             if not picture.sound:
                 continue
-            cell = Cell(
-                prompt=prompt, pictures=picture.image.clamp(0, 1)[None], prompts=study.prompts, evaluator=evaluator,
+            result = RunResult(
+                prompt=prompt, images=picture.image.clamp(0, 1)[None], prompts=study.prompts, evaluator=evaluator,
                 reference=reference[i].clamp(0, 1) if len(reference[i]) else None, seconds=picture.seconds,
                 nfe=picture.nfe,
             )  # fmt: skip
-            names = [n for n in NAMES if all(NEEDS[need](cell) for need in METRICS[n].needs)]
-            values = measure(cell, names)
+            values = measure(result, [name for name in NAMES if not result.missing(METRICS[name])])
             ddim = made[study.rows[0].name][i]
             distance = {DISTANCE.name: float((picture.image - ddim.image).square().mean())} if ddim.sound else {}
             scores[name, prompt] = {**distance, **values}
@@ -221,11 +220,11 @@ def make_table(
             differences[row, metric.name] = tables.interval(pairs)
     if evaluator is not None and len(study.prompts) > 1:
         wanted = torch.cat(list(reference)).clamp(0, 1)
-        wanted = evaluator.pictures(wanted) if len(wanted) > 1 else None
+        wanted = evaluator.embed_images(wanted) if len(wanted) > 1 else None
         for row, pictures in made.items():
             sound = [picture.image.clamp(0, 1) for picture in pictures if picture.sound]
             if len(sound) > 1 and wanted is not None:
-                distance = 1000 * kernel_distance(evaluator.pictures(torch.stack(sound)), wanted, gamma=1.0)
+                distance = 1000 * kernel_distance(evaluator.embed_images(torch.stack(sound)), wanted, gamma=1.0)
                 values[row, KERNEL.name] = tables.Estimate(distance, None, None, len(sound))
     shown = tuple(m for m in (*metrics, KERNEL) if any((row, m.name) in values for row in made))
     counts = {name: (sum(not picture.sound for picture in row), len(row)) for name, row in made.items()}

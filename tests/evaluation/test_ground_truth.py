@@ -7,10 +7,10 @@ import trimesh
 from scipy.spatial.distance import cdist
 
 from distill3d.cameras import orbit, turntable
-from distill3d.evaluation.truth import (
+from distill3d.evaluation.ground_truth import (
     chamfer,
     chamfer_to_truth,
-    covered,
+    foreground_mask,
     iou,
     silhouette_iou,
     silhouettes,
@@ -52,7 +52,7 @@ def test_silhouettes_are_those_of_the_worlds_own_pictures():
     toy = build("robot", "red", seed=2)
     views = turntable(3, 15.0, 2.8, 40.0)
     drawn = np.stack([draw(toy, View(a, 15.0), 0.0) for a in views.azimuth.tolist()])
-    seen = covered(torch.from_numpy(drawn).permute(0, 3, 1, 2), background=0.0, tolerance=1e-6)
+    seen = foreground_mask(torch.from_numpy(drawn).permute(0, 3, 1, 2), background=0.0, tolerance=1e-6)
     masks = silhouettes(*true_mesh("robot", 2), views, 64)
     assert iou(masks, seen) > 0.92 and not (masks & ~seen).any()
 
@@ -69,7 +69,7 @@ def test_pictures_over_a_gray_tell_what_is_covered():
     picture = torch.full((1, 3, 2, 2), 0.9)
     picture[0, 2, 0, 1] = 0.5  # one channel is enough
     picture[0, :, 1, 0] = 0.91  # almost the background
-    assert covered(picture, 0.9).tolist() == [[[False, True], [False, False]]]
+    assert foreground_mask(picture, 0.9).tolist() == [[[False, True], [False, False]]]
 
 
 def test_chamfer_is_that_of_brute_force_symmetric_and_zero_for_itself():
