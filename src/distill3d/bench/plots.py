@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 from distill3d.bench.tables import Table, plain
-from distill3d.evaluation.metrics import Metric
+from distill3d.evaluation.metrics import Quantity
 
 WIDTH, HEIGHT = 320, 170
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 22, 30
@@ -57,7 +57,7 @@ def line_plot(lines: Sequence[Line], title: str, across: str, log: bool = False)
     return _svg(parts, label, HEIGHT)
 
 
-def interval_plot(table: Table, metric: Metric, title: str) -> str:
+def interval_plot(table: Table, metric: Quantity, title: str) -> str:
     """The mean of a metric for each variant, a dot with its interval."""
     rows = [
         (i, v, table.values[v, metric.name]) for i, v in enumerate(table.variants) if (v, metric.name) in table.values

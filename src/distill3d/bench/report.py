@@ -21,7 +21,7 @@ from distill3d.bench.judging import Scored
 from distill3d.bench.plots import Line, interval_plot, line_plot
 from distill3d.bench.protocol import Protocol, Task
 from distill3d.bench.tables import Estimate, Table, clear, heading, plain
-from distill3d.evaluation.metrics import Metric
+from distill3d.evaluation.metrics import Quantity
 from distill3d.files import replacing
 
 PAGE = Path(str(resources.files("distill3d"))) / "bench" / "page"
@@ -233,7 +233,7 @@ def _heading(text: str) -> str:
     return "&nbsp;".join(escape(text).rsplit(" ", 1)) if text[-1] in "↑↓1" else escape(text)
 
 
-def _plain_name(metric: Metric) -> str:
+def _plain_name(metric: Quantity) -> str:
     return metric.name.replace("_", " ") + (f" ({metric.unit})" if metric.unit else "")
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from distill3d.bench.judging import QUANTITIES, Scored
-from distill3d.evaluation.metrics import Metric
+from distill3d.evaluation.metrics import Quantity
 
 CONFIDENCE = 0.95
 SHARES = ("diverged",)  # metrics that are 0 or 1 for each cell
@@ -42,17 +42,17 @@ class Table:
     """Rows are variants, columns metrics; a cell that has no value is missing."""
 
     variants: tuple[str, ...]
-    metrics: tuple[Metric, ...]
+    metrics: tuple[Quantity, ...]
     values: Mapping[tuple[str, str], Estimate]  # (variant, metric)
     differences: Mapping[tuple[str, str], Estimate]  # to the first variant
     counts: Mapping[str, tuple[int, int]]  # variant -> (diverged, cells)
 
     @property
-    def columns(self) -> tuple[Metric, ...]:
+    def columns(self) -> tuple[Quantity, ...]:
         """The metrics of the printed tables; what is counted instead of averaged has a column of its own there."""
         return tuple(metric for metric in self.metrics if metric.name not in SHARES)
 
-    def best(self, metric: Metric) -> str | None:
+    def best(self, metric: Quantity) -> str | None:
         """The variant with the best mean, None where none stands out or nothing is better."""
         found = {v: self.values[v, metric.name].mean for v in self.variants if (v, metric.name) in self.values}
         if metric.better == "neither" or len(found) < 2 or len(set(found.values())) < 2:
@@ -133,7 +133,7 @@ def markdown(table: Table) -> str:
     def row(words: Sequence[str]) -> str:
         return "| " + " | ".join(words) + " |"
 
-    def block(title: str, variants: Sequence[str], word: Callable[[str, Metric], str], extra: bool) -> list[str]:
+    def block(title: str, variants: Sequence[str], word: Callable[[str, Quantity], str], extra: bool) -> list[str]:
         head = [title, *map(heading, table.columns), *(["diverged"] if extra else [])]
         lines = [row(head), row(["---", *["---:"] * (len(head) - 1)])]
         for variant in variants:
@@ -141,11 +141,11 @@ def markdown(table: Table) -> str:
             lines.append(row([_escaped(variant), *(word(variant, m) for m in table.columns), *counts]))
         return lines
 
-    def value(variant: str, metric: Metric) -> str:
+    def value(variant: str, metric: Quantity) -> str:
         text = plain(table.values.get((variant, metric.name)), " ± ")
         return f"**{text}**" if table.best(metric) == variant else text
 
-    def difference(variant: str, metric: Metric) -> str:
+    def difference(variant: str, metric: Quantity) -> str:
         found = table.differences.get((variant, metric.name))
         text = plain(found, " ± ", signed=True)
         return f"**{text}**" if found and clear(found) else text
@@ -160,7 +160,7 @@ def markdown(table: Table) -> str:
 def latex(table: Table) -> str:
     """A LaTeX tabular for booktabs; the best mean of each metric in bold."""
 
-    def word(variant: str, metric: Metric) -> str:
+    def word(variant: str, metric: Quantity) -> str:
         found = table.values.get((variant, metric.name))
         if found is None:
             return "--"
@@ -195,7 +195,7 @@ def summary_csv(table: Table) -> str:
     return text.getvalue()
 
 
-def cells_csv(metrics: Sequence[Metric], cells: Sequence[Scored]) -> str:
+def cells_csv(metrics: Sequence[Quantity], cells: Sequence[Scored]) -> str:
     """A line for each cell, all its numbers in full."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -228,7 +228,7 @@ def clear(difference: Estimate) -> bool:
 ARROWS = {"higher": "↑", "lower": "↓", "one": "→ 1", "neither": ""}
 
 
-def heading(metric: Metric) -> str:
+def heading(metric: Quantity) -> str:
     """The name of a metric for people, its unit, and which way is better."""
     unit = f" ({metric.unit})" if metric.unit else ""
     return f"{metric.name.replace('_', ' ')}{unit} {ARROWS[metric.better]}".rstrip()

@@ -19,7 +19,7 @@ from distill3d.bench.paper.experiments import Experiment, label, scale_of
 from distill3d.bench.paper.inversion import COLORS, MARKERS, figure_class
 from distill3d.bench.protocol import Protocol, Task
 from distill3d.bench.tables import Estimate, Table, heading
-from distill3d.evaluation.metrics import Metric
+from distill3d.evaluation.metrics import Quantity
 from distill3d.files import replacing
 
 WIDTH = 7.2  # inches: a page between its margins
@@ -54,8 +54,8 @@ def draw_experiment(
 def draw_figure(
     path: Path,
     grid: Grid,
-    metrics: Sequence[Metric],
-    panel: Callable[[Any, Metric], None],
+    metrics: Sequence[Quantity],
+    panel: Callable[[Any, Quantity], None],
     caption: str,
     height: float,
     named: bool = True,
@@ -79,7 +79,7 @@ def draw_figure(
         figure.savefig(draft)
 
 
-def panel_metrics(table: Table, wanted: Sequence[str]) -> list[Metric]:
+def panel_metrics(table: Table, wanted: Sequence[str]) -> list[Quantity]:
     """The metrics that are drawn: those wanted that were measured, else the first of the table; at most four."""
     found = {metric.name: metric for metric in table.columns}
     chosen = [found[name] for name in wanted if name in found]
@@ -182,7 +182,7 @@ def _pictures(part: Any, pictures: Sequence[Sequence[Tensor]], rows: Sequence[st
         spine.set_visible(False)
 
 
-def _dots(panel: Any, table: Table, metric: Metric) -> None:
+def _dots(panel: Any, table: Table, metric: Quantity) -> None:
     """The mean of each variant with its interval, from top to bottom."""
     for i, variant in enumerate(table.variants):
         found = table.values.get((variant, metric.name))
@@ -193,7 +193,7 @@ def _dots(panel: Any, table: Table, metric: Metric) -> None:
     _style(panel, metric)
 
 
-def _curve(panel: Any, protocol: Protocol, table: Table, metric: Metric) -> None:
+def _curve(panel: Any, protocol: Protocol, table: Table, metric: Quantity) -> None:
     """The mean over the guidance scale, a curve for each method."""
     for i, method in enumerate(dict.fromkeys(variant.method for variant in protocol.variants)):
         own = sorted((v for v in protocol.variants if v.method == method), key=scale_of)
@@ -224,7 +224,7 @@ def _bars(found: Estimate) -> list[list[float]] | None:
     return [[found.mean - found.low], [found.high - found.mean]]
 
 
-def _style(panel: Any, metric: Metric) -> None:
+def _style(panel: Any, metric: Quantity) -> None:
     title = textwrap.fill(heading(metric), 24)
     for arrow, name in (("↑", "uparrow"), ("↓", "downarrow"), ("→", "to")):  # not in every font
         title = title.replace(arrow, rf"$\{name}$")
