@@ -19,7 +19,8 @@ from true_size import build
 
 from distill3d.distill.loop import ObjectRun
 from distill3d.distill.recipes import PAPER
-from distill3d.objectives import attach
+from distill3d.distill.supervision import condition_views
+from distill3d.objectives import SDI, attach
 from distill3d.prompts import ViewPrompts
 
 
@@ -27,9 +28,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--step", type=int, default=0, help="which step: t, levels and shading follow it")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    parser.add_argument("--inversion-steps", type=int, default=PAPER.sdi.inversion_steps)
+    parser.add_argument("--inversion-steps", type=int, default=10)
     arguments = parser.parse_args()
-    recipe = dataclasses.replace(PAPER, sdi=dataclasses.replace(PAPER.sdi, inversion_steps=arguments.inversion_steps))
+    assert isinstance(PAPER.objective, SDI)
+    objective = dataclasses.replace(PAPER.objective, inversion_steps=arguments.inversion_steps)
+    recipe = dataclasses.replace(PAPER, objective=objective)
 
     began = time.monotonic(), time.process_time()
 
@@ -43,12 +46,14 @@ def main() -> None:
     print("| part | seconds | seconds of CPU | peak so far, GB |\n|---|---|---|---|")
     prior = build("sd21", "cpu", getattr(torch, arguments.dtype))
     report("weights of the prior")
-    run = ObjectRun(recipe, "sdi", ViewPrompts("a prompt", perp_neg=True), prior)
+    run = ObjectRun(recipe, ViewPrompts("a prompt", perp_neg=True), prior)
     parameters = sum(p.numel() for p in run.module.parameters())
     report(f"field and background ({parameters / 1e6:.1f} M parameters)")
-    optimizer = run.optimizer(arguments.step)
+    optimizer = run.optimizer_at(arguments.step)
     report("occupancy")
-    rendering, conditioning = run.views(arguments.step)
+    cameras = recipe.cameras.sample(recipe.views, run.generator)
+    rendering = run.render(arguments.step, cameras)
+    conditioning = condition_views(run.prompts, prior, rendering, cameras)
     report(f"rendering {prior.image_size} px, {100 * float(rendering.opacity.detach().mean()):.0f} % opaque")
     x = prior.encode(rendering.rgb)
     report("encoding the picture, for its gradient")
@@ -56,7 +61,7 @@ def main() -> None:
         x, prior, conditioning, step=arguments.step, total=recipe.steps, generator=run.generator
     )
     report(f"SDI at t = {float(guidance.t.mean()):.2f}: {guidance.nfe} network rows")
-    loss = attach(x, guidance.gradient) + sum(run.penalties(arguments.step, rendering).values())
+    loss = attach(x, guidance.gradient) + sum(run.penalties(arguments.step, rendering, cameras).values())
     loss.backward()
     report("gradient through encoder and renderer, regularizers")
     optimizer.step()

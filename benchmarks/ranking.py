@@ -92,8 +92,8 @@ def make(folder: Path, methods: list[str], count: int) -> None:
     """Distils `count` prompts by each method, and keeps a look at each of LOOKS."""
     from toybox_3d import prompts
 
-    from distill3d.distill.loop import ObjectRun
-    from distill3d.distill.recipes import LAPTOP
+    from distill3d.distill.loop import ObjectRun, optimize
+    from distill3d.distill.recipes import LAPTOP, method_settings
     from distill3d.priors.loading import load_prior
     from distill3d.prompts import ViewPrompts
 
@@ -106,9 +106,9 @@ def make(folder: Path, methods: list[str], count: int) -> None:
             if (folder / f"{stem}-{LOOKS[-1]}.npz").exists():
                 continue
             prompt = f"a {color} {kind}"
-            run = ObjectRun(LAPTOP, method, ViewPrompts(prompt), prior, seed=1)
+            run = ObjectRun(replace(LAPTOP, objective=method_settings(method)), ViewPrompts(prompt), prior, seed=1)
             for begin, end in zip((0, *LOOKS[:-1]), LOOKS, strict=True):
-                run.distill(range(begin, end), lambda progress: None)
+                optimize(run, range(begin, end), lambda progress: None)
                 run.scene.eval()
                 save(folder / f"{stem}-{end}.npz", seen(run.scene, prompt))
                 run.scene.train()

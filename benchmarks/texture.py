@@ -22,7 +22,7 @@ import torch
 import trimesh
 
 from distill3d.cameras import turntable
-from distill3d.distill.mesh_recipes import LAPTOP_TEXTURE
+from distill3d.distill.recipes import LAPTOP_TEXTURE
 from distill3d.evaluation.evaluator import ToyboxJudge
 from distill3d.export.video import contact_sheet, save_image
 from distill3d.meshes.bake import unlit_views

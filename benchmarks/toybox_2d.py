@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distill3d.distill.family import FAMILY
-from distill3d.distill.image_recipes import picture_recipe
+from distill3d.distill.image_recipes import IMAGE_RECIPES, image_recipe
 from distill3d.evaluation.distances import frechet_distance
 from distill3d.evaluation.evaluator import ToyboxJudge
 from distill3d.evaluation.images import saturation, sharpness
@@ -25,7 +24,7 @@ from distill3d.export.video import contact_sheet, save_image
 from distill3d.files import replacing
 from distill3d.priors.loading import load_prior
 from distill3d.priors.speed import fast_dtype
-from distill3d.runs.images import paint, text_conditioning
+from distill3d.runs.images import make_images
 from distill3d.toybox.captions import COLOR_NAMES, KIND_NAMES, Claim, sentence
 from distill3d.types import Prior
 
@@ -48,16 +47,17 @@ def cell(
     path = folder / f"{name.replace(':', '-')}-{seed}.npz"
     if not path.exists():
         method, _, scale = name.partition(":")
-        recipe = picture_recipe(method)
-        if method in FAMILY:
+        recipe = image_recipe(method)
+        if method not in IMAGE_RECIPES:
             recipe = dataclasses.replace(recipe, steps=steps)
         if scale:
-            recipe = dataclasses.replace(recipe, scale=float(scale))
+            objective = dataclasses.replace(recipe.objective, scale=float(scale))
+            recipe = dataclasses.replace(recipe, objective=objective)
         images, seconds, rows = [], 0.0, 0
         for start in range(0, len(texts), BATCH):
             part = texts[start : start + BATCH]
             generator = torch.Generator().manual_seed(seed + start)
-            done = paint(prior, text_conditioning(prior, part), method, recipe, generator)
+            done = make_images(prior, part, recipe, generator)
             images.append(done.images)
             seconds, rows = seconds + done.seconds, rows + done.nfe
         with replacing(path) as draft:

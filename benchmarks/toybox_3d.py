@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from distill3d.cameras import turntable
-from distill3d.distill.loop import ObjectRun, Progress
-from distill3d.distill.recipes import LAPTOP
+from distill3d.distill.loop import ObjectRun, Progress, optimize
+from distill3d.distill.recipes import LAPTOP, method_settings
 from distill3d.evaluation.evaluator import Evaluator, ToyboxJudge
 from distill3d.evaluation.ground_truth import foreground_mask, silhouette_iou
 from distill3d.evaluation.images import edge_concentration, sharpness
@@ -50,10 +50,11 @@ def prompts() -> list[tuple[str, str, bool]]:
 def make(prior: Prior, kind: str, color: str, method: str, seed: int) -> tuple[torch.Tensor, dict[str, float]]:
     """One object: 8 views of it and what it took."""
     claim = Claim(KIND_NAMES.index(kind), COLOR_NAMES.index(color))
-    run = ObjectRun(LAPTOP, method, ViewPrompts(sentence(claim)), prior, seed)
+    recipe = dataclasses.replace(LAPTOP, objective=method_settings(method))
+    run = ObjectRun(recipe, ViewPrompts(sentence(claim)), prior, seed)
     history: list[Progress] = []
     began = time.monotonic()
-    run.distill(range(LAPTOP.steps), history.append)
+    optimize(run, range(LAPTOP.steps), history.append)
     seconds = time.monotonic() - began
     run.scene.eval()
     pictures = render_views(run.scene, VIEWS, SIZE, ELEVATION, GRAY)

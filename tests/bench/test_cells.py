@@ -9,19 +9,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from distill3d.bench.cells import history, make_cell, read_maps, read_outcome, read_views
+from distill3d.bench.cells import make_cell, read_maps, read_outcome, read_views
 from distill3d.bench.judging import Judges, choose_metrics, find_judges, score
 from distill3d.bench.protocol import Protocol, Variant
-from distill3d.distill.recipes import LAPTOP, SDI
+from distill3d.distill.recipes import LAPTOP
+from distill3d.objectives import SDI, SDS
 from distill3d.priors.loading import load_prior
+from distill3d.runs.folder import RunFolder
 
 SMALL = dataclasses.replace(
-    LAPTOP, steps=4, views=1, scene=dataclasses.replace(LAPTOP.scene, resolution=12), sdi=SDI(inversion_steps=2)
+    LAPTOP, steps=4, views=1, scene=dataclasses.replace(LAPTOP.scene, resolution=12), objective=SDI(inversion_steps=2)
 )
 
 
-def protocol(folder, recipe=SMALL, method="sdi"):
-    return Protocol((Variant(method, method, recipe),), ("a cat",), prior=str(folder), views=4, size=16)
+def protocol(folder, recipe=SMALL):
+    return Protocol((Variant("sdi", recipe),), ("a cat",), prior=str(folder), views=4, size=16)
 
 
 def silent(progress):
@@ -41,7 +43,7 @@ def test_a_cell_holds_its_pictures_and_what_it_took(finished):
     folder = out / "cells" / whole.tasks()[0].folder
     assert not list((out / "work").iterdir()) and read_outcome(folder) == outcome
     assert outcome.steps == 4 and not outcome.failure and outcome.peak_memory > 2**20
-    lines = history(folder)
+    lines = RunFolder(folder).history()
     assert lines[-1]["nfe"] == outcome.nfe > 0
     assert lines[-1]["seconds"] == outcome.seconds >= lines[0]["seconds"] > 0
     views, (opacity, depth) = read_views(folder, whole), read_maps(folder)
@@ -82,10 +84,11 @@ def test_an_interrupted_cell_goes_on_where_it_was(finished, kl_folder, tmp_path)
         assert (tmp_path / "cells" / task.folder / name).read_bytes() == (
             out / "cells" / task.folder / name
         ).read_bytes()
-    assert [line["step"] for line in history(tmp_path / "cells" / task.folder)] == [0, 1, 2, 3]
+    assert [line["step"] for line in RunFolder(tmp_path / "cells" / task.folder).history()] == [0, 1, 2, 3]
 
 
 def test_ctrl_c_within_a_step_of_a_cell_is_heard_at_its_end(finished, kl_folder, tmp_path, monkeypatch):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent process may have ignored it
     whole, out, _ = finished
     task, prior, seen = whole.tasks()[0], load_prior(str(kl_folder)), []
     encode = prior.encode
@@ -107,7 +110,7 @@ def test_ctrl_c_within_a_step_of_a_cell_is_heard_at_its_end(finished, kl_folder,
         ).read_bytes()
 
 
-def test_numbers_that_are_none_end_a_cell_as_diverged(kl_folder, tmp_path):
+def test_numbers_that_are_not_finite_end_a_cell_as_diverged(kl_folder, tmp_path):
     broken = tmp_path / "prior"
     shutil.copytree(kl_folder, broken)
     (weights,) = (broken / "unet").glob("*.safetensors")
@@ -120,8 +123,10 @@ def test_numbers_that_are_none_end_a_cell_as_diverged(kl_folder, tmp_path):
 
 
 def test_a_lattice_beyond_all_memory_is_recorded_as_such(kl_folder, tmp_path):
-    recipe = dataclasses.replace(SMALL, scene=dataclasses.replace(SMALL.scene, refine=((0.5, 2e3),)))
-    whole = protocol(kl_folder, recipe, "sds")  # 24000^3 points: more than addresses reach
+    scene = dataclasses.replace(SMALL.scene, refine=((0.5, 2e3),))
+    whole = protocol(
+        kl_folder, dataclasses.replace(SMALL, scene=scene, objective=SDS())
+    )  # 24000^3 points: more than addresses reach
     outcome = make_cell(tmp_path, whole, whole.tasks()[0], load_prior(str(kl_folder)), silent)
     assert outcome.failure == "out of memory" and outcome.steps == 2
     assert read_outcome(tmp_path / "cells" / whole.tasks()[0].folder) == outcome

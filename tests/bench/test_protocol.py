@@ -7,23 +7,28 @@ import sys
 
 import pytest
 
-from distill3d.bench.budget import rows_of_a_step, with_budget, with_steps
+from distill3d.bench.budget import nfe_of_a_step, with_budget
 from distill3d.bench.prompts import prompt_list, toybox_prompts
 from distill3d.bench.protocol import Protocol, Variant, locked, open_folder
-from distill3d.distill.loop import ObjectRun
-from distill3d.distill.recipes import LAPTOP, SDI, Supervision
+from distill3d.distill.loop import ObjectRun, optimize
+from distill3d.distill.recipes import LAPTOP, Supervision
 from distill3d.distill.regularizers import WeightSchedule
+from distill3d.objectives import METHODS, SDI
 from distill3d.priors.loading import load_prior
-from distill3d.runs.objects import Config
+from distill3d.runs.objects import Config, load_priors
 from distill3d.toybox.captions import KIND_NAMES, held_out_pairs, read_prompt
 
 SMALL = dataclasses.replace(
-    LAPTOP, steps=4, views=1, scene=dataclasses.replace(LAPTOP.scene, resolution=12), sdi=SDI(inversion_steps=3)
+    LAPTOP, steps=4, views=1, scene=dataclasses.replace(LAPTOP.scene, resolution=12), objective=SDI(inversion_steps=3)
 )
 
 
+def small(method):
+    return dataclasses.replace(SMALL, objective=METHODS[method])
+
+
 def protocol(**changes):
-    variants = (Variant("sdi", "sdi", SMALL), Variant("sds", "sds", SMALL))
+    variants = (Variant("sdi", SMALL), Variant("sds", small("sds")))
     return dataclasses.replace(Protocol(variants, ("a cat", "a dog"), (0, 1)), **changes)
 
 
@@ -77,12 +82,12 @@ def test_an_impossible_protocol_is_refused(changes, told):
 def test_a_folder_takes_more_work_but_no_other_conditions(tmp_path):
     open_folder(tmp_path, protocol())
     open_folder(tmp_path, protocol())
-    open_folder(tmp_path, protocol(prompts=("a cow",), seeds=(5,), variants=(Variant("ism", "ism", SMALL),)))
+    open_folder(tmp_path, protocol(prompts=("a cow",), seeds=(5,), variants=(Variant("ism", small("ism")),)))
     assert set(json.loads((tmp_path / "bench.json").read_text())["variants"]) == {"sdi", "sds", "ism"}
     before = (tmp_path / "bench.json").read_bytes()
     for changes, told in (
         ({"views": 20}, "views was 50, is 20"),
-        ({"variants": (Variant("sdi", "sdi", LAPTOP),)}, "sdi.recipe.steps was 4, is 200"),
+        ({"variants": (Variant("sdi", dataclasses.replace(SMALL, steps=200)),)}, "sdi.recipe.steps was 4, is 200"),
         ({"prior": "sd15"}, 'prior was "toybox", is "sd15"'),
     ):
         with pytest.raises(ValueError, match=told):
@@ -100,7 +105,7 @@ def test_another_version_and_other_files_are_left_alone(tmp_path):
     (out / "bench.json").write_text("{")
     with pytest.raises(ValueError, match="cannot be read"):
         open_folder(out, protocol())
-    with pytest.raises(ValueError, match="holds no bench"):
+    with pytest.raises(ValueError, match="not a bench folder"):
         open_folder(tmp_path, protocol())
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot write"):
@@ -108,13 +113,12 @@ def test_another_version_and_other_files_are_left_alone(tmp_path):
 
 
 def test_two_benches_do_not_share_a_folder(tmp_path):
-    pytest.importorskip("fcntl")
     code = "import pathlib; from distill3d.bench.protocol import locked\n"
     code += f"with locked(pathlib.Path({str(tmp_path)!r})): 0"
     command = [sys.executable, "-c", code]
     with locked(tmp_path):
         inside = subprocess.run(command, capture_output=True, text=True)
-    assert inside.returncode == 1 and "another bench is at work" in inside.stderr
+    assert inside.returncode == 1 and "another bench is running" in inside.stderr
     with locked(tmp_path):  # given back
         pass
 
@@ -124,20 +128,20 @@ def test_the_price_of_a_step_is_that_of_a_real_run(method, kl_folder):
     """For methods that invert to one row a step: their random times may or may not need another hop."""
     if method in ("vsd", "esd"):
         pytest.importorskip("peft")
-    prior = load_prior(str(kl_folder))
-    config = Config("a cat", dataclasses.replace(SMALL, steps=12), method, str(kl_folder))
-    progress = []
-    ObjectRun(config.recipe, method, config.prompts, config.load_prior(prior)).distill(range(12), progress.append)
-    price = rows_of_a_step(Variant(method, method, config.recipe), prior)
+    prior, recipe = load_prior(str(kl_folder)), dataclasses.replace(small(method), steps=12)
+    config, progress = Config("a cat", recipe, prior=str(kl_folder)), []
+    optimize(ObjectRun(recipe, config.prompts, load_priors(config, prior)[0]), range(12), progress.append)
+    price = nfe_of_a_step(Variant(method, recipe), prior)
     assert price == pytest.approx(progress[-1].nfe / 12, abs=1.0 if method in ("sdi", "ism") else 1e-9)
 
 
 def test_the_price_includes_the_second_objective(kl_folder):
-    supervision = Supervision(weight=WeightSchedule(0.0, 1.0, 2, 2))
-    recipe = dataclasses.replace(SMALL, steps=4, supervision=supervision)
-    config, progress = Config("a cat", recipe, "sds", str(kl_folder)), []
-    ObjectRun(recipe, "sds", config.prompts, config.load_prior()).distill(range(4), progress.append)
-    assert rows_of_a_step(Variant("both", "sds", recipe), load_prior(str(kl_folder))) == progress[-1].nfe / 4
+    supervision = Supervision(weight=WeightSchedule(0.0, 1.0, 0.5, 0.5))
+    recipe = dataclasses.replace(small("sds"), steps=4, supervision=supervision)
+    config, progress = Config("a cat", recipe, prior=str(kl_folder)), []
+    prior, _ = load_priors(config)
+    optimize(ObjectRun(recipe, config.prompts, prior), range(4), progress.append)
+    assert nfe_of_a_step(Variant("both", recipe), prior) == progress[-1].nfe / 4
 
 
 def test_a_budget_of_nfe_gives_each_its_steps(kl_folder):
@@ -145,16 +149,19 @@ def test_a_budget_of_nfe_gives_each_its_steps(kl_folder):
     variants = protocol().variants
     assert with_budget(variants, "steps", prior) == variants
     sdi, sds = with_budget(variants, "nfe", prior)
-    price = rows_of_a_step(variants[0], prior)
-    assert sdi.recipe.steps == 4 and sds.recipe.steps == int(4 * price / 2)  # SDS: two rows a step and view
+    price = nfe_of_a_step(variants[0], prior)
+    assert sdi.recipe.steps == 4 and sds.recipe.steps == int(4 * price / 2)  # SDS: two evaluations per step and view
     assert [v.recipe.steps for v in with_budget(variants, "40", prior)] == [int(40 / price), 20]
     for wrong, told in (("many", "the budget must"), ("0", "the budget must"), ("1", "too few")):
         with pytest.raises(ValueError, match=told):
             with_budget(variants, wrong, prior)
 
 
-def test_schedules_of_penalties_are_stretched_with_the_steps():
-    penalties = dataclasses.replace(SMALL.penalties, sparsity=WeightSchedule(1.0, 3.0, 2, 4))
-    longer = with_steps(dataclasses.replace(SMALL, penalties=penalties), 12)
-    assert longer.steps == 12 and longer.penalties.sparsity == WeightSchedule(1.0, 3.0, 6, 12)
-    assert dataclasses.replace(longer, steps=4, penalties=penalties).scene == SMALL.scene
+def test_a_bench_that_is_refused_changes_nothing(tmp_path):
+    """A second bench on a folder that is in use, and one with other conditions."""
+    with locked(tmp_path):
+        open_folder(tmp_path, protocol())
+        before = (tmp_path / "bench.json").read_bytes()
+        with pytest.raises(ValueError, match="another bench is running"), locked(tmp_path):
+            open_folder(tmp_path, protocol(variants=(Variant("new", SMALL),)))
+    assert (tmp_path / "bench.json").read_bytes() == before

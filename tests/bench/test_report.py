@@ -47,7 +47,7 @@ SLOW = ("GPU stall due to ReadPixels", "rAF timed out")
 def report(tmp_path_factory):
     """The page about three methods and two prompts; the last method failed on the second."""
     out = tmp_path_factory.mktemp("bench")
-    protocol = Protocol(tuple(Variant(n, n) for n in NAMES), PROMPTS, views=6, size=32, prior="some/where")
+    protocol = Protocol(tuple(map(Variant, NAMES)), PROMPTS, views=6, size=32, prior="some/where")
     cells, first = [], None
     for task in protocol.tasks():
         folder = out / "cells" / task.folder
@@ -188,7 +188,7 @@ def test_ticks_are_round_and_few(low, high):
 
 def test_an_interval_lies_about_its_mean(report):
     outcomes = [Outcome("sdi", p, 0, 1, 1.0, 1, 0) for p in PROMPTS]
-    task = Protocol((Variant("sdi", "sdi"),), PROMPTS).tasks()
+    task = Protocol((Variant("sdi"),), PROMPTS).tasks()
     cells = [Scored(t, o, {"clip_score": v}) for t, o, v in zip(task, outcomes, (20.0, 30.0), strict=True)]
     table = make_table(("sdi",), ("clip_score",), cells)
     svg = ElementTree.fromstring(interval_plot(table, table.metrics[0], "clip score"))

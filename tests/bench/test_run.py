@@ -7,11 +7,12 @@ import pytest
 from distill3d.bench.judging import Judges
 from distill3d.bench.protocol import Protocol, Variant
 from distill3d.bench.run import Listeners, run_bench
-from distill3d.distill.recipes import LAPTOP, SDI
+from distill3d.distill.recipes import LAPTOP
+from distill3d.objectives import SDI, SDS, Objective, noise, prediction, reference, timesteps, weighting
 from distill3d.priors.loading import load_prior
 
 SMALL = dataclasses.replace(
-    LAPTOP, steps=3, views=1, scene=dataclasses.replace(LAPTOP.scene, resolution=12), sdi=SDI(inversion_steps=2)
+    LAPTOP, steps=3, views=1, scene=dataclasses.replace(LAPTOP.scene, resolution=12), objective=SDI(inversion_steps=2)
 )
 METRICS = ("saturation", "nfe")
 
@@ -23,7 +24,7 @@ def prior(kl_folder):
 
 @pytest.fixture
 def protocol(kl_folder):
-    variants = (Variant("SDI", "sdi", SMALL), Variant("SDI, unguided", "sdi", dataclasses.replace(SMALL, sdi=SDI(1.0))))
+    variants = (Variant("SDI", SMALL), Variant("SDI, unguided", dataclasses.replace(SMALL, objective=SDI(1.0))))
     return Protocol(variants, ("a cat",), prior=str(kl_folder), views=2, size=16)
 
 
@@ -49,11 +50,33 @@ def test_an_interrupt_leaves_a_report_and_the_rest_is_made_later(protocol, prior
 
 
 def test_an_empty_volume_counts_as_diverged_whatever_is_measured(protocol, prior, tmp_path):
-    empty = dataclasses.replace(SMALL, scene=dataclasses.replace(SMALL.scene, blob_radius=0.01, blob_floor=40.0))
-    nothing = dataclasses.replace(protocol, variants=(Variant("nothing", "sds", empty),))
+    scene = dataclasses.replace(SMALL.scene, blob_radius=0.01, blob_floor=40.0)
+    empty = dataclasses.replace(SMALL, scene=scene, objective=SDS())
+    nothing = dataclasses.replace(protocol, variants=(Variant("nothing", empty),))
     found = run_bench(tmp_path, nothing, prior, Judges(), METRICS)
     assert found.table.counts == {"nothing": (1, 1)} and "1 of 1" in table(tmp_path)
     assert not list(tmp_path.glob("cells/*/mesh.glb"))
+
+
+def test_an_objective_of_ones_own_goes_through_a_bench(protocol, prior, tmp_path):
+    """It is a row beside the others, and the folder is continued with the same value."""
+    own = Objective(
+        noise.gaussian(), timesteps.linear(0.9, 0.1), prediction.guided(3.0), reference.injected_noise,
+        weighting.constant(1.0),
+    )  # fmt: skip
+    variants = (protocol.variants[0], Variant("mine", dataclasses.replace(SMALL, objective=own)))
+    protocol = dataclasses.replace(protocol, variants=variants)
+
+    def stop(task, progress):
+        if task.variant.name == "mine" and progress.step == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(tmp_path, protocol, prior, Judges(), METRICS, listeners=Listeners(on_step=stop))
+    steps = []
+    listeners = Listeners(on_step=lambda task, progress: steps.append((task.variant.name, progress.step)))
+    found = run_bench(tmp_path, protocol, prior, Judges(), METRICS, listeners=listeners)
+    assert steps == [("mine", 2)] and len(found.cells) == 2 and "mine" in table(tmp_path)
 
 
 def table(out):

@@ -22,7 +22,7 @@ from distill3d.bench.tables import (
     wilson,
 )
 
-SDI, SDS = Variant("sdi", "sdi"), Variant("sds_50%", "sds")
+SDI, SDS = Variant("sdi"), Variant("sds_50%")
 
 
 def cell(variant, prompt, seed, failure="", **scores):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from distill3d.distill.family import TAUGHT
+from distill3d.distill.mesh_recipes import LAPTOP_TEXTURE, TEXTURE_RECIPES, from_mesh, refinement
 
 from distill3d.cli import main as cli
 from distill3d.cli.objects import _config
-from distill3d.distill.family import TAUGHT
-from distill3d.distill.mesh_recipes import LAPTOP_TEXTURE, TEXTURE_RECIPES, from_mesh, refinement
 from distill3d.distill.recipes import LAPTOP, METHODS, PAPER, SDI
 from distill3d.export.options import ExportOptions
 from distill3d.meshes.files import save_mesh

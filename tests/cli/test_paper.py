@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from distill3d.cli.experiments import Cfg, TwoD, command_line
 from distill3d.cli import main as cli
+from distill3d.cli.experiments import Cfg, TwoD, command_line
 from distill3d.cli.paper import Inversion, Paper
 from distill3d.priors.options import PriorOptions
 

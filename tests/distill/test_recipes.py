@@ -5,12 +5,14 @@ import dataclasses
 import pytest
 import torch
 
-from distill3d.distill.loop import ObjectRun
-from distill3d.distill.recipes import PAPER, PRIORS, RECIPES, SDI, SDS
+from distill3d.distill.loop import ObjectRun, optimize
+from distill3d.distill.recipes import PAPER, PRIORS, RECIPES, TUNED, from_mesh, method_settings
+from distill3d.objectives import METHODS, SDI, SDS
 from distill3d.priors.loading import load_prior
 from distill3d.prompts import ViewPrompts
 from distill3d.render.volume import Sampling
-from distill3d.runs.objects import Config, read_config, write_config
+from distill3d.runs.folder import RunFolder
+from distill3d.runs.objects import Config, read_config
 from distill3d.scenes.background import LearnedBackground
 from distill3d.scenes.hashgrid.encoding import HashLayout
 from distill3d.scenes.hashgrid.field import HashOptions
@@ -35,7 +37,8 @@ def test_the_papers_constants():
     cameras = PAPER.cameras
     assert (cameras.distance, cameras.fov, cameras.elevation) == ((1.5, 2.0), (40, 70), (-10, 45))
     assert (cameras.position_jitter, cameras.target_jitter, cameras.up_jitter) == (0.1, 0.2, 0.02)
-    sdi = PAPER.sdi
+    sdi = PAPER.objective
+    assert isinstance(sdi, SDI)
     assert (sdi.scale, sdi.inversion_scale, sdi.inversion_steps, sdi.eta) == (7.5, -7.5, 10, 0.3)
     assert (sdi.start, sdi.stop) == (0.98, 0.25)
     background = PAPER.background
@@ -56,7 +59,7 @@ def test_the_papers_constants():
 )
 def test_the_papers_penalties(name, at):
     schedule = getattr(PAPER.penalties, name)
-    assert {step: schedule(step) for step in at} == pytest.approx(at)
+    assert {step: schedule(step, PAPER.steps) for step in at} == pytest.approx(at)
 
 
 def small():
@@ -71,26 +74,44 @@ def small():
 
 
 def test_a_run_of_the_papers_recipe_trains_what_it_says(kl_folder):
-    run = ObjectRun(small(), "sdi", ViewPrompts("a cat", perp_neg=True), load_prior(kl_folder), seed=1)
-    groups = run.optimizer(0).param_groups
+    run = ObjectRun(small(), ViewPrompts("a cat", perp_neg=True), load_prior(kl_folder), seed=1)
+    groups = run.optimizer_at(0).param_groups
     assert [g["lr"] for g in groups] == pytest.approx([0.01, 0.001])  # field, background
     assert all(g["betas"] == (0.9, 0.99) and g["eps"] == 1e-15 for g in groups)
-    assert [g["lr"] for g in run.optimizer(2).param_groups] == pytest.approx([0.01, 0.001])
+    assert [g["lr"] for g in run.optimizer_at(2).param_groups] == pytest.approx([0.01, 0.001])
     before = {name: value.detach().clone() for name, value in run.module.named_parameters()}
     reports = []
-    run.distill(range(2), reports.append)
+    optimize(run, range(2), reports.append)
     for name, value in run.module.named_parameters():
         assert bool(value.isfinite().all()) and not torch.equal(value, before[name]), name
     assert all(0 < r.opacity < 1 and r.penalty > 0 for r in reports)
     assert reports[0].nfe % 4 == 0  # Perp-Neg: four rows each
-    terms = run.penalties(0, run.views(0)[0])
+    cameras = run.recipe.cameras.sample(1, run.generator)
+    terms = run.penalties(0, run.render(0, cameras), cameras)
     assert terms.keys() == {"orientation", "sparsity", "opaque", "z_variance", "convexity"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_configuration_is_read_as_it_was_written(name, tmp_path):
-    write_config(tmp_path, Config("a cat", RECIPES[name]))
-    assert read_config(tmp_path).recipe == RECIPES[name]
+    for recipe in (RECIPES[name], from_mesh(dataclasses.replace(RECIPES[name], objective=METHODS["nfsd"]))):
+        RunFolder(tmp_path).write_config("object", Config("a cat", recipe, views={"back": "its tail"}, seed=3))
+        assert read_config(tmp_path) == Config("a cat", recipe, views={"back": "its tail"}, seed=3)
+
+
+def test_names_of_methods_are_found_in_any_case():
+    assert (
+        method_settings("SDS-Bridge") == METHODS["sds_bridge"] and method_settings("HiFA", "paper") == METHODS["hifa"]
+    )
+    assert method_settings("sds") == TUNED["laptop"]["sds"] == SDS(scale=30.0) != method_settings("sds", "paper")
+    with pytest.raises(ValueError, match=r"unknown method 'magic'; allowed: .*sdi.*vsd"):
+        method_settings("magic")
+
+
+def test_weights_keep_to_fractions_of_the_run():
+    """A longer run has the same schedule, stretched."""
+    schedule = RECIPES["laptop"].penalties.sparsity
+    assert [schedule(step, 200) for step in (60, 110, 160)] == pytest.approx([1.0, 2.0, 3.0])
+    assert [schedule(10 * step, 2000) for step in range(200)] == pytest.approx([schedule(s, 200) for s in range(200)])
 
 
 @pytest.mark.parametrize(
@@ -99,17 +120,22 @@ def test_a_configuration_is_read_as_it_was_written(name, tmp_path):
 def test_every_kind_of_noise_costs_what_it_should(kind, rows, mixture, counting, conditions, randn):
     """Two rows of guided prediction, and at scale 1 one row for each hop (at t = 0.6, tau below 0.25) or step."""
     settings = SDI(inversion_scale=1.0, inversion_steps=4, eta=0.0, start=0.6, stop=0.6, noise=kind)
-    prior, chance = counting(mixture), torch.Generator().manual_seed(0)
-    told = conditions(mixture, ["left"])
+    prior, generator = counting(mixture), torch.Generator().manual_seed(0)
+    conditioning = conditions(mixture, ["left"])
     x = randn(1, 2, 2, 2)
-    guidance = settings.build().guidance(x, prior, told, step=0, total=10, generator=chance)
+    guidance = settings.build(prior, 10, generator).guidance(
+        x, prior, conditioning, step=0, total=10, generator=generator
+    )
     assert guidance.nfe == sum(prior.calls) and rows - 1 <= guidance.nfe <= rows + 1
     torch.testing.assert_close(guidance.gradient, x - guidance.x0)  # the weight stays SDI's
 
 
 def test_annealed_sds_goes_through_its_times(mixture, conditions, randn):
-    told, x = conditions(mixture, ["left"]), randn(1, 2, 2, 2)
-    objective = SDS(low=0.25, high=0.98, anneal=True).build()
-    chance = torch.Generator().manual_seed(0)
-    times = [float(objective.guidance(x, mixture, told, step=step, total=5, generator=chance).t) for step in range(5)]
+    conditioning, x = conditions(mixture, ["left"]), randn(1, 2, 2, 2)
+    generator = torch.Generator().manual_seed(0)
+    objective = SDS(low=0.25, high=0.98, anneal=True).build(mixture, 5, generator)
+    times = [
+        float(objective.guidance(x, mixture, conditioning, step=step, total=5, generator=generator).t)
+        for step in range(5)
+    ]
     assert times == pytest.approx([0.98, 0.7975, 0.615, 0.4325, 0.25])

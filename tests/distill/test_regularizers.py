@@ -127,9 +127,10 @@ def test_every_regularizer_is_finite_on_every_scene(kind, height):
 
 
 def test_a_weight_goes_from_start_to_end():
-    weight = WeightSchedule(1.0, 3.0, 10, 20)
-    assert [weight(s) for s in (0, 10, 15, 20, 99)] == [1, 1, 2, 3, 3]
-    assert WeightSchedule(0.1, 0.1)(0) == 0.1
-    assert [WeightSchedule(0.0, 1.0, 5, 5)(s) for s in (4, 5)] == [0, 1]
-    with pytest.raises(ValueError, match="end_step"):
-        WeightSchedule(0, 1, 5, 4)
+    weight = WeightSchedule(1.0, 3.0, 0.1, 0.2)
+    assert [weight(s, 100) for s in (0, 10, 15, 20, 99)] == [1, 1, 2, 3, 3]
+    assert WeightSchedule(0.1, 0.1)(0, 100) == 0.1
+    assert [WeightSchedule(0.0, 1.0, 0.05, 0.05)(s, 100) for s in (4, 5)] == [0, 1]
+    for wrong, message in (((0, 1, 0.5, 0.4), "begin <= finish"), ((0, 1, 0, 2), "<= 1"), ((-1, 0), "at least 0")):
+        with pytest.raises(ValueError, match=message):
+            WeightSchedule(*wrong)

@@ -8,24 +8,24 @@ import torch
 
 from distill3d.cameras import CameraSampler, orbit
 from distill3d.diffusion.schedule import Cosine
-from distill3d.distill.loop import ObjectRun
-from distill3d.distill.recipes import LAPTOP, SDI, SDS, Recipe, Supervision
+from distill3d.distill.loop import ObjectRun, optimize
+from distill3d.distill.recipes import LAPTOP, Recipe, Supervision
 from distill3d.distill.regularizers import WeightSchedule
-from distill3d.distill.supervision import ShapeObjective
+from distill3d.distill.supervision import GeometryObjective, condition_views
 from distill3d.export.options import ExportOptions
-from distill3d.objectives import attach
+from distill3d.objectives import METHODS, SDI, SDS, VSD, attach
 from distill3d.priors import load_prior
 from distill3d.priors.mixture import MixturePrior
 from distill3d.priors.options import PriorOptions
 from distill3d.prompts import ViewPrompts
-from distill3d.render.maps import geometry_picture
+from distill3d.render.maps import geometry_image
 from distill3d.render.volume import Sampling
-from distill3d.runs.objects import Config, generate, load_scene, read_config, resume
+from distill3d.runs.objects import Config, generate, load_priors, load_scene, read_config, resume
 from distill3d.scenes.voxels import VoxelField, VoxelOptions
 
 SMALL = dataclasses.replace(
     LAPTOP, steps=3, frames=2, scene=dataclasses.replace(LAPTOP.scene, resolution=12, refine=()),
-    sdi=SDI(inversion_steps=2), export=ExportOptions(texture=64, resolution=32, fit=0),
+    objective=SDI(inversion_steps=2), export=ExportOptions(texture=64, resolution=32, fit=0),
 )  # fmt: skip
 ON = WeightSchedule(1.0, 1.0)
 KINDS = ["normal", "depth"]
@@ -57,7 +57,7 @@ class Small:
         self.prior = MixturePrior(means, 0.5, conditions=texts, schedule=Cosine())
         supervision = Supervision(kind=kind, **({"weight": ON} | settings))
         recipe = Recipe(steps=10, supervision=supervision, cameras=CameraSampler())
-        self.shape = ShapeObjective(recipe, ViewPrompts("a hat"), self.prior)
+        self.shape = GeometryObjective(recipe, ViewPrompts("a hat"), self.prior)
         self.size, self.kind = size, kind
 
     def render(self):
@@ -69,29 +69,31 @@ class Small:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", ["sds", "sdi"])
-def test_the_gradient_reaches_the_density_and_is_that_of_the_picture(kind, method):
-    """By finite differences of <picture, g> / numel, g being what the objective says of the picture."""
-    small = Small(kind, method=method, sdi=SDI(inversion_steps=3), weight=WeightSchedule(2.0, 2.0))
+@pytest.mark.parametrize("objective", [SDS(), SDI(inversion_steps=3)], ids=["sds", "sdi"])
+def test_the_gradient_reaches_the_density_and_is_that_of_the_image(kind, objective):
+    """By finite differences of <image, g> / numel, g being the objective's gradient on the image."""
+    small = Small(kind, objective=objective, weight=WeightSchedule(2.0, 2.0))
     loss, rows = small.loss()
     (gradient,) = torch.autograd.grad(loss, small.field.raw)
     assert (gradient[..., 1:] == 0).all() and gradient[..., 0].abs().max() > 1e-6  # no color is in it
 
-    def picture():
-        return geometry_picture(small.render(), small.cameras.camera_to_world, kind)
+    def image():
+        return geometry_image(small.render(), small.cameras.camera_to_world, kind)
 
     with torch.no_grad():
-        told = small.shape.prompts.conditioning(small.cameras.azimuth, small.cameras.elevation, small.prior.embed)
-        out = small.shape.objective.guidance(picture(), small.prior, told, step=3, total=10, generator=seed())
+        conditioning = small.shape.prompts.conditioning(
+            small.cameras.azimuth, small.cameras.elevation, small.prior.embed
+        )
+        out = small.shape.objective.guidance(image(), small.prior, conditioning, step=3, total=10, generator=seed())
     assert rows == out.nfe
-    torch.testing.assert_close(loss.detach(), 2 * attach(picture(), out.gradient).detach())
+    torch.testing.assert_close(loss.detach(), 2 * attach(image(), out.gradient).detach())
     for k in range(3):
         way = 1e-6 * torch.randn(small.field.raw.shape, generator=seed(10 + k), dtype=torch.float64)
         values = []
         for sign in (1, -1):
             with torch.no_grad():
                 small.field.raw += sign * way
-                values.append(2 * (picture() * out.gradient).sum() / out.gradient.numel())
+                values.append(2 * (image() * out.gradient).sum() / out.gradient.numel())
                 small.field.raw -= sign * way
         torch.testing.assert_close((values[0] - values[1]) / 2, (gradient * way).sum(), rtol=1e-3, atol=1e-13)
 
@@ -99,7 +101,7 @@ def test_the_gradient_reaches_the_density_and_is_that_of_the_picture(kind, metho
 def test_the_loss_is_proportional_to_its_weight_and_nothing_is_drawn_without():
     one, two = (Small("depth", weight=WeightSchedule(w, w)) for w in (1.0, 2.0))
     torch.testing.assert_close(two.loss()[0], 2 * one.loss()[0])
-    late = Small("depth", weight=WeightSchedule(0.0, 1.0, 5, 5))
+    late = Small("depth", weight=WeightSchedule(0.0, 1.0, 0.5, 0.5))
     generator = seed()
     before = generator.get_state()
     loss, rows = late.shape.loss(4, late.render(), late.cameras, generator)
@@ -108,7 +110,7 @@ def test_the_loss_is_proportional_to_its_weight_and_nothing_is_drawn_without():
     assert late.shape.loss(5, late.render(), late.cameras, generator)[1] > 0
 
 
-def test_a_picture_of_another_size_is_fitted():
+def test_an_image_of_another_size_is_resized():
     small = Small("normal")
     small.size = 16
     assert small.loss()[0].isfinite() and small.prior.image_size == 10
@@ -116,15 +118,15 @@ def test_a_picture_of_another_size_is_fitted():
 
 def fields(recipe, prior, steps, second=None):
     """The field after some steps of a run, and what was reported."""
-    run = ObjectRun(recipe, "sdi", ViewPrompts("a cube"), prior, 0, second)
+    run = ObjectRun(recipe, ViewPrompts("a cube"), prior, 0, second)
     reports = []
-    run.distill(range(steps), reports.append)
+    optimize(run, range(steps), reports.append)
     return run.scene.raw.detach(), reports
 
 
 def test_until_its_weight_rises_a_run_is_bit_for_bit_the_run_without(kl_folder):
     prior = load_prior(kl_folder)
-    late = supervised(weight=WeightSchedule(0.0, 1.0, 2, 2))
+    late = supervised(weight=WeightSchedule(0.0, 1.0, 2 / 3, 2 / 3))
     (plain, before), (same, after) = (fields(r, prior, 2) for r in (SMALL, late))
     assert torch.equal(plain, same) and before == after
     (plain, before), (other, after) = (fields(r, prior, 3) for r in (SMALL, late))
@@ -142,7 +144,7 @@ def test_a_run_repeats_itself(kl_folder, kind):
 
 
 @pytest.mark.parametrize("control", KINDS)
-def test_a_prior_of_its_own_is_told_what_is_rendered(kl_folder, controlnet, control):
+def test_a_prior_of_its_own_is_conditioned_on_what_is_rendered(kl_folder, controlnet, control):
     plain, steered = (load_prior(kl_folder, options=PriorOptions(controlnet=c, control=control))
                       for c in (None, str(controlnet)))  # fmt: skip
     recipe = supervised(kind="depth")
@@ -152,20 +154,24 @@ def test_a_prior_of_its_own_is_told_what_is_rendered(kl_folder, controlnet, cont
 
 def test_a_supervised_run_is_written_read_and_continued(kl_folder, controlnet, tmp_path):
     options = PriorOptions(controlnet=str(controlnet), control="normal", control_scale=0.5)
-    recipe = supervised(weight=WeightSchedule(0.5, 1.0, 0, 2), suffix=", bump map", sds=SDS(20.0), options=options)
+    recipe = supervised(weight=WeightSchedule(0.5, 1.0, 0, 2 / 3), objective=SDS(20.0), options=options)
+    recipe = dataclasses.replace(recipe, objective=METHODS["sds"])
 
     def stop(progress):
         if progress.step == 0:
             raise KeyboardInterrupt
 
-    config = Config("a cat", recipe, "sds", str(kl_folder))
+    config = Config("a cat", recipe, prior=str(kl_folder), dtype="float32")
     part = generate(config, tmp_path, on_step=stop)
     assert part.interrupted and part.steps == 1 and read_config(part.folder) == config
     resume(part.folder)
-    whole = ObjectRun(recipe, "sds", config.prompts, config.load_prior(), second=config.load_second())
+    prior, second = load_priors(config)
+    whole = ObjectRun(recipe, config.prompts, prior, second=second)
     reports = []
-    whole.distill(range(3), lambda progress: reports.append(dataclasses.asdict(progress)))
-    assert lines(part.folder) == reports and all(line["shape"] > 0 for line in reports)
+    optimize(whole, range(3), lambda progress: reports.append(dataclasses.asdict(progress)))
+    assert [line | {"seconds": 0.0} for line in lines(part.folder)] == reports and all(
+        line["shape"] > 0 for line in reports
+    )
     assert torch.equal(load_scene(part.folder).raw, whole.scene.raw)
 
 
@@ -173,16 +179,17 @@ def test_a_run_on_a_multi_view_prior_is_made_of_quadruples(views_folder):
     cameras = dataclasses.replace(SMALL.cameras, orthogonal=True)
     recipe = dataclasses.replace(supervised(), views=4, cameras=cameras)
     prior = load_prior(views_folder)
-    run = ObjectRun(recipe, "mvdream", ViewPrompts("a cube"), prior)
-    _, told = run.views(0)
-    assert run.objective.views == run.shape.objective.views == 4
-    assert torch.equal(told.positive.camera, run.cameras.camera_to_world)
-    assert torch.equal(told.positive.hidden, prior.embed(["a cube"] * 4).hidden)  # no words of direction
-    for method in ("mvdream", "sdi"):
-        config = Config("a cube", recipe, method, str(views_folder))
-        run = ObjectRun(recipe, method, config.prompts, config.load_prior())
+    recipe = dataclasses.replace(recipe, objective=METHODS["mvdream"])
+    run = ObjectRun(recipe, ViewPrompts("a cube"), prior)
+    cameras = recipe.cameras.sample(4, run.generator)
+    conditioning = condition_views(run.prompts, prior, run.render(0, cameras), cameras)
+    assert run.geometry is not None and run.objective.views == run.geometry.objective.views == 4
+    assert torch.equal(conditioning.positive.camera, cameras.camera_to_world)
+    assert torch.equal(conditioning.positive.hidden, prior.embed(["a cube"] * 4).hidden)  # no direction words
+    for objective in (METHODS["mvdream"], SDI(inversion_steps=2)):
+        run = ObjectRun(dataclasses.replace(recipe, objective=objective), ViewPrompts("a cube"), prior)
         before = run.scene.raw.detach().clone()
-        run.distill(range(2), lambda progress: None)
+        optimize(run, range(2), lambda progress: None)
         assert run.scene.raw.isfinite().all() and not torch.equal(run.scene.raw, before)
 
 
@@ -190,15 +197,14 @@ def test_mistakes_are_named(views_folder):
     prior, prompts = load_prior(views_folder), ViewPrompts("a cube")
     four = dataclasses.replace(SMALL, cameras=dataclasses.replace(SMALL.cameras, orthogonal=True), views=4)
     for recipe, match in (
-        (SMALL, "sees four views a quarter turn apart: set --cameras.orthogonal"),
-        (dataclasses.replace(four, views=6), "set --views to a multiple, got 6"),
+        (SMALL, "sees four views 90 degrees apart; pass --set cameras.orthogonal=true"),
+        (dataclasses.replace(four, views=6), "--views must be a multiple of it, got 6"),
         (dataclasses.replace(four, perp_neg=True), "does not support Perp-Neg; pass --no-perp-neg"),
+        (dataclasses.replace(four, objective=VSD()), "camera"),
     ):
         with pytest.raises(ValueError, match=match):
-            ObjectRun(recipe, "sdi", prompts, prior)
-    with pytest.raises(ValueError, match="is told a camera itself"):
-        ObjectRun(four, "vsd", prompts, prior)
-    with pytest.raises(ValueError, match=r"second objective is one of sdi, sds, .*, got 'vsd'"):
-        Supervision(method="vsd")
-    with pytest.raises(ValueError, match="must not be negative"):
+            ObjectRun(recipe, prompts, prior)
+    with pytest.raises(ValueError, match="second objective cannot train a student, got VSD"):
+        Supervision(objective=VSD())
+    with pytest.raises(ValueError, match="at least 0"):
         Supervision(weight=WeightSchedule(-1.0, 0.0))

@@ -10,14 +10,14 @@ import torch
 from distill3d.diffusion import ddim
 from distill3d.diffusion.guidance import Guided, guided_prediction
 from distill3d.diffusion.schedule import Flow, coefficients, to_eps
-from distill3d.distill.image_recipes import picture_recipe
-from distill3d.distill.loop import ObjectRun
+from distill3d.distill.image_recipes import image_recipe
+from distill3d.distill.loop import ObjectRun, optimize
 from distill3d.distill.recipes import LAPTOP
 from distill3d.objectives import attach, sdi
 from distill3d.priors import load_prior
 from distill3d.priors.options import PriorOptions
 from distill3d.prompts import ViewPrompts
-from distill3d.runs.images import paint
+from distill3d.runs.images import make_images
 from distill3d.scenes.voxels import VoxelOptions
 from distill3d.types import Conditioning
 
@@ -172,34 +172,34 @@ def test_the_gradient_reaches_the_pixels(load, name):
 
 @every_family
 @pytest.mark.parametrize("method", ["ddim", "sds", "sdi"])
-def test_distils_a_picture(load, name, method):
+def test_distills_an_image(load, name, method):
     prior = load(name)
-    recipe = dataclasses.replace(picture_recipe(method), steps=2)
-    painting = paint(prior, told(prior)[torch.tensor([0])], method, recipe, torch.Generator().manual_seed(0))
-    assert painting.steps == 2 and painting.images.shape == (1, 3, 16, 16) and painting.images.isfinite().all()
+    recipe = dataclasses.replace(image_recipe(method), steps=2)
+    made = make_images(prior, ["a red cube"], recipe, torch.Generator().manual_seed(0))
+    assert made.steps == 2 and made.images.shape == (1, 3, 16, 16) and made.images.isfinite().all()
 
 
-def test_vsd_trains_a_companion_of_sdxl(load):
+def test_vsd_trains_a_student_of_sdxl(load):
     pytest.importorskip("peft")
     prior = load("sdxl")
-    recipe = dataclasses.replace(picture_recipe("vsd"), steps=2)
-    painting = paint(prior, told(prior)[torch.tensor([0])], "vsd", recipe, torch.Generator().manual_seed(0))
-    assert painting.images.isfinite().all()
+    recipe = dataclasses.replace(image_recipe("vsd"), steps=2)
+    made = make_images(prior, ["a red cube"], recipe, torch.Generator().manual_seed(0))
+    assert made.images.isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["if", "sd3", "flux-schnell"])
-def test_families_without_a_companion_say_so(load, name):
+def test_families_without_a_student_say_so(load, name):
     prior = load(name)
-    with pytest.raises(ValueError, match="trains a companion of a latent diffusion model with a UNet"):
-        paint(prior, told(prior), "vsd", picture_recipe("vsd"), torch.Generator())
+    with pytest.raises(ValueError, match="trains a student, which needs a latent diffusion model with a UNet"):
+        make_images(prior, ["a red cube"], image_recipe("vsd"), torch.Generator())
 
 
 @every_family
-def test_distils_an_object(load, name):
+def test_distills_an_object(load, name):
     prior = load(name)
     recipe = dataclasses.replace(LAPTOP, steps=2, views=1, scene=VoxelOptions(resolution=16))
-    run = ObjectRun(recipe, "sdi", ViewPrompts("a red cube"), prior)
+    run = ObjectRun(recipe, ViewPrompts("a red cube"), prior)
     before, losses = run.scene.raw.detach().clone(), []
-    run.distill(range(2), lambda progress: losses.append(progress.loss))
+    optimize(run, range(2), lambda progress: losses.append(progress.loss))
     assert len(losses) == 2 and all(0 < loss < 1e6 for loss in losses)
     assert (run.scene.raw.detach() - before).abs().max() > 0

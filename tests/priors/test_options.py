@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from distill3d.distill.loop import ObjectRun
 from distill3d.distill.recipes import LAPTOP
+from distill3d.distill.supervision import condition_views
 from distill3d.objectives import sdi
 from distill3d.priors import load_prior
 from distill3d.priors.options import PriorOptions
@@ -240,15 +241,17 @@ def test_a_controlnet_of_sdxl_is_told_what_its_network_is_told(toys, tmp_path):
 @pytest.mark.parametrize("control", ["depth", "normal"])
 def test_a_controlnet_is_told_what_is_rendered(kl_folder, controlnet, control):
     prior = load(kl_folder, controlnet=str(controlnet), control=control)
-    run = ObjectRun(LAPTOP, "sdi", ViewPrompts("a cube", perp_neg=True), prior)
-    rendering, conditioning = run.views(0)
+    run = ObjectRun(LAPTOP, ViewPrompts("a cube", perp_neg=True), prior)
+    cameras = LAPTOP.cameras.sample(LAPTOP.views, run.generator)
+    rendering = run.render(0, cameras)
+    conditioning = condition_views(run.prompts, prior, rendering, cameras)
     pictures = conditioning.positive.control
     assert pictures.shape == (LAPTOP.views, 3, 16, 16) and torch.equal(pictures, conditioning.negative.control)
     assert torch.equal(conditioning.perp.control, pictures.repeat_interleave(2, 0))
     seen = rendering.opacity[:, 0] > 0.5
     assert seen.any() and pictures.std() > 0.01
     x = prior.encode(rendering.rgb)
-    out = LAPTOP.objective("sdi").guidance(x, prior, conditioning, step=0, total=10, generator=generator())
+    out = run.objective.guidance(x, prior, conditioning, step=0, total=10, generator=generator())
     assert out.gradient.isfinite().all()
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distill3d import cameras
-from distill3d.render.maps import control_picture, geometry_picture
+from distill3d.render.maps import control_image, geometry_image
 from distill3d.types import Rendering
 
 RADIUS = 0.7
@@ -31,7 +31,7 @@ def sphere(azimuths):
 
 def test_depth_is_brightest_where_the_object_is_nearest():
     rendering, pose = sphere([0.0, 130.0])
-    picture = control_picture(rendering, pose, "depth")
+    picture = control_image(rendering, pose, "depth")
     assert picture.shape == (2, 3, 32, 32) and torch.equal(picture[:, 0], picture[:, 2])
     seen = rendering.opacity[:, 0] > 0.5
     for image, depth, mask in zip(picture[:, 0], rendering.depth[:, 0], seen, strict=True):
@@ -44,7 +44,7 @@ def test_depth_is_brightest_where_the_object_is_nearest():
 def test_normals_are_told_in_the_cameras_frame():
     """Red to the left, green up, blue to the viewer, from wherever the ball is seen."""
     rendering, pose = sphere([0.0, 130.0, -75.0])
-    picture = control_picture(rendering, pose, "normal")
+    picture = control_image(rendering, pose, "normal")
     assert picture.min() >= 0 and picture.max() <= 1
     torch.testing.assert_close(picture[0], picture[1], rtol=0, atol=1e-3)
     torch.testing.assert_close(picture[0], picture[2], rtol=0, atol=1e-3)
@@ -56,20 +56,20 @@ def test_normals_are_told_in_the_cameras_frame():
 
 def test_a_solid_shape_is_shown_as_a_controlnet_is_told_it_but_for_the_side_of_red():
     rendering, pose = sphere([0.0, 130.0])
-    shown, told = (f(rendering, pose, "normal") for f in (geometry_picture, control_picture))
+    shown, told = (f(rendering, pose, "normal") for f in (geometry_image, control_image))
     torch.testing.assert_close(shown[:, 1:], told[:, 1:], atol=1e-5, rtol=0)
     torch.testing.assert_close(shown[:, 0], 1 - told[:, 0], atol=1e-5, rtol=0)
     assert shown[0, 0, 16, 25] > 0.8  # the right of the ball is red
-    assert torch.equal(geometry_picture(rendering, pose, "depth"), control_picture(rendering, pose, "depth"))
+    assert torch.equal(geometry_image(rendering, pose, "depth"), control_image(rendering, pose, "depth"))
 
 
 def test_normals_are_shown_as_colors_are_composited():
     """Half of a pixel covered by a surface: half of its color, half of the background's."""
     rendering, pose = sphere([40.0])
-    whole = geometry_picture(rendering, pose, "normal")
+    whole = geometry_image(rendering, pose, "normal")
     half = dataclasses.replace(rendering, opacity=rendering.opacity / 2, normal=rendering.normal / 2)
     empty = torch.tensor([0.5, 0.5, 1.0])[:, None, None]
-    torch.testing.assert_close(geometry_picture(half, pose, "normal"), (whole + empty) / 2)
+    torch.testing.assert_close(geometry_image(half, pose, "normal"), (whole + empty) / 2)
 
 
 @pytest.mark.parametrize("kind", ["depth", "normal"])
@@ -85,7 +85,7 @@ def test_gradients_of_the_pictures_are_finite_differences(kind):
     probe = torch.randn(1, 3, 32, 32, generator=g, dtype=torch.float64)
 
     def value(**changed):
-        return (geometry_picture(dataclasses.replace(rendering, **(values | changed)), pose, kind) * probe).sum()
+        return (geometry_image(dataclasses.replace(rendering, **(values | changed)), pose, kind) * probe).sum()
 
     gradients = torch.autograd.grad(value(), list(values.values()))
     for (name, x), gradient in zip(values.items(), gradients, strict=True):
@@ -103,7 +103,7 @@ def test_pictures_of_any_view_have_finite_gradients(kind, opacity):
     parts = [torch.full(shape, opacity), torch.full(shape, 2.0 * (opacity > 0)), torch.zeros(shape),
              torch.zeros(1, 3, 8, 8)]  # fmt: skip
     parts = [p.requires_grad_() for p in parts]
-    picture = geometry_picture(Rendering(torch.zeros(1, 3, 8, 8), *parts), torch.eye(4)[None], kind)
+    picture = geometry_image(Rendering(torch.zeros(1, 3, 8, 8), *parts), torch.eye(4)[None], kind)
     assert picture.isfinite().all() and picture.min() >= 0 and picture.max() <= 1
     gradients = torch.autograd.grad(picture.square().sum(), parts, allow_unused=True)
     assert all(g.isfinite().all() for g in gradients if g is not None)
@@ -112,17 +112,17 @@ def test_pictures_of_any_view_have_finite_gradients(kind, opacity):
 def test_mistakes_are_named():
     rendering, pose = sphere([0.0])
     with pytest.raises(ValueError, match="by depth or normal, got 'canny'"):
-        geometry_picture(rendering, pose, "canny")
+        geometry_image(rendering, pose, "canny")
     with pytest.raises(ValueError, match="depth or normal, got 'canny'"):
-        control_picture(rendering, pose, "canny")
+        control_image(rendering, pose, "canny")
     bare = Rendering(rendering.rgb, rendering.opacity, rendering.depth, rendering.depth_variance)
     with pytest.raises(ValueError, match="were not asked for"):
-        control_picture(bare, pose, "normal")
+        control_image(bare, pose, "normal")
 
 
 def test_an_empty_view_is_no_mistake():
     rendering, pose = sphere([0.0])
     empty = Rendering(rendering.rgb, 0 * rendering.opacity, 0 * rendering.depth, rendering.depth_variance,
                       0 * rendering.normal)  # fmt: skip
-    assert (control_picture(empty, pose, "depth") == 0).all()
-    assert control_picture(empty, pose, "normal").isfinite().all()
+    assert (control_image(empty, pose, "depth") == 0).all()
+    assert control_image(empty, pose, "normal").isfinite().all()

@@ -1,98 +1,90 @@
-"""The same budget for all: equal steps, or as many steps as the network evaluations allow.
+"""The same budget for all variants: equal steps, or as many steps as a number of network evaluations (NFE) allows.
 
-What a step costs differs from method to method (SDS asks the network for 2 rows a view, SDI for more). It is counted
-beforehand by a dry run of the objective on a prior that answers nothing and costs nothing.
+A step costs a different number of evaluations for each method: SDS takes 2 per view, SDI more. They are counted by a
+dry run of the objective on a prior without a network.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from distill3d.bench.protocol import Variant
 from distill3d.diffusion.random import Generators
-from distill3d.distill.family import TAUGHT
-from distill3d.distill.recipes import Penalties, Recipe
-from distill3d.distill.regularizers import WeightSchedule
+from distill3d.objectives import ESD, VSD, Method, Objective
 from distill3d.prompts import ViewPrompts
 from distill3d.types import Condition, Conditioning, Prior, Schedule
 
-DRY_STEPS = 100  # of a dry run; the times of every method are spread over a run of any length alike
+DRY_STEPS = 100  # of a dry run: all schedules are fractions of a run
 
 
 def with_budget(variants: Sequence[Variant], budget: str, prior: Prior) -> tuple[Variant, ...]:
     """The variants with their numbers of steps for a budget.
 
     Args:
-        budget: "steps": as the recipes say. "nfe": every variant gets the network rows that the first one
-            takes for its recipe's steps. A number: so many network rows.
+        budget: "steps" keeps the recipes' steps. "nfe" gives every variant the network evaluations that the first one
+            takes. A number gives each that many network evaluations.
 
     Raises:
         ValueError: for another word, or a number that is less than one step of a variant.
     """
     if budget == "steps":
         return tuple(variants)
-    first = variants[0]
     if budget == "nfe":
-        rows = rows_of_a_step(first, prior) * first.recipe.steps
+        allowed = nfe_of_a_step(variants[0], prior) * variants[0].recipe.steps
     elif budget.isdecimal() and int(budget) > 0:
-        rows = float(budget)
+        allowed = float(budget)
     else:
         raise ValueError(f"the budget must be steps, nfe or a number of network evaluations (NFE), got {budget!r}")
-    return tuple(_spending(variant, rows, prior) for variant in variants)
+
+    def spending(variant: Variant) -> Variant:
+        price = nfe_of_a_step(variant, prior)
+        steps = int(allowed / price + 1e-6)
+        if steps < 1:
+            raise ValueError(f"{allowed:.0f} NFE are too few: one step of {variant.name} takes {price:.0f}")
+        return replace(variant, recipe=replace(variant.recipe, steps=steps))
+
+    return tuple(map(spending, variants))
 
 
-def _spending(variant: Variant, rows: float, prior: Prior) -> Variant:
-    price = rows_of_a_step(variant, prior)
-    steps = int(rows / price + 1e-6)
-    if steps < 1:
-        raise ValueError(f"{rows:.0f} network evaluations are too few: one step of {variant.name} takes {price:.0f}")
-    return dataclasses.replace(variant, recipe=with_steps(variant.recipe, steps))
-
-
-def with_steps(recipe: Recipe, steps: int) -> Recipe:
-    """The recipe over another number of steps; the schedules of its penalties are stretched along."""
-    share = steps / recipe.steps
-
-    def stretched(weight: WeightSchedule) -> WeightSchedule:
-        ends = (round(share * weight.begin_step), round(share * weight.end_step))
-        return WeightSchedule(weight.start, weight.end, *ends)
-
-    names = [field.name for field in dataclasses.fields(Penalties)]
-    penalties = Penalties(**{name: stretched(getattr(recipe.penalties, name)) for name in names})
-    return dataclasses.replace(recipe, steps=steps, penalties=penalties)
-
-
-def rows_of_a_step(variant: Variant, prior: Prior) -> float:
-    """Network rows of one step of a variant, the mean over a run."""
+def nfe_of_a_step(variant: Variant, prior: Prior) -> float:
+    """Network evaluations of one step of a variant, the mean over a run."""
     recipe = variant.recipe
     total = min(recipe.steps, DRY_STEPS)
-    hollow, generator = _Hollow(prior.schedule), torch.Generator().manual_seed(0)
-    short = dataclasses.replace(recipe, steps=total)
-    objective = short.objective(variant.method, _Idle() if variant.method in TAUGHT else None)  # type: ignore[arg-type]
-    shape = recipe.supervision.objective(total)
+    null, generator = _NullPrior(prior.schedule), torch.Generator().manual_seed(0)
+    objective = _dry(recipe.objective, null, total, generator)
+    second = _dry(recipe.supervision.objective, null, total, generator)
     prompts = ViewPrompts("anything", perp_neg=recipe.perp_neg)
-    rows = 0
+    nfe = 0
     for step in range(total):
         views = recipe.cameras.sample(recipe.views, generator)
-        told = prompts.conditioning(views.azimuth, views.elevation, hollow.embed)
-        x = torch.zeros(recipe.views, *hollow.sample_shape)
-        rows += objective.guidance(x, hollow, told, step=step, total=total, generator=generator).nfe
-        if recipe.supervision.weight(step * recipe.steps // total) > 0:
-            rows += shape.guidance(x, hollow, told, step=step, total=total, generator=generator).nfe
-    return rows / total
+        conditioning = prompts.conditioning(views.azimuth, views.elevation, null.embed)
+        x = torch.zeros(recipe.views, *null.sample_shape)
+        nfe += objective.guidance(x, null, conditioning, step=step, total=total, generator=generator).nfe
+        if recipe.supervision.weight(step, total) > 0:
+            nfe += second.guidance(x, null, conditioning, step=step, total=total, generator=generator).nfe
+    return nfe / total
 
 
-class _Hollow(Prior):
-    """A prior whose pictures have one pixel and whose noise is none."""
+def _dry(method: Method, prior: Prior, total: int, generator: torch.Generator) -> Objective:
+    """The objective of a method; one that trains a student gets a student that learns nothing."""
+    if isinstance(method, VSD | ESD):
+        return method.with_student(_NullStudent())
+    return method.build(prior, total, generator)
 
-    name, image_size, sample_shape, device = "a dry run", 1, (1, 1, 1), torch.device("cpu")
 
-    def __init__(self, schedule: Schedule):
-        self.schedule = schedule
+@dataclass
+class _NullPrior(Prior):
+    """A prior with images of one pixel that predicts zero noise."""
+
+    schedule: Schedule
+    name: str = "a dry run"
+    image_size: int = 1
+    sample_shape: tuple[int, ...] = (1, 1, 1)
+    device: torch.device = torch.device("cpu")
 
     def encode(self, images: Tensor) -> Tensor:
         return images[:, :1]
@@ -107,11 +99,17 @@ class _Hollow(Prior):
         return torch.zeros_like(x_t)
 
 
-class _Idle:
-    """A student that learns nothing."""
+class _NullStudent:
+    """A student that predicts zero noise and learns nothing."""
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, posed: Tensor) -> Tensor:
         return torch.zeros_like(x_t)
 
     def learn(self, x: Tensor, conditioning: Conditioning, generator: Generators) -> int:
         return len(x)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        pass

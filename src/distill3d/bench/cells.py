@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import shutil
-import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,25 +22,21 @@ from torch import Tensor
 
 from distill3d import cameras
 from distill3d.bench.protocol import Protocol, Task
-from distill3d.distill.loop import ObjectRun, Progress
+from distill3d.distill.loop import ObjectRun, OnStep
 from distill3d.evaluation.cost import Meter
 from distill3d.export.options import ExportOptions
 from distill3d.export.video import contact_sheet, save_image
 from distill3d.files import replacing
 from distill3d.priors.components.folder import is_out_of_memory
-from distill3d.runs.checkpoint import interrupts_between_steps, load_checkpoint, restore_optimizer, save_checkpoint
-from distill3d.runs.objects import Config, write_config
-from distill3d.types import Prior, Rendering
+from distill3d.runs.checkpoint import checkpointed_steps
+from distill3d.runs.config import resolved
+from distill3d.runs.folder import Diverged, RunFolder
+from distill3d.runs.objects import Config
+from distill3d.types import Prior, Rendering, Scene
 
-CHECKPOINT_SECONDS = 60.0
 COLUMNS = 10  # of views.png
 SMALL = ExportOptions(texture=None, faces=2_500, resolution=64)  # meshes that many fit into one page
 TURN_SIZE, STILL_SIZE, TURN_SECONDS = 128, 96, 5.0
-Report = Callable[[Progress], None]
-
-
-class Diverged(Exception):
-    """The run cannot go on: its message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,43 +48,49 @@ class Outcome:
     seed: int
     steps: int
     seconds: float  # of the loop
-    nfe: int  # network rows
+    nfe: int
     peak_memory: int  # bytes, see `evaluation.cost.Meter`; of the part after it, where the cell was continued
     failure: str = ""
 
 
-def make_cell(out: Path, protocol: Protocol, task: Task, prior: Prior, on_step: Report) -> Outcome:
+def make_cell(out: Path, protocol: Protocol, task: Task, prior: Prior, on_step: OnStep) -> Outcome:
     """Makes the object of a task and its folder in `out`/cells; a failure is an outcome too.
 
     Raises:
         ValueError: for settings that do not fit the prior or the scene.
         KeyboardInterrupt: as it came; the state is saved, and the same call goes on from there.
     """
-    work = out / "work" / task.folder
+    folder = RunFolder(out / "work" / task.folder)
     config = protocol.config(task)
-    failure = ""
+    config = dataclasses.replace(config, **resolved(config, prior))
     with Meter(prior.device) as meter:
         try:
-            scene = _distilled(work, config, prior, on_step).scene
-            failure = make_artifacts(work, scene, protocol)
-        except Diverged as diverged:
-            failure = str(diverged)
+            scene = _trained(folder, config, prior, on_step).scene
+            failure = make_artifacts(folder.path, scene, protocol)
+        except Diverged:
+            failure = "nan"
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             failure = "out of memory"
-    shutil.rmtree(work / "checkpoint", ignore_errors=True)
-    work.mkdir(parents=True, exist_ok=True)
-    write_config(work, config)
-    last = (history(work) or [{"step": -1, "seconds": 0.0, "nfe": 0}])[-1]
+    shutil.rmtree(folder.checkpoint, ignore_errors=True)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.write_config("object", config)
+    last = (folder.history() or [{"step": -1, "seconds": 0.0, "nfe": 0}])[-1]
     outcome = Outcome(
-        task.variant.name, task.prompt, task.seed, last["step"] + 1, last["seconds"], last["nfe"],
-        meter.peak_memory, failure,
-    )  # fmt: skip
-    with replacing(work / "cell.json") as draft:
+        variant=task.variant.name,
+        prompt=task.prompt,
+        seed=task.seed,
+        steps=last["step"] + 1,
+        seconds=last["seconds"],
+        nfe=last["nfe"],
+        peak_memory=meter.peak_memory,
+        failure=failure,
+    )
+    with replacing(folder.path / "cell.json") as draft:
         draft.write_text(json.dumps(dataclasses.asdict(outcome), indent=1))
     (out / "cells").mkdir(exist_ok=True)
-    work.rename(out / "cells" / task.folder)
+    folder.path.rename(out / "cells" / task.folder)
     return outcome
 
 
@@ -108,17 +107,6 @@ def read_outcome(folder: Path) -> Outcome | None:
         return Outcome(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error}; delete its folder to make the cell again") from None
-
-
-def history(folder: Path) -> list[dict[str, Any]]:
-    """The steps of a cell: `Progress` and the seconds since its start, up to the first line that was cut off."""
-    path, steps = folder / "metrics.jsonl", []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            steps.append(json.loads(line))
-        except ValueError:
-            break
-    return steps
 
 
 def read_views(folder: Path, protocol: Protocol) -> Tensor:
@@ -148,7 +136,7 @@ def read_maps(folder: Path) -> tuple[Tensor, Tensor]:
     return opacity / 255, depth
 
 
-def make_artifacts(work: Path, scene: Any, protocol: Protocol) -> str:
+def make_artifacts(work: Path, scene: Scene, protocol: Protocol) -> str:
     """Writes pictures, maps and mesh of a scene; returns why there is nothing to write, or an empty text."""
     seen = photographed(scene, protocol)
     if not bool(torch.isfinite(seen.rgb).all()):
@@ -166,13 +154,13 @@ def make_artifacts(work: Path, scene: Any, protocol: Protocol) -> str:
         frames[0].save(draft, quality=80)
     try:
         scene.cpu().export(work, SMALL)
-    except ValueError:  # nothing solid, or a scene without a surface: the report has no model of it then
+    except ValueError:  # nothing solid: the report then has no model of it
         (work / "mesh.glb").unlink(missing_ok=True)
     return ""
 
 
 @torch.no_grad()
-def photographed(scene: Any, protocol: Protocol) -> Rendering:
+def photographed(scene: Scene, protocol: Protocol) -> Rendering:
     """Evenly spaced views around a scene, the first from the front, rendered on its device and brought to the CPU."""
     scene.eval()
     place = next(iter(scene.parameters())).device
@@ -183,53 +171,14 @@ def photographed(scene: Any, protocol: Protocol) -> Rendering:
     return Rendering(**{name: torch.cat([getattr(one, name) for one in seen]).cpu() for name in names})
 
 
-def _distilled(work: Path, config: Config, prior: Prior, on_step: Report) -> ObjectRun:
-    """The finished run of a configuration, begun anew or continued from the checkpoint in `work`."""
-    run = ObjectRun(config.recipe, config.method, config.prompts, prior, config.seed)
-    checkpoint = work / "checkpoint"
-    start, before = 0, []
-    if (checkpoint / "state.json").is_file():
-        start, moments = load_checkpoint(checkpoint, run.module, run.generator, run.student)
-        run.restart_optimizer()
-        restore_optimizer(run.adam, moments)
-        before = history(work)[:start]
-        if len(before) < start:  # the disk was full, or the machine died: what was measured of these steps is lost
-            shutil.rmtree(work)
-            return _distilled(work, config, prior, on_step)
-    work.mkdir(parents=True, exist_ok=True)
-    done, rows = start, before[-1]["nfe"] if before else 0
-    saved = time.monotonic()
-    began = saved - (before[-1]["seconds"] if before else 0.0)
-
-    def save() -> None:
-        save_checkpoint(checkpoint, run.module, run.adam, done, run.generator, run.student)
-
-    between, path = False, work / "metrics.jsonl"
-    with replacing(path) as draft:
-        draft.write_text("".join(json.dumps(line) + "\n" for line in before))
-    with path.open("a") as log, interrupts_between_steps() as heed:
-
-        def after(progress: Progress) -> None:
-            nonlocal done, saved, between
-            if not all(map(math.isfinite, (progress.loss, progress.penalty, progress.opacity))):
-                raise Diverged("nan")
-            done, between = progress.step + 1, True
-            now = time.monotonic()
-            log.write(json.dumps({**dataclasses.asdict(progress), "seconds": round(now - began, 3)}) + "\n")
-            log.flush()
-            if now - saved > CHECKPOINT_SECONDS:
-                save()
-                saved = time.monotonic()
-            on_step(progress)
-            heed()
-            between = False
-
-        try:
-            run.distill(range(start, config.recipe.steps), after, rows)
-        except KeyboardInterrupt:
-            if between:
-                save()
-            raise
+def _trained(work: RunFolder, config: Config, prior: Prior, on_step: OnStep) -> ObjectRun:
+    """The finished run of a configuration, from the start or from the checkpoint in its folder."""
+    if checkpointed_steps(work.checkpoint) > len(work.history()):
+        shutil.rmtree(work.path)  # the log was cut off (full disk, power loss): its measurements cannot be continued
+    run = ObjectRun(config.recipe, config.prompts, prior, config.seed)
+    work.path.mkdir(parents=True, exist_ok=True)
+    if work.train(run, config.recipe.steps, on_step).interrupted:
+        raise KeyboardInterrupt
     return run
 
 

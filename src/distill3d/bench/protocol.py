@@ -1,7 +1,7 @@
 """What a bench compares, and under which conditions: one dataclass, and the folder that belongs to it.
 
-A folder holds `bench.json` (the conditions), a folder in `cells/` for each object that is finished, tables and the
-report. More methods, prompts and seeds may be added to a folder; conditions that decide an object may not change.
+A folder holds `bench.json` (the conditions), a folder in `cells/` for each finished object, tables and the report.
+Methods, prompts and seeds can be added to a folder later; conditions that decide an object cannot change.
 """
 
 from __future__ import annotations
@@ -11,55 +11,49 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import distill3d
-from distill3d.distill.recipes import LAPTOP, Recipe, check_method
+from distill3d.distill.recipes import LAPTOP, Recipe
 from distill3d.files import replacing
-from distill3d.priors.options import PriorOptions
+from distill3d.runs.config import PriorConfig, to_plain
+from distill3d.runs.folder import slug
 from distill3d.runs.objects import Config
 
-FORMAT = 1  # of a folder; raise it when a cell is written otherwise than before
+FORMAT = 2  # of a folder; raised when a cell is written differently
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Variant:
-    """One row of the tables: a method and all its settings, under a name."""
+    """One row of the tables: a recipe, with its objective, under a name."""
 
     name: str
-    method: str
     recipe: Recipe = LAPTOP
 
     def __post_init__(self) -> None:
-        check_method(self.method)
         if not self.name.strip():
             raise ValueError("a variant needs a name: it is a row of the tables")
 
 
-@dataclasses.dataclass(frozen=True)
-class Protocol:
+@dataclass(frozen=True)
+class Protocol(PriorConfig):
     """Everything that a bench holds equal, and what it varies: variants x prompts x seeds, each a `Task`.
 
-    `views` pictures of `size` pixels are taken evenly around each object, at one elevation (degrees), over one gray.
+    `views` images of `size` pixels are taken evenly around each object, at one elevation (degrees), over one gray.
     """
 
     variants: tuple[Variant, ...]
     prompts: tuple[str, ...]
     seeds: tuple[int, ...] = (0,)
-    prior: str = "toybox"
-    negative: str = ""
     views: int = 50
     size: int = 64
     elevation: float = 15.0
     distance: float = 2.8
     fov: float = 40.0
     background: float = 0.9
-    device: str = "cpu"
-    dtype: str = "float32"
-    prior_options: PriorOptions = PriorOptions()
 
     def __post_init__(self) -> None:
         for what, given in (("method", self.names), ("prompt", self.prompts), ("seed", self.seeds)):
@@ -84,20 +78,17 @@ class Protocol:
         return [Task(variant, prompt, seed) for prompt, seed, variant in every]
 
     def config(self, task: Task) -> Config:
-        """The run that a task is."""
-        return Config(
-            prompt=task.prompt, recipe=task.variant.recipe, method=task.variant.method, prior=self.prior,
-            negative=self.negative, seed=task.seed, device=self.device, dtype=self.dtype,
-            prior_options=self.prior_options,
-        )  # fmt: skip
+        """The configuration of a task's run."""
+        shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(PriorConfig)}
+        return Config(task.prompt, task.variant.recipe, seed=task.seed, **shared)
 
     def conditions(self) -> dict[str, Any]:
-        """What decides a cell beside its task, as plain JSON values."""
-        varied = ("variants", "prompts", "seeds")
-        return {name: value for name, value in _plain(self).items() if name not in varied}
+        """What decides a cell besides its task, as plain JSON values."""
+        plain = to_plain(dataclasses.replace(self, variants=self.variants[:1]))
+        return {name: value for name, value in plain.items() if name not in ("variants", "prompts", "seeds")}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Task:
     """One object to make: a cell."""
 
@@ -108,17 +99,17 @@ class Task:
     @property
     def folder(self) -> str:
         """The name of its folder: readable, and one for each prompt, variant and seed."""
-        told = hashlib.sha256(f"{self.prompt}\0{self.variant.name}".encode()).hexdigest()[:8]
-        words = [_slug(text)[:40].strip("-") for text in (self.prompt, self.variant.name)]
-        return "-".join([*filter(None, words), str(self.seed), told])
+        digest = hashlib.sha256(f"{self.prompt}\0{self.variant.name}".encode()).hexdigest()[:8]
+        words = [slug(text)[:40].strip("-") for text in (self.prompt, self.variant.name)]
+        return "-".join([*filter(None, words), str(self.seed), digest])
 
 
 def open_folder(out: Path, protocol: Protocol) -> None:
-    """Makes `out` the folder of this bench, or checks that it is.
+    """Makes `out` the folder of this bench, or checks that it is; call it with the folder locked.
 
     Raises:
-        ValueError: where it cannot be written, holds something else, or a bench of another version or other conditions;
-            what it holds stays as it is.
+        ValueError: where it cannot be written, holds something else, or holds a bench of another version or of other
+            conditions; its content stays as it is.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -126,20 +117,23 @@ def open_folder(out: Path, protocol: Protocol) -> None:
     except OSError as error:
         raise ValueError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from error
     wanted: dict[str, Any] = {
-        "format": FORMAT, "version": distill3d.__version__, "conditions": protocol.conditions(),
-        "variants": {variant.name: _plain(variant) for variant in protocol.variants},
-    }  # fmt: skip
+        "format": FORMAT,
+        "version": distill3d.__version__,
+        "conditions": protocol.conditions(),
+        "variants": {variant.name: to_plain(variant) for variant in protocol.variants},
+    }
+    wanted = json.loads(json.dumps(wanted))  # what will be read back: lists instead of tuples
     if "bench.json" in content:
         wanted["variants"] = _compatible(out, wanted)
     elif content:
-        raise ValueError(f"{out} is not empty and holds no bench: choose another folder with --out")
+        raise ValueError(f"{out} is not empty and is not a bench folder: choose another folder with --out")
     with replacing(out / "bench.json") as draft:
         draft.write_text(json.dumps(wanted, indent=2))
 
 
 def _compatible(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     """All variants of a folder and of the present bench; ValueError unless they go together."""
-    other = "choose another folder with --out (what is finished there is kept)"
+    other = "choose another folder with --out (finished objects there are kept)"
     try:
         found = json.loads((out / "bench.json").read_text())
         begun, variants = (found["format"], found["version"]), dict(found["variants"])
@@ -157,22 +151,19 @@ def _compatible(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Keeps a second bench out of the folder while this one works; ended processes hold nothing.
+    """Holds the lock of the folder, made if needed; it is released when the process ends.
 
     Raises:
-        ValueError: where another process works in it.
+        ValueError: where another process holds it, or the folder cannot be written.
     """
+    from filelock import FileLock, Timeout
+
     try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"another bench is at work in {out}: wait for it, or choose another --out") from None
-        yield
+        out.mkdir(parents=True, exist_ok=True)
+        with FileLock(out / ".lock", blocking=False):
+            yield
+    except Timeout:
+        raise ValueError(f"another bench is running in {out}: wait for it, or choose another --out") from None
 
 
 def _differences(was: Any, now: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
@@ -181,12 +172,3 @@ def _differences(was: Any, now: Any, path: str = "") -> Iterator[tuple[str, str,
             yield from _differences(was.get(key), now.get(key), f"{path}.{key}" if path else key)
     elif was != now:
         yield path, json.dumps(was), json.dumps(now)
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    """A dataclass as what JSON gives back."""
-    return json.loads(json.dumps(dataclasses.asdict(value)))
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -16,13 +16,13 @@ from importlib import resources
 from pathlib import Path
 
 import distill3d
-from distill3d.bench.cells import history
 from distill3d.bench.judging import Scored
 from distill3d.bench.plots import Line, interval_plot, line_plot
 from distill3d.bench.protocol import Protocol, Task
 from distill3d.bench.tables import Estimate, Table, clear, heading, plain
 from distill3d.evaluation.metrics import Quantity
 from distill3d.files import replacing
+from distill3d.runs.folder import RunFolder
 
 PAGE = Path(str(resources.files("distill3d"))) / "bench" / "page"
 History = Mapping[Task, Sequence[Mapping[str, float]]]
@@ -32,7 +32,7 @@ def write_report(
     path: Path, out: Path, protocol: Protocol, table: Table, cells: Sequence[Scored], command: str = ""
 ) -> None:
     """Writes the page about the cells of the folder `out`; `command` is what made it."""
-    histories = {cell.task: history(out / "cells" / cell.task.folder) for cell in cells}
+    histories = {cell.task: RunFolder(out / "cells" / cell.task.folder).history() for cell in cells}
     body = "\n".join([
         _header(protocol, cells, command),
         _means(table),

@@ -13,8 +13,9 @@ from distill3d.bench.judging import Judges, Scored, diversities, score
 from distill3d.bench.protocol import Protocol, Task, locked, open_folder
 from distill3d.bench.report import write_report
 from distill3d.distill.loop import ObjectRun, Progress
+from distill3d.distill.supervision import prompts_for, run_texts
 from distill3d.files import replacing
-from distill3d.priors.base import FrozenPrior
+from distill3d.types import Prior
 
 OnStep = Callable[[Task, Progress], None]
 OnCell = Callable[[Task, Outcome, bool], None]
@@ -43,7 +44,7 @@ class Listeners:
 
 
 def run_bench(
-    out: Path, protocol: Protocol, prior: FrozenPrior, judges: Judges, metrics: Sequence[str],
+    out: Path, protocol: Protocol, prior: Prior, judges: Judges, metrics: Sequence[str],
     command: str = "", listeners: Listeners = Listeners(),
 ) -> Findings:  # fmt: skip
     """Makes the cells that are not there yet, judges all, and writes tables and report.
@@ -54,10 +55,9 @@ def run_bench(
         ValueError: for settings that do not fit the prior, before anything is made, and for a folder that holds
             something else.
     """
-    prior.prepare(sorted({text for task in protocol.tasks() for text in protocol.config(task).texts(prior)}))
-    _check_variants(protocol, prior)
-    open_folder(out, protocol)
+    _check_and_embed(protocol, prior)
     with locked(out):
+        open_folder(out, protocol)
         (out / "cells").mkdir(exist_ok=True)
         try:
             for task in protocol.tasks():
@@ -92,13 +92,16 @@ def conclude(out: Path, protocol: Protocol, judges: Judges, metrics: Sequence[st
     return Findings(out, table, tuple(cells))
 
 
-def _check_variants(protocol: Protocol, prior: FrozenPrior) -> None:
-    """Raises ValueError for a variant that cannot run, before an hour went into those before it."""
+def _check_and_embed(protocol: Protocol, prior: Prior) -> None:
+    """Raises ValueError for a variant that cannot run, and embeds all texts, before any time is spent on cells."""
+    prompts = [protocol.config(task).prompts for task in protocol.tasks()]
+    prior.prepare(sorted({text for each in prompts for text in prompts_for(each, prior).texts}))
     for variant in protocol.variants:
-        config = protocol.config(Task(variant, protocol.prompts[0], protocol.seeds[0]))
-        if config.recipe.supervision.apart:
+        if variant.recipe.supervision.separate_prior:
             raise ValueError(f"{variant.name}: a bench has one prior; leave out supervision.prior and its options")
         try:
-            ObjectRun(config.recipe, config.method, config.prompts, prior, config.seed)
+            run = ObjectRun(variant.recipe, prompts[0], prior)
         except ValueError as error:
             raise ValueError(f"{variant.name}: {error}") from error
+        texts = {text for each in prompts for text in run_texts(variant.recipe, each, prior, run.objective)}
+        prior.prepare(sorted(texts))

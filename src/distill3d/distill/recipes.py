@@ -1,6 +1,8 @@
-"""Run configurations as values: everything that decides how an object is made, in one dataclass.
+"""Recipes: everything that decides how an object is distilled, as values.
 
-The command line picks a recipe by name and overrides single fields; `config.json` of a run holds the result.
+A recipe holds the objective, the scene, the cameras, the regularizers and the optimizer settings. All schedules are
+fractions of the run, so `steps` alone makes a run longer or shorter. The command line starts from a recipe by name and
+changes single settings; `config.json` of a run holds the result.
 """
 
 from __future__ import annotations
@@ -9,205 +11,124 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from distill3d.cameras import CameraSampler
-from distill3d.distill.family import FAMILY, PLAIN, family_objective
 from distill3d.distill.regularizers import WeightSchedule
 from distill3d.export.options import ExportOptions
-from distill3d.objectives import Objective, noise, sdi, sds
+from distill3d.objectives import ESD, METHODS, SDI, SDS, SJC, VSD, HiFA, Method, starting_at
 from distill3d.priors.options import PriorOptions
-from distill3d.priors.student import Student
 from distill3d.render.shading import ShadingOptions
 from distill3d.render.volume import Sampling
-from distill3d.scenes.background import ConstantBackground, LearnedBackground, RandomGray
+from distill3d.scenes.background import BackgroundOptions, ConstantBackground, LearnedBackground, RandomGray
 from distill3d.scenes.gaussians import Densification, GaussianOptions
 from distill3d.scenes.hashgrid.field import HashOptions
 from distill3d.scenes.mesh import MeshOptions
 from distill3d.scenes.voxels import VoxelOptions
+from distill3d.types import SceneOptions
 
-SceneOptions = VoxelOptions | HashOptions | GaussianOptions | MeshOptions
-BackgroundOptions = RandomGray | ConstantBackground | LearnedBackground
-Noise = Literal["inversion", "random", "fixed_point", "descent"]
-TRAINING_GRAYS = RandomGray(0.5, 1.0)  # as behind the pictures that the bundled prior was trained on
-
-
-@dataclass(frozen=True)
-class SDI:
-    """Settings of `distill3d.objectives.sdi`."""
-
-    scale: float = 7.5
-    inversion_scale: float = -7.5
-    inversion_steps: int = 10
-    eta: float = 0.3
-    start: float = 0.98
-    stop: float = 0.25
-    noise: Noise = "inversion"  # the others: to compare with
-
-    def build(self) -> Objective:
-        """The objective with these settings; solvers of equation 8 take the inversion's steps and scale."""
-        objective = sdi(self.scale, self.inversion_scale, self.inversion_steps, self.eta, self.start, self.stop)
-        if self.noise == "inversion":
-            return objective
-        if self.noise == "random":
-            return replace(objective, noise=noise.gaussian())
-        solver = {"fixed_point": noise.fixed_point, "descent": noise.descent}[self.noise]
-        return replace(objective, noise=solver(self.inversion_steps, self.inversion_scale))
-
-
-@dataclass(frozen=True)
-class SDS:
-    """Settings of `distill3d.objectives.sds`."""
-
-    scale: float = 100.0
-    low: float = 0.02
-    high: float = 0.98
-    anneal: bool = False  # t falls evenly from high to low instead of being drawn
-
-    def build(self) -> Objective:
-        """The objective with these settings."""
-        return sds(self.scale, self.low, self.high, self.anneal)
+TRAINING_GRAYS = RandomGray(0.5, 1.0)  # the backgrounds that the bundled prior was trained on
+INIT_START = 0.6  # t of the first step from a mesh: below, its shape survives; above, it is lost
 
 
 @dataclass(frozen=True)
 class Penalties:
-    """Weights of the regularizers by step; 0 switches one off. They belong to a loss that is a mean.
+    """Weights of the regularizers; 0 switches one off. They are relative to a loss that is a mean over elements.
 
-    The first are of pictures, those that begin with `smooth` are of single kinds of scenes.
+    The first five are functions of the rendered views (see `regularizers`). The last three are for some scenes only.
     """
 
-    sparsity: WeightSchedule = WeightSchedule(0.0, 0.0)
-    opaque: WeightSchedule = WeightSchedule(0.0, 0.0)
-    z_variance: WeightSchedule = WeightSchedule(0.0, 0.0)
-    orientation: WeightSchedule = WeightSchedule(0.0, 0.0)
-    convexity: WeightSchedule = WeightSchedule(0.0, 0.0)
-    smooth_density: WeightSchedule = WeightSchedule(0.0, 0.0)
-    smooth_color: WeightSchedule = WeightSchedule(0.0, 0.0)
-    smooth_shape: WeightSchedule = WeightSchedule(0.0, 0.0)
+    sparsity: WeightSchedule = WeightSchedule()
+    opaque: WeightSchedule = WeightSchedule()
+    z_variance: WeightSchedule = WeightSchedule()
+    orientation: WeightSchedule = WeightSchedule()
+    convexity: WeightSchedule = WeightSchedule()
+    smooth_density: WeightSchedule = WeightSchedule()
+    smooth_color: WeightSchedule = WeightSchedule()
+    smooth_shape: WeightSchedule = WeightSchedule()
 
 
 @dataclass(frozen=True)
 class Supervision:
-    """A second objective, on the shape alone: rendered normals or depth as pictures (see supervision.py)."""
+    """A second objective on the geometry alone: rendered normal or depth maps as images (see supervision.py)."""
 
-    weight: WeightSchedule = WeightSchedule(0.0, 0.0)  # beside the first objective's 1; 0 is off
+    weight: WeightSchedule = WeightSchedule()  # relative to the first objective's 1; 0 is off
     kind: Literal["normal", "depth"] = "normal"
-    suffix: str | None = None  # after the prompt; None is ", normal map" or ", depth map"
-    method: str = "sds"  # any but those that train a companion
-    scale: float | None = None  # guidance of methods other than sdi and sds; None is the method's own
-    sdi: SDI = SDI()
-    sds: SDS = SDS()
-    prior: str | None = None  # a model of its own, as --prior names them; None is the run's
-    options: PriorOptions = PriorOptions()  # of that model; any that is set makes it one of its own
+    objective: Method = SDS()  # any that trains no student
+    prior: str | None = None  # a prior of its own, named as for --prior; None is the run's
+    options: PriorOptions = PriorOptions()  # of that prior; any change makes it a prior of its own
 
     def __post_init__(self) -> None:
-        if self.method not in ("sdi", *PLAIN):
-            raise ValueError(f"the second objective is one of sdi, {', '.join(PLAIN)}, got {self.method!r}")
-        if min(self.weight.start, self.weight.end) < 0:
-            raise ValueError(f"the weight of the second objective must not be negative, got {self.weight}")
+        if isinstance(self.objective, VSD | ESD):
+            raise ValueError(f"the second objective cannot train a student, got {type(self.objective).__name__}")
 
     @property
-    def on(self) -> bool:
-        """Whether it is used at all."""
-        return self.weight.start > 0 or self.weight.end > 0
-
-    @property
-    def apart(self) -> bool:
-        """Whether it has a model of its own."""
-        return self.on and (self.prior is not None or self.options != PriorOptions())
-
-    def objective(self, steps: int) -> Objective:
-        """The objective with these settings, for a run of so many steps."""
-        if self.method in ("sdi", "sds"):
-            return getattr(self, self.method).build()
-        return family_objective(self.method, steps, self.scale, None)
+    def separate_prior(self) -> bool:
+        """Whether it uses a prior of its own."""
+        return bool(self.weight) and (self.prior is not None or self.options != PriorOptions())
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an object is distilled. Lengths in world units, angles in degrees."""
+    """How an object is distilled. Lengths are in world units, angles in degrees.
+
+    `objective` is the settings of a method or an `Objective` of your own; `scene` is the options of a scene or any
+    value with `build(device) -> Scene`.
+    """
 
     steps: int = 200
-    views: int = 2  # a step
+    views: int = 2  # per step
     learning_rate: float = 0.08
-    decay: float = 0.3  # share of the steps at the end over which the rate falls to a tenth
+    decay: float = 0.3  # fraction of the run, at its end, over which the learning rate falls to a tenth
     adam_eps: float = 1e-10
     perp_neg: bool = False
-    render_size: int | None = None  # pixels a side, enlarged to those that the prior sees; None is as many
+    render_size: int | None = None  # pixels per side, resized to the prior's; None renders at the prior's size
     frames: int = 48  # of the turntable
-    export: ExportOptions = ExportOptions()  # of the mesh that is written at the end
-    cameras: CameraSampler = CameraSampler()
+    objective: Method = SDI()
+    image_weight: float = 0.0  # weight of 0.5 mean((rgb - decode(x0))^2), beside the loss on x
     scene: SceneOptions = VoxelOptions()
+    cameras: CameraSampler = CameraSampler()
     background: BackgroundOptions = TRAINING_GRAYS
-    shading: ShadingOptions | None = None  # None is the bare color at every step
+    shading: ShadingOptions | None = None  # None renders the unlit color at every step
     penalties: Penalties = Penalties()
-    picture_weight: float = 0.0  # of the pull towards the decoded target, beside that on x
-    sdi: SDI = SDI()
-    sds: SDS = SDS()
-    scale: float | None = None  # guidance of every other method; None is the method's own
-    highest: float = 1.0  # every other method's times are multiplied by this: less where a run begins with a mesh
     supervision: Supervision = Supervision()
+    export: ExportOptions = ExportOptions()  # of the mesh that is written at the end
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.views < 1:
             raise ValueError(f"a recipe needs at least one step and one view, got {self.steps} and {self.views}")
-        if not 0 < self.highest <= 1:
-            raise ValueError(f"the highest time lies above 0 and not above 1, got {self.highest}")
         if self.frames < 1:
-            raise ValueError(f"a turntable has at least one frame, got {self.frames}")
+            raise ValueError(f"a turntable needs at least one frame, got {self.frames}")
         if self.render_size is not None and self.render_size < 8:
-            raise ValueError(f"a scene is rendered at 8 pixels or more, got {self.render_size}")
-
-    def objective(self, method: str, student: Student | None = None) -> Objective:
-        """The objective that `--method` names, with this recipe's settings and, where it trains one, its student.
-
-        Raises:
-            ValueError: for a name that is not in `METHODS`.
-        """
-        check_method(method)
-        if method == "sdi":
-            return self.sdi.build()
-        if method == "sds":
-            return self.sds.build()
-        return family_objective(method, self.steps, self.scale, student, self.highest)
+            raise ValueError(f"render_size must be at least 8 pixels, got {self.render_size}")
 
     def rate(self, step: int) -> float:
-        """Learning rate: constant, then a linear fall to a tenth."""
+        """Learning rate at a step: constant, then a linear decay to a tenth."""
         left = (self.steps - step) / max(1.0, self.decay * self.steps)
         return self.learning_rate * (0.1 + 0.9 * min(1.0, left))
 
 
-METHODS = ("sdi", *FAMILY)
-
-
-def check_method(method: str) -> None:
-    """Raises ValueError for a name that is not in `METHODS`."""
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; allowed: {', '.join(METHODS)}")
-
-
 LAPTOP = Recipe(
+    # An inversion at scale 1 needs conditional rows only; with half the steps a run takes a third of the paper's NFE.
+    objective=SDI(scale=7.5, inversion_scale=1.0, inversion_steps=5, eta=0.0, stop=0.1),
     cameras=CameraSampler(elevation=(-8.0, 45.0), distance=(2.6, 3.1), fov=(40.0, 40.0)),
-    # At 64 points a cell is as wide as a pixel, and every edge as soft.
+    # At 64 grid points a cell is as wide as a pixel, and every edge as soft.
     scene=VoxelOptions(
         resolution=64, refine=((0.4, 1.5),), harden=((0.45, 1.3), (0.7, 1.3)), sampling=Sampling(samples=80)
     ),
-    # Without the pull on pictures blue turns violet: the encoder does not see colors beyond those it was trained on.
-    picture_weight=30.0,
-    # Fog costs a latent nothing either. First shapes form in it, then pixels are made to be hit or missed.
+    # Without the loss on images blue turns violet: the encoder is blind to colors beyond those it was trained on.
+    image_weight=30.0,
+    # Fog costs a latent nothing either. Shapes first form in it, then each pixel is made opaque or empty.
     penalties=Penalties(
-        sparsity=WeightSchedule(1.0, 3.0, 60, 160),
-        opaque=WeightSchedule(0.0, 1.0, 60, 160),
-        z_variance=WeightSchedule(0.0, 300.0, 60, 180),  # else pixels are opaque and still see half of the way through
+        sparsity=WeightSchedule(1.0, 3.0, 0.3, 0.8),
+        opaque=WeightSchedule(0.0, 1.0, 0.3, 0.8),
+        z_variance=WeightSchedule(0.0, 300.0, 0.3, 0.9),  # without it opaque pixels still see halfway through
         smooth_density=WeightSchedule(0.05, 0.05),
         smooth_color=WeightSchedule(3.0, 3.0),
     ),
-    # An inversion at scale 1 needs the conditional rows only; with half the hops a run takes a third of the paper's
-    # network rows.
-    sdi=SDI(scale=7.5, inversion_scale=1.0, inversion_steps=5, eta=0.0, stop=0.1),
-    sds=SDS(scale=30.0),
 )
 
-# The 3D recipe of the SDI release (Lukoianov et al. 2024). The scene's and the shading's constants are the defaults of
-# their options. What the release gets wrong is done right: see `regularizers` and `scenes.occupancy`.
+# The 3D recipe of the SDI release (Lukoianov et al. 2024). Constants of the scene and the shading are the defaults of
+# their options. Defects of the release are corrected: see `regularizers` and `scenes.hashgrid.occupancy`.
 PAPER = Recipe(
+    objective=SDI(scale=7.5, inversion_scale=-7.5, inversion_steps=10, eta=0.3, start=0.98, stop=0.25),
     steps=10000,
     views=1,
     learning_rate=0.01,
@@ -217,25 +138,28 @@ PAPER = Recipe(
     frames=120,
     export=ExportOptions(texture=2048, faces=100_000, resolution=256),
     cameras=CameraSampler(
-        elevation=(-10.0, 45.0), distance=(1.5, 2.0), fov=(40.0, 70.0),
-        position_jitter=0.1, target_jitter=0.2, up_jitter=0.02,
+        elevation=(-10.0, 45.0),
+        distance=(1.5, 2.0),
+        fov=(40.0, 70.0),
+        position_jitter=0.1,
+        target_jitter=0.2,
+        up_jitter=0.02,
     ),
     scene=HashOptions(),
-    background=LearnedBackground(scale=0.1),  # so at a rate of 0.001
+    background=LearnedBackground(scale=0.1),  # a learning rate of 0.001
     shading=ShadingOptions(),
     penalties=Penalties(
         orientation=WeightSchedule(0.1, 0.1),
-        sparsity=WeightSchedule(0.15, 0.0, 0, 3000),
+        sparsity=WeightSchedule(0.15, 0.0, 0.0, 0.3),
         opaque=WeightSchedule(0.1, 0.1),
         z_variance=WeightSchedule(1.0, 1.0),
-        convexity=WeightSchedule(1.0, 0.1, 0, 4000),
+        convexity=WeightSchedule(1.0, 0.1, 0.0, 0.4),
     ),
-    sdi=SDI(scale=7.5, inversion_scale=-7.5, inversion_steps=10, eta=0.3, start=0.98, stop=0.25),
-)  # fmt: skip
+)
 
-# Meant for a GPU, where it has not been run: 1500 steps of four views are 100,000 rows of the prior's network. Number
-# and rates of splats as in DreamGaussian (Tang et al. 2024), the objective as in the paper. The base rate and the
-# weights are those that gave a red mushroom on the bundled prior in 120 steps of two views with laptop's objective.
+# For a GPU; not yet run on one. 1500 steps of four views are 100,000 network evaluations. Number and learning rates of
+# the splats follow DreamGaussian (Tang et al. 2024), the objective the paper. The base rate and the weights are those
+# that gave a red mushroom on the bundled prior in 120 steps of two views with the laptop recipe's objective.
 SPLATS = Recipe(
     steps=1500,
     views=4,
@@ -244,9 +168,74 @@ SPLATS = Recipe(
     frames=120,
     cameras=CameraSampler(elevation=(-10.0, 45.0), distance=(2.6, 3.1), fov=(40.0, 40.0)),
     scene=GaussianOptions(count=5000, densification=Densification(every=50, most=50_000)),
-    picture_weight=30.0,
-    penalties=Penalties(sparsity=WeightSchedule(0.3, 1.0, 60, 160), opaque=WeightSchedule(0.0, 0.3, 60, 160)),
+    image_weight=30.0,
+    penalties=Penalties(
+        sparsity=WeightSchedule(0.3, 1.0, 60 / 1500, 160 / 1500), opaque=WeightSchedule(0.0, 0.3, 60 / 1500, 160 / 1500)
+    ),
 )
 
 RECIPES: dict[str, Recipe] = {"laptop": LAPTOP, "paper": PAPER, "splats": SPLATS}
-PRIORS: dict[str, str] = {"laptop": "toybox", "paper": "sd21", "splats": "sd21"}  # what each recipe was made for
+PRIORS: dict[str, str] = {"laptop": "toybox", "paper": "sd21", "splats": "sd21"}  # the prior each recipe was made for
+
+# Settings of methods that differ from the published ones within a recipe. SJC and HiFA are published with the guidance
+# scale of SDS; where a recipe changes that one, they follow.
+TUNED: dict[str, dict[str, Method]] = {
+    "laptop": {"sdi": LAPTOP.objective, "sds": SDS(scale=30.0), "sjc": SJC(scale=30.0), "hifa": HiFA(scale=30.0)},
+    "paper": {"sdi": PAPER.objective},
+}
+
+
+def method_settings(name: str, recipe: str = "laptop") -> Method:
+    """The settings of a method by its name (in any case), as tuned for a recipe where they are.
+
+    Raises:
+        ValueError: for a name that is not in `METHODS`.
+    """
+    settings = METHODS | TUNED.get(recipe, {})
+    key = name.lower().replace("-", "_")
+    if key not in settings:
+        raise ValueError(f"unknown method {name!r}; allowed: {', '.join(METHODS)}")
+    return settings[key]
+
+
+LAPTOP_TEXTURE = replace(
+    LAPTOP,
+    steps=60,
+    learning_rate=0.1,
+    decay=0.5,
+    scene=MeshOptions(),
+    penalties=Penalties(smooth_color=WeightSchedule(3.0, 3.0)),  # with a tenth of it surfaces are speckled
+)
+PAPER_TEXTURE = replace(
+    PAPER,
+    steps=2000,
+    learning_rate=0.02,
+    decay=0.5,
+    # The paper's cameras are so close that a mesh of this size would be cropped.
+    cameras=replace(PAPER.cameras, distance=(2.6, 3.1), fov=(40.0, 40.0)),
+    scene=MeshOptions(levels=(16, 64, 256, 512)),
+    export=replace(PAPER.export, texture=1024),
+    background=ConstantBackground(0.8),
+    shading=None,
+    penalties=Penalties(smooth_color=WeightSchedule(0.3, 0.3)),
+)
+TEXTURE_RECIPES: dict[str, Recipe] = {"laptop": LAPTOP_TEXTURE, "paper": PAPER_TEXTURE}
+
+
+def refinement(recipe: Recipe, steps: int, start: float, move: float) -> Recipe:
+    """A texture recipe that starts from a mesh's own colors and also moves its surface.
+
+    Args:
+        start: t of the first step, in [0, 1]; the lower, the less changes.
+        move: learning rate of the shape relative to that of the color.
+    """
+    scene = recipe.scene
+    assert isinstance(scene, MeshOptions)
+    scene = replace(scene, colors=True, move=move)
+    penalties = replace(recipe.penalties, smooth_shape=WeightSchedule(1e-2, 1e-2))  # with a tenth, spots become horns
+    return replace(from_mesh(recipe, start), steps=steps, scene=scene, penalties=penalties)
+
+
+def from_mesh(recipe: Recipe, start: float = INIT_START) -> Recipe:
+    """The recipe without times above `start`, for a scene that starts from a mesh."""
+    return replace(recipe, objective=starting_at(recipe.objective, start))

@@ -1,7 +1,8 @@
-"""Penalties as pure functions of a Rendering or of a lattice; each gives a scalar, a mean over what it looks at."""
+"""Regularizers of rendered views: pure functions of a `Rendering`, each a scalar mean, and how their weights change."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,29 +14,41 @@ from distill3d.types import Rendering
 
 @dataclass(frozen=True)
 class WeightSchedule:
-    """A weight that goes linearly from `start` to `end` between two steps and is constant outside them."""
+    """A weight that goes linearly from `start` to `end` between two moments of a run and is constant outside them.
 
-    start: float
-    end: float
-    begin_step: int = 0
-    end_step: int = 0
+    `begin` and `finish` are fractions of the run, in [0, 1]; they are rounded to whole steps. With begin = finish the
+    weight jumps. Raises ValueError for negative weights and for fractions out of order.
+    """
+
+    start: float = 0.0
+    end: float = 0.0
+    begin: float = 0.0
+    finish: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.end_step < self.begin_step:
-            raise ValueError(f"end_step must not lie before begin_step, got {self.end_step} < {self.begin_step}")
+        if not 0 <= self.begin <= self.finish <= 1:
+            raise ValueError(
+                f"begin and finish must satisfy 0 <= begin <= finish <= 1, got {self.begin}, {self.finish}"
+            )
+        if not (0 <= self.start < math.inf and 0 <= self.end < math.inf):
+            raise ValueError(f"a weight must be a finite number of at least 0, got {self.start} and {self.end}")
 
-    def __call__(self, step: int) -> float:
-        """The weight at a step; a jump when both steps are the same."""
-        if step >= self.end_step:
+    def __bool__(self) -> bool:
+        """Whether the weight is above 0 at any time."""
+        return self.start > 0 or self.end > 0
+
+    def __call__(self, step: int, total: int) -> float:
+        """The weight at a step of a run of `total` steps."""
+        first, last = round(self.begin * total), round(self.finish * total)
+        if step >= last:
             return self.end
-        if step <= self.begin_step:
+        if step <= first:
             return self.start
-        share = (step - self.begin_step) / (self.end_step - self.begin_step)
-        return self.start + share * (self.end - self.start)
+        return self.start + (step - first) / (last - first) * (self.end - self.start)
 
 
 def orientation(rendering: Rendering) -> Tensor:
-    """sum_rays sum_i sg(w_i) max(0, n_i . d)^2 / (rays that hit anything): seen surfaces face the camera.
+    """sum_rays sum_i sg(w_i) max(0, n_i . d)^2 / (number of rays with opacity > 0); visible normals face the camera.
 
     Ref-NeRF, equation 11, with the weights held fixed as in DreamFusion.
 
@@ -48,18 +61,18 @@ def orientation(rendering: Rendering) -> Tensor:
 
 
 def sparsity(rendering: Rendering) -> Tensor:
-    """mean sqrt(o^2 + 0.01) of the opacity o (DreamFusion, appendix A): empty space stays empty."""
+    """mean sqrt(o^2 + 0.01) of the opacity o (DreamFusion, appendix A); keeps empty space empty."""
     return (rendering.opacity.square() + 0.01).sqrt().mean()
 
 
 def opaque(rendering: Rendering) -> Tensor:
-    """mean of -o log o - (1-o) log(1-o), in nats, o clamped to [0.001, 0.999]: pixels are hit or missed."""
+    """mean of -o log o - (1-o) log(1-o), in nats, o clamped to [0.001, 0.999]: the entropy of the opacity."""
     o = rendering.opacity.clamp(1e-3, 1 - 1e-3)
     return -(o * o.log() + (1 - o) * torch.log1p(-o)).mean()
 
 
 def z_variance(rendering: Rendering) -> Tensor:
-    """Mean depth variance of the pixels with o > 0.5 (HiFA, section 3.3): thin surfaces.
+    """Mean depth variance over the pixels with o > 0.5 (HiFA, section 3.3); makes surfaces thin.
 
     Exactly 0, with a gradient of 0, where no pixel is opaque.
     """
@@ -71,13 +84,13 @@ CONVEX_BLOCKS = 8
 
 
 def convexity(rendering: Rendering, camera_to_world: Tensor) -> Tensor:
-    """How far neighboring normals turn towards each other: seen from anywhere, surfaces bulge (SDI's recipe).
+    """How far neighboring normals turn towards each other; penalizes concave surfaces (SDI's recipe).
 
-    The picture is averaged over 8 x 8 blocks. n is a block's normal, made unit, in the camera's frame (x right, y up);
-    a block counts where its mean opacity is above 0.5. The value is the mean, over pairs of blocks that both count, of
-        max(0, n_x(left) - n_x(right)) for neighbors in a row, max(0, n_y(lower) - n_y(upper)) for those in a column.
-    A ball has 0. So has, with a gradient of 0, a picture without such a pair. The SDI release takes world-space
-    normals as they are displayed, (n + 1) / 2, whose y axis is not the picture's: that is not offered here.
+    The normal map is averaged over 8 x 8 blocks. n is a block's unit normal in the camera frame (x right, y up). Only
+    blocks with a mean opacity above 0.5 count. The value is the mean over pairs of neighboring blocks of
+        max(0, n_x(left) - n_x(right)) in a row, max(0, n_y(lower) - n_y(upper)) in a column.
+    It is 0 for a sphere, and 0 with zero gradient for an image without such a pair. The SDI release uses world-space
+    normals as displayed, (n + 1) / 2, whose y axis is not the image's; that variant is not offered.
 
     Args:
         camera_to_world: poses [B, 4, 4] of the views.
@@ -90,7 +103,7 @@ def convexity(rendering: Rendering, camera_to_world: Tensor) -> Tensor:
     seen = F.adaptive_avg_pool2d(rendering.opacity, CONVEX_BLOCKS) > 0.5
     mean = F.adaptive_avg_pool2d(rendering.normal, CONVEX_BLOCKS)
     rotation = camera_to_world[:, :3, :3].to(mean)
-    # What does not count is replaced before it is made unit: its gradient would not be finite.
+    # Empty blocks are replaced before normalization, whose gradient is not finite at zero.
     mean = torch.where(seen, mean, 1.0)
     normal = F.normalize(torch.einsum("bji,bjhw->bihw", rotation, mean), dim=1, eps=1e-6)
     row = normal[:, :1, :, :-1] - normal[:, :1, :, 1:]

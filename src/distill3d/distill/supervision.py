@@ -1,9 +1,9 @@
-"""What a prior is told of rendered views, and the second objective: the shape alone, as a picture that is distilled.
+"""Conditioning for rendered views, and an optional second objective on normal or depth maps.
 
-A prior that sees only colors is content with a painted ball. Fantasia3D (Chen et al. 2023) showed it renderings of
-the normals instead, RichDreamer (Qiu et al. 2023) and HumanNorm (Huang et al. 2023) gave it both and used models
-that had learned normal and depth maps, told so by words after the prompt. Here any prior serves, the run's own or
-another one with LoRA weights or a ControlNet of its own, with any objective that trains no companion.
+A prior that only sees colors accepts a painted ball. Fantasia3D (Chen et al. 2023) showed it rendered normals instead;
+RichDreamer (Qiu et al. 2023) and HumanNorm (Huang et al. 2023) showed it both, with models trained on normal and depth
+maps and a prompt that says so. Here any prior serves, the run's own or another one with its own LoRA weights or
+ControlNet, with any objective that trains no student.
 """
 
 from __future__ import annotations
@@ -17,70 +17,90 @@ from distill3d.diffusion.random import Generators
 from distill3d.distill.recipes import Recipe, Supervision
 from distill3d.objectives import Objective, attach
 from distill3d.prompts import ViewPrompts
-from distill3d.render.maps import control_picture, geometry_picture
+from distill3d.render.maps import control_image, geometry_image
 from distill3d.types import Cameras, Conditioning, Prior, Rendering
 
 
-def told(prompts: ViewPrompts, prior: Prior, rendering: Rendering, cameras: Cameras) -> Conditioning:
-    """What a prior is told of B rendered views: texts, cameras and, if it has a ControlNet, a picture for that."""
+def condition_views(prompts: ViewPrompts, prior: Prior, rendering: Rendering, cameras: Cameras) -> Conditioning:
+    """The conditioning of B rendered views: texts, cameras and, for a prior with a ControlNet, its control images."""
     conditioning = prompts.conditioning(cameras.azimuth, cameras.elevation, prior.embed)
     if prior.control is not None:
-        conditioning = conditioning.with_control(control_picture(rendering, cameras.camera_to_world, prior.control))
+        images = control_image(rendering, cameras.camera_to_world, prior.control)
+        conditioning = conditioning.with_control(images)
     return conditioning.with_camera(cameras.camera_to_world)
 
 
-def suited(objective: Objective, prior: Prior, recipe: Recipe) -> Objective:
-    """The objective for this prior: in groups of views for one that sees several at once.
+def for_prior(objective: Objective, prior: Prior, recipe: Recipe) -> Objective:
+    """The objective for this prior: a multi-view prior sees the batch in groups of views.
 
     Raises ValueError where the recipe's views are not such groups.
     """
-    views = prior.views
-    if views == 1:
+    if prior.views == 1:
         return objective
     if recipe.perp_neg:
         raise ValueError(f"{prior.name} is a multi-view prior and does not support Perp-Neg; pass --no-perp-neg")
-    if views == 4 and not recipe.cameras.orthogonal:
-        raise ValueError(f"{prior.name} sees four views a quarter turn apart: set --cameras.orthogonal")
-    if recipe.views % views:
-        raise ValueError(f"{prior.name} sees {views} views at once: set --views to a multiple, got {recipe.views}")
-    return replace(objective, views=views)
+    if prior.views == 4 and not recipe.cameras.orthogonal:
+        raise ValueError(f"{prior.name} sees four views 90 degrees apart; pass --set cameras.orthogonal=true")
+    if recipe.views % prior.views:
+        raise ValueError(
+            f"{prior.name} sees {prior.views} views at once: --views must be a multiple of it, got {recipe.views}"
+        )
+    return replace(objective, views=prior.views)
+
+
+def objective_prompts(prompts: ViewPrompts, objective: Objective) -> ViewPrompts:
+    """The prompts for an objective: where it has suffixes, they are appended to form the positive and negative text."""
+    if objective.suffixes is None:
+        return prompts
+    positive, negative = objective.suffixes
+    return replace(prompts.extended(positive), negative=prompts.prompt + negative)
 
 
 def prompts_for(prompts: ViewPrompts, prior: Prior) -> ViewPrompts:
-    """The texts as a prior should read them: without view directions if it is conditioned on the cameras."""
+    """The prompts for a prior: without direction words for one that gets the camera itself."""
     return prompts.undirected() if prior.camera_conditioned else prompts
 
 
-def shape_prompts(prompts: ViewPrompts, settings: Supervision) -> ViewPrompts:
-    """The texts of the second objective: those of the first and what kind of picture it looks at."""
-    return prompts.extended(f", {settings.kind} map" if settings.suffix is None else settings.suffix)
+def geometry_prompts(prompts: ViewPrompts, settings: Supervision) -> ViewPrompts:
+    """The prompts of the second objective: those of the run with ", normal map" or ", depth map" at the end."""
+    return prompts.extended(f", {settings.kind} map")
 
 
-class ShapeObjective:
-    """The second objective of a run."""
+def run_texts(recipe: Recipe, prompts: ViewPrompts, prior: Prior, objective: Objective) -> list[str]:
+    """All texts that a run asks this prior to embed, those of a second objective without its own prior included."""
+    supervision, texts = recipe.supervision, prompts_for(objective_prompts(prompts, objective), prior).texts
+    if supervision.weight and not supervision.separate_prior:
+        texts += prompts_for(geometry_prompts(prompts, supervision), prior).texts
+    return list(texts)
+
+
+class GeometryObjective:
+    """The second objective of a run, on rendered normals or depth."""
 
     def __init__(self, recipe: Recipe, prompts: ViewPrompts, prior: Prior):
         """prompts are the run's. Raises ValueError where the recipe's views do not suit the prior."""
-        self.settings, self.prior = recipe.supervision, prior
-        self.prompts = prompts_for(shape_prompts(prompts, self.settings), prior)
-        self.objective = suited(self.settings.objective(recipe.steps), prior, recipe)
-        self.total = recipe.steps
+        self.settings, self.prior, self.total = recipe.supervision, prior, recipe.steps
+        self.prompts = prompts_for(geometry_prompts(prompts, self.settings), prior)
+        objective = self.settings.objective.build(prior, recipe.steps, torch.Generator().manual_seed(0))
+        self.objective = for_prior(objective, prior, recipe)
+        if self.settings.separate_prior:  # else its texts are among those of the run
+            prior.prepare(self.prompts.texts)
 
     def needs_normals(self, step: int) -> bool:
-        """Whether the rendering of a step has to have normals."""
-        return self.settings.weight(step) > 0 and "normal" in (self.settings.kind, self.prior.control)
+        """Whether the rendering of a step must have normals."""
+        return self.settings.weight(step, self.total) > 0 and "normal" in (self.settings.kind, self.prior.control)
 
     def loss(self, step: int, rendering: Rendering, cameras: Cameras, generator: Generators) -> tuple[Tensor, int]:
-        """Its weight times `attach` of its gradient, a scalar, and the network rows; nothing is drawn at weight 0."""
-        weight = self.settings.weight(step)
+        """The weighted loss, a scalar, and its network evaluations; nothing is drawn at weight 0."""
+        weight = self.settings.weight(step, self.total)
         if weight == 0:
             return rendering.rgb.new_zeros(()), 0
-        picture = geometry_picture(rendering, cameras.camera_to_world, self.settings.kind)
+        image = geometry_image(rendering, cameras.camera_to_world, self.settings.kind)
         size = self.prior.image_size
-        if picture.shape[-1] != size:
-            picture = torch.nn.functional.interpolate(picture, (size, size), mode="bilinear", antialias=True)
-        x = self.prior.encode(picture)
-        conditioning = told(self.prompts, self.prior, rendering, cameras)
+        if image.shape[-1] != size:
+            image = torch.nn.functional.interpolate(image, (size, size), mode="bilinear", antialias=True)
+        x = self.prior.encode(image)
+        conditioning = condition_views(self.prompts, self.prior, rendering, cameras)
         guidance = self.objective.guidance(
             x, self.prior, conditioning, step=step, total=self.total, generator=generator
         )

@@ -32,6 +32,10 @@ def load_prior(
     encoders (default float32). Text encoders are loaded when the first text comes. Raises ValueError, in one line,
     for whatever does not exist or cannot be used.
     """
+    if isinstance(dtype, str):  # SHIM
+        from distill3d.priors.speed import fast_dtype
+
+        dtype = fast_dtype(str(device)) if dtype == "auto" else getattr(torch, dtype)
     options = options or PriorOptions()
     where = Where(_device(device), dtype or torch.float32, options.offload)
     path = hub.resolve(name_or_path, half=where.dtype in (torch.float16, torch.bfloat16))

@@ -9,7 +9,7 @@ from distill3d.types import Rendering
 
 
 @torch.no_grad()
-def control_picture(rendering: Rendering, camera_to_world: Tensor, kind: str) -> Tensor:
+def control_image(rendering: Rendering, camera_to_world: Tensor, kind: str) -> Tensor:
     """Pictures [B, 3, H, W] in [0, 1]; kind is "depth" or "normal", camera_to_world [B, 4, 4].
 
     depth: nearness 1 / distance, stretched over what is seen of the object in each view, black behind it
@@ -26,12 +26,12 @@ def control_picture(rendering: Rendering, camera_to_world: Tensor, kind: str) ->
     return normal * normal.new_tensor([-0.5, 0.5, 0.5])[:, None, None] + 0.5
 
 
-def geometry_picture(rendering: Rendering, camera_to_world: Tensor, kind: str) -> Tensor:
+def geometry_image(rendering: Rendering, camera_to_world: Tensor, kind: str) -> Tensor:
     """The shape alone as pictures [B, 3, H, W] in [0, 1] with gradients, camera_to_world [B, 4, 4].
 
     normal: 0.5 n + 0.5 in the camera's frame (red to the right, green up, blue to the viewer) composited as colors
     are, over a plane that faces the viewer: the common normal map, and linear in what was rendered.
-    depth: the nearness that `control_picture` shows, composited over black. How it is stretched depends on the
+    depth: the nearness that `control_image` shows, composited over black. How it is stretched depends on the
     object too, and so do the gradients: moving it as a whole changes nothing but its perspective.
 
     Raises ValueError for another kind, and for normals that were not rendered.

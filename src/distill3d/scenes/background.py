@@ -131,3 +131,6 @@ def harmonics(directions: Tensor) -> Tensor:
         0.59004359 * x * (xx - 3 * yy),
     ]  # fmt: skip
     return torch.stack(terms, -1)
+
+
+BackgroundOptions = ConstantBackground | RandomGray | LearnedBackground

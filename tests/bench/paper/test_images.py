@@ -20,9 +20,10 @@ def test_the_papers_settings():
     rows = {row.name: row for row in Study(("a cat",), scale=7.5).rows}
     assert rows["DDIM"].recipe.steps == rows["SDI, cached noise"].recipe.steps == 50
     cached, inverted = rows["SDI, cached noise"].recipe, rows["SDI, DDIM inversion"].recipe
-    assert (cached.rate, inverted.rate) == (0, 0)  # targets taken whole
-    assert inverted.inversion_scale == -7.5 and inverted.inversion_steps == 10 and inverted.project
-    assert {row.recipe.scale for row in rows.values()} == {7.5, 100}
+    assert (cached.rate, inverted.rate) == (None, None)  # targets taken whole
+    sdi = inverted.objective
+    assert sdi.inversion_scale == -7.5 and sdi.inversion_steps == 10 and inverted.project
+    assert {row.recipe.objective.scale for row in rows.values()} == {7.5, 100}
     half = {row.name: row.recipe.steps for row in Study(("a cat",), steps=25).rows}
     assert half["SDI, DDIM inversion"] == 20 and half["SDS, scale 5"] == 200
 

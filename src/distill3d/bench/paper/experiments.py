@@ -11,18 +11,51 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from distill3d.bench.budget import rows_of_a_step
+from distill3d.bench.budget import nfe_of_a_step
 from distill3d.bench.protocol import Protocol, Variant
-from distill3d.distill.family import TAUGHT
-from distill3d.distill.recipes import Noise, Recipe
+from distill3d.distill.recipes import RECIPES, Recipe, method_settings
+from distill3d.objectives import ESD, SDI, SDS, VSD, Method
 from distill3d.types import Prior
 
-Make = Callable[[Recipe, int], tuple[Variant, ...]]  # recipe, pixels a side that the prior sees -> variants
 TABLE1 = ("sds", "sjc", "vsd", "esd", "hifa", "sdi")  # the rows of the paper's table
 SCALES = (1.0, 7.5, 30.0, 100.0)
 LABELS = {"hifa": "HiFA", "mvdream": "MVDream", "sds_bridge": "SDS-Bridge"}
-LIKE_SDS = ("sjc", "hifa")  # published with the guidance scale of SDS, 100
 FULL_VIEWS, VIEWS = 50, 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What an experiment varies: a recipe by its name, and over how many steps."""
+
+    name: str = "laptop"
+    steps: int | None = None  # None is the recipe's
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe over these steps."""
+        recipe = RECIPES[self.name]
+        return recipe if self.steps is None else dataclasses.replace(recipe, steps=self.steps)
+
+    @property
+    def sdi(self) -> SDI:
+        """The recipe's settings of SDI."""
+        settings = method_settings("sdi", self.name)
+        assert isinstance(settings, SDI)
+        return settings
+
+    @property
+    def sds(self) -> SDS:
+        """The recipe's settings of SDS."""
+        settings = method_settings("sds", self.name)
+        assert isinstance(settings, SDS)
+        return settings
+
+    def variant(self, name: str, objective: Method, **changes: object) -> Variant:
+        """The recipe with an objective and other changes, as a row of the tables."""
+        return Variant(name, dataclasses.replace(self.recipe, objective=objective, **changes))  # type: ignore[arg-type]
+
+
+Make = Callable[[Setting, int], tuple[Variant, ...]]  # setting, pixels per side of the prior's images -> variants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,18 +77,9 @@ def label(method: str) -> str:
     return LABELS.get(method, method.upper())
 
 
-def methods_of(names: Sequence[str], recipe: Recipe) -> tuple[Variant, ...]:
-    """A variant for each method with the recipe's settings; SJC and HiFA take the recipe's scale of SDS.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
-
-    def settings(name: str) -> Recipe:
-        own = recipe.scale is None and name in LIKE_SDS
-        return dataclasses.replace(recipe, scale=recipe.sds.scale) if own else recipe
-
-    return tuple(Variant(label(name), name, settings(name)) for name in names)
+def methods_of(names: Sequence[str], setting: Setting) -> tuple[Variant, ...]:
+    """A variant for each method, with its settings for the recipe; ValueError for an unknown name."""
+    return tuple(setting.variant(label(name), method_settings(name, setting.name)) for name in names)
 
 
 def render_size(image_size: int) -> int:
@@ -69,61 +93,58 @@ def render_size(image_size: int) -> int:
     return min(64, image_size // 2)
 
 
-def ablation(recipe: Recipe, image_size: int) -> tuple[Variant, ...]:
-    """SDS, + render resolution, + annealed t, + DDIM inversion; between the last two all of SDI but its noise.
+def ablation(setting: Setting, image_size: int) -> tuple[Variant, ...]:
+    """SDS, + render resolution, + annealed t, + DDIM inversion; before the last, all of SDI but its noise.
 
-    The paper goes from the third to the last at once. SDI's guidance scale and weight w(t) change there too, and the
-    additional row tells what they do from what the inversion does.
+    The paper goes from the third row to the last at once. SDI's guidance scale and weight w(t) change there too; the
+    additional row separates their effect from that of the inversion.
     """
-    low = render_size(image_size)
-    annealed = dataclasses.replace(recipe.sds, low=recipe.sdi.stop, high=recipe.sdi.start, anneal=True)
-    random = dataclasses.replace(recipe.sdi, noise="random")
+    low, sdi, sds = render_size(image_size), setting.sdi, setting.sds
     return (
-        Variant(f"SDS, {low} px", "sds", dataclasses.replace(recipe, render_size=low)),
-        Variant(f"+ {image_size} px", "sds", recipe),
-        Variant("+ annealed t", "sds", dataclasses.replace(recipe, sds=annealed)),
-        Variant("+ scale and weight of SDI", "sdi", dataclasses.replace(recipe, sdi=random)),
-        Variant("+ DDIM inversion (SDI)", "sdi", recipe),
+        setting.variant(f"SDS, {low} px", sds, render_size=low),
+        setting.variant(f"+ {image_size} px", sds),
+        setting.variant("+ annealed t", dataclasses.replace(sds, low=sdi.stop, high=sdi.start, anneal=True)),
+        setting.variant("+ scale and weight of SDI", dataclasses.replace(sdi, noise="random")),
+        setting.variant("+ DDIM inversion (SDI)", sdi),
     )
 
 
-def noises(recipe: Recipe, image_size: int) -> tuple[Variant, ...]:
+def noises(setting: Setting, image_size: int) -> tuple[Variant, ...]:
     """SDI with each way of finding the noise; the solvers take the inversion's steps and scale."""
-
-    def found_by(noise: Noise) -> Recipe:
-        return dataclasses.replace(recipe, sdi=dataclasses.replace(recipe.sdi, noise=noise))
-
-    names: dict[Noise, str] = {
-        "random": "random noise", "fixed_point": "fixed-point iteration", "descent": "gradient descent",
+    names = {
+        "random": "random noise",
+        "fixed_point": "fixed-point iteration",
+        "descent": "gradient descent",
         "inversion": "DDIM inversion (SDI)",
-    }  # fmt: skip
-    return tuple(Variant(name, "sdi", found_by(noise)) for noise, name in names.items())
+    }
+    return tuple(setting.variant(name, dataclasses.replace(setting.sdi, noise=noise)) for noise, name in names.items())
 
 
-def guidance_scales(recipe: Recipe, scales: Sequence[float] = SCALES) -> tuple[Variant, ...]:
+def guidance_scales(setting: Setting, scales: Sequence[float] = SCALES) -> tuple[Variant, ...]:
     """SDS and SDI at each scale.
 
     Where the recipe inverts at minus SDI's guidance scale, as the paper does, the inversion follows; where it inverts
-    at a scale of its own, that one stays. Raises ValueError for a scale that is no finite number.
+    at a scale of its own, that one stays. Raises ValueError for a scale that is not a finite number.
     """
     if not all(map(math.isfinite, scales)):
         raise ValueError(f"guidance scales must be finite numbers, got {', '.join(map(str, scales))}")
-    mirrored = recipe.sdi.inversion_scale == -recipe.sdi.scale
-
-    def sdi(scale: float) -> Recipe:
-        inversion = -scale if mirrored else recipe.sdi.inversion_scale
-        return dataclasses.replace(recipe, sdi=dataclasses.replace(recipe.sdi, scale=scale, inversion_scale=inversion))
-
-    def sds(scale: float) -> Recipe:
-        return dataclasses.replace(recipe, sds=dataclasses.replace(recipe.sds, scale=scale))
-
-    every = (("sds", sds), ("sdi", sdi))
-    return tuple(Variant(f"{label(m)}, scale {s:g}", m, build(s)) for m, build in every for s in scales)
+    sdi = setting.sdi
+    mirrored = sdi.inversion_scale == -sdi.scale
+    inversion = {scale: -scale if mirrored else sdi.inversion_scale for scale in scales}
+    return (
+        *(setting.variant(f"SDS, scale {s:g}", dataclasses.replace(setting.sds, scale=s)) for s in scales),
+        *(
+            setting.variant(f"SDI, scale {s:g}", dataclasses.replace(sdi, scale=s, inversion_scale=inversion[s]))
+            for s in scales
+        ),
+    )
 
 
 def scale_of(variant: Variant) -> float:
     """The guidance scale of a variant of SDI or SDS."""
-    return variant.recipe.sdi.scale if variant.method == "sdi" else variant.recipe.sds.scale
+    objective = variant.recipe.objective
+    assert isinstance(objective, SDI | SDS)
+    return objective.scale
 
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -131,11 +152,11 @@ EXPERIMENTS: dict[str, Experiment] = {
     for e in (
         Experiment(
             "table1", "Methods of score distillation under one protocol (the paper's main table).",
-            lambda recipe, size: methods_of(TABLE1, recipe), prompts=5,
+            lambda setting, size: methods_of(TABLE1, setting), prompts=5,
         ),
         Experiment(
             "ism", "SDI and interval score matching (ISM) after as many steps.",
-            lambda recipe, size: methods_of(("ism", "sdi"), recipe), prompts=12, full_steps=5000,
+            lambda setting, size: methods_of(("ism", "sdi"), setting), prompts=12, full_steps=5000,
         ),
         Experiment(
             "ablation", "From SDS to SDI, one change after the other (the paper's ablation).", ablation, prompts=6
@@ -143,11 +164,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         Experiment("noise", "SDI with each way of finding the noise.", noises, prompts=3),
         Experiment(
             "cfg", "SDS and SDI at guidance scales from weak to strong.",
-            lambda recipe, size: guidance_scales(recipe), prompts=4, layout="scales",
+            lambda setting, size: guidance_scales(setting), prompts=4, layout="scales",
         ),
         Experiment(
             "diversity", "Objects of one prompt from several seeds.",
-            lambda recipe, size: methods_of(("sds", "sdi"), recipe), prompts=3, seeds=4, layout="seeds",
+            lambda setting, size: methods_of(("sds", "sdi"), setting), prompts=3, seeds=4, layout="seeds",
             panels=("diversity", "clip_score", "sharpness"),
         ),
     )
@@ -163,13 +184,14 @@ def spread(prompts: Sequence[str], count: int) -> tuple[str, ...]:
 def minutes(protocol: Protocol, prior: Prior) -> float:
     """How long a bench takes on one core of a laptop on the bundled prior, about.
 
-    Measured there (docs/results.md): 200 steps of two views take 39 s beside the network and 9.7 ms for each of its
-    rows. Judging and files take 5 s an object; rows of methods that train a companion count twice.
+    Measured there (docs/results.md): 200 steps of two views take 39 s besides the network and 9.7 ms for each network
+    evaluation. Judging and files take 5 s per object; evaluations of methods that train a student count twice.
     """
     seconds = 0.0
     for variant in protocol.variants:
-        rows = rows_of_a_step(variant, prior) * (2 if variant.method in TAUGHT else 1)
-        seconds += 5 + variant.recipe.steps * (0.1 * variant.recipe.views + 0.0097 * rows)
+        students = isinstance(variant.recipe.objective, VSD | ESD)
+        nfe = nfe_of_a_step(variant, prior) * (2 if students else 1)
+        seconds += 5 + variant.recipe.steps * (0.1 * variant.recipe.views + 0.0097 * nfe)
     return seconds * len(protocol.prompts) * len(protocol.seeds) / 60
 
 
@@ -179,13 +201,13 @@ def caption(experiment: Experiment, protocol: Protocol, recipe: str, command: st
     length = " to ".join(f"{n:,}" for n in dict.fromkeys((steps[0], steps[-1])))
     return (
         f"{experiment.title} Prior: {protocol.prior}. Recipe {recipe}, {length} steps. "
-        f"{told_prompts(protocol.prompts)} Seeds: {', '.join(map(str, protocol.seeds))}. Each object judged by "
+        f"{list_prompts(protocol.prompts)} Seeds: {', '.join(map(str, protocol.seeds))}. Each object judged by "
         f"{protocol.views} views of {protocol.size} pixels; bars are 95 % intervals over prompts (over seeds "
         f"where there is one prompt). Made by: {command}"
     )
 
 
-def told_prompts(prompts: Sequence[str], most: int = 12) -> str:
+def list_prompts(prompts: Sequence[str], most: int = 12) -> str:
     """The prompts as a sentence, a long list cut."""
     more = f" and {len(prompts) - most} more (all in the CSV table)" if len(prompts) > most else ""
     return f"Prompts: {'; '.join(prompts[:most])}{more}."

@@ -23,14 +23,15 @@ from torch import Tensor
 import distill3d
 from distill3d.bench import tables
 from distill3d.bench.protocol import locked
-from distill3d.distill.image_recipes import DEFAULT_SCALE, PictureRecipe, picture_recipe
+from distill3d.distill.image_recipes import DEFAULT_SCALE, ImageRecipe, image_recipe
 from distill3d.evaluation.distances import kernel_distance
 from distill3d.evaluation.evaluator import Evaluator
 from distill3d.evaluation.metrics import METRICS, Quantity, RunResult, measure
 from distill3d.files import replacing
-from distill3d.priors.base import FrozenPrior
-from distill3d.priors.options import PriorOptions
-from distill3d.runs.images import finish, prepare, text_conditioning
+from distill3d.runs.config import RunConfig, to_plain
+from distill3d.runs.folder import slug
+from distill3d.runs.images import make_images
+from distill3d.types import Prior
 
 STEPS = 50  # of DDIM
 STRONG = 100.0  # the published guidance scale of SDS
@@ -43,41 +44,36 @@ PANELS = (DISTANCE.name, "clip_score", "sharpness", "saturation")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of the table: a method, its settings, and what is added to the seed."""
+    """A row of the table: a recipe under a name, and what is added to the seed."""
 
     name: str
-    method: str
-    recipe: PictureRecipe
+    recipe: ImageRecipe
     shift: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class Study(RunConfig):
     """What is compared: rows x prompts, all from one seed."""
 
     prompts: tuple[str, ...]
     scale: float = DEFAULT_SCALE
     steps: int = STEPS
-    seed: int = 0
-    prior: str = "toybox"
-    device: str = "cpu"
-    dtype: str = "float32"
-    prior_options: PriorOptions = PriorOptions()
 
     def __post_init__(self) -> None:
         if not self.prompts:
             raise ValueError("a comparison needs at least one prompt")
-        self.rows  # noqa: B018  # refuses scales and steps that cannot be
+        self.rows  # noqa: B018  # rejects scales and steps that are out of range
 
     @property
     def rows(self) -> tuple[Row, ...]:
         """DDIM first; every method has its own number of steps, all of them scaled as DDIM's are."""
 
         def row(name: str, method: str, shift: int = 0, **changes: float) -> Row:
-            recipe = picture_recipe(method)
+            recipe = image_recipe(method)
             steps = round(recipe.steps * self.steps / STEPS) if self.steps != STEPS else recipe.steps
-            settings = {"scale": self.scale, **changes, "steps": max(steps, 1) if self.steps > 0 else self.steps}
-            return Row(name, method, dataclasses.replace(recipe, **settings), shift)
+            objective = dataclasses.replace(recipe.objective, **{"scale": self.scale, **changes})  # type: ignore[type-var]
+            steps = max(steps, 1) if self.steps > 0 else self.steps
+            return Row(name, dataclasses.replace(recipe, steps=steps, objective=objective), shift)
 
         strong = () if f"{self.scale:g}" == f"{STRONG:g}" else (row(f"SDS, scale {STRONG:g}", "sds", scale=STRONG),)
         return (
@@ -96,10 +92,10 @@ class Study:
 
     def key(self, row: Row, prompt: str) -> str:
         """A name for the file of a picture, one for each way to make it."""
-        own = {"row": dataclasses.asdict(row), "prompt": prompt, "version": distill3d.__version__}
-        shared = {n: v for n, v in dataclasses.asdict(self).items() if n not in ("prompts", "scale", "steps")}
-        told = json.dumps([{**own, "row": {**own["row"], "name": ""}}, shared], sort_keys=True)
-        return f"{row.method}-{self.seed + row.shift}-{hashlib.sha256(told.encode()).hexdigest()[:12]}.npz"
+        shared = {n: v for n, v in to_plain(self).items() if n not in ("prompts", "scale", "steps")}
+        own = {"recipe": to_plain(row.recipe), "shift": row.shift, "prompt": prompt, "version": distill3d.__version__}
+        digest = hashlib.sha256(json.dumps([own, shared], sort_keys=True).encode()).hexdigest()[:12]
+        return f"{slug(row.name)}-{self.seed + row.shift}-{digest}.npz"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +121,7 @@ class Pictures:
 
 
 def run_study(
-    out: Path, study: Study, prior: FrozenPrior, evaluator: Evaluator | None,
+    out: Path, study: Study, prior: Prior, evaluator: Evaluator | None,
     on_picture: Callable[[Row, str, bool], None] = lambda row, prompt, made: None,
 ) -> Pictures:  # fmt: skip
     """Makes the pictures that are not there yet and writes table.md, table.tex, table.csv and pictures.csv.
@@ -156,15 +152,15 @@ def run_study(
     return Pictures({name: tuple(row) for name, row in made.items()}, table)
 
 
-def make_picture(path: Path, study: Study, row: Row, prompt: str, prior: FrozenPrior) -> None:
+def make_picture(path: Path, study: Study, row: Row, prompt: str, prior: Prior) -> None:
     """Makes a picture and its file, whole or not at all; an interrupt is passed on."""
     generator = torch.Generator().manual_seed(study.seed + row.shift)
-    painting = finish(prepare(prior, text_conditioning(prior, [prompt]), row.method, row.recipe, generator))
-    if painting.interrupted:
+    made = make_images(prior, [prompt], row.recipe, generator)
+    if made.interrupted:
         raise KeyboardInterrupt
     with replacing(path) as draft, draft.open("wb") as file:
-        image = painting.images[0].float().cpu().numpy()
-        np.savez(file, image=image, cost=[painting.seconds, float(painting.nfe)])
+        image = made.images[0].float().cpu().numpy()
+        np.savez(file, image=image, cost=[made.seconds, float(made.nfe)])
 
 
 def read_picture_file(path: Path) -> Picture:

@@ -1,0 +1,196 @@
+"""A run's folder: its name, config.json, metrics.jsonl, checkpoints and artifacts, and the training loop over them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import platform
+import re
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+import distill3d
+from distill3d.distill.loop import OnStep, Progress, Run, optimize
+from distill3d.files import replacing
+from distill3d.runs.checkpoint import (
+    Checkpointed,
+    has_checkpoint,
+    interrupts_between_steps,
+    load_checkpoint,
+    save_checkpoint,
+)
+from distill3d.runs.config import FORMAT, from_plain, to_plain
+
+CHECKPOINT_SECONDS = 60.0
+T = TypeVar("T")
+
+
+class Trainable(Run, Checkpointed, Protocol):
+    """A run that can be trained in a folder."""
+
+
+class Diverged(ArithmeticError):
+    """A step gave numbers that are not finite; the last checkpoint is from before it."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a training ended."""
+
+    steps: int  # finished, all in all
+    nfe: int
+    seconds: float
+    interrupted: bool = False
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run."""
+
+    path: Path
+
+    @staticmethod
+    def create(out: str | Path, name: str) -> RunFolder:
+        """Makes `out`/<slug of the name>-<random id>. The slug holds letters, digits and dashes only.
+
+        Raises:
+            ValueError: where the folder cannot be made.
+        """
+        path = Path(out) / f"{slug(name)[:48].strip('-') or 'run'}-{secrets.token_hex(3)}"
+        try:
+            path.mkdir(parents=True)
+        except OSError as error:
+            raise ValueError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from error
+        return RunFolder(path)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The folder of the last checkpoint."""
+        return self.path / "checkpoint"
+
+    @property
+    def metrics(self) -> Path:
+        """The log, one line of JSON per step."""
+        return self.path / "metrics.jsonl"
+
+    def write_config(self, kind: str, config: object) -> None:
+        """Writes config.json: what kind of run this is, its configuration, and the versions it ran with."""
+        versions = {
+            "distill3d": distill3d.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "platform": sys.platform,
+        }
+        content = {"format": FORMAT, "kind": kind, **to_plain(config), "versions": versions}
+        with replacing(self.path / "config.json") as draft:
+            draft.write_text(json.dumps(content, indent=2))
+
+    def read_config(self, kind: str, config: type[T]) -> T:
+        """The configuration of a run of this kind ("object", "image" or "comparison").
+
+        Raises:
+            ValueError: where the folder is no run, a run of another kind or of another format, or damaged.
+        """
+        path = self.path / "config.json"
+        if not path.is_file():
+            raise ValueError(f"{self.path} is not a run folder: it has no config.json")
+        try:
+            content = json.loads(path.read_text())
+            found, written = content.pop("kind"), content.pop("format")
+            content.pop("versions", None)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} cannot be read: {type(error).__name__} {error}") from error
+        if found != kind:
+            raise ValueError(f"{self.path} is a run of kind {found!r}; this needs one of kind {kind!r}")
+        if written != FORMAT:
+            raise ValueError(f"{path} has format {written}; this version of distill3d reads format {FORMAT}")
+        try:
+            return from_plain(config, content)
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+
+    def history(self) -> list[dict[str, Any]]:
+        """The logged steps as dicts of `Progress`, up to the first line that was cut off."""
+        steps: list[dict[str, Any]] = []
+        for line in self.metrics.read_text().splitlines() if self.metrics.is_file() else []:
+            try:
+                steps.append(json.loads(line))
+            except ValueError:
+                break
+        return steps
+
+    @contextmanager
+    def log(self, before: list[dict[str, Any]] | None = None) -> Iterator[OnStep]:
+        """Opens the log, truncated to the steps `before`; yields a function that appends a line."""
+        with replacing(self.metrics) as draft:
+            draft.write_text("".join(json.dumps(line) + "\n" for line in before or []))
+        with self.metrics.open("a") as file:
+
+            def append(progress: Progress) -> None:
+                file.write(json.dumps(dataclasses.asdict(progress)) + "\n")
+                file.flush()
+
+            yield append
+
+    def train(self, run: Trainable, total: int, on_step: OnStep = lambda progress: None) -> Training:
+        """Takes the steps of a run up to `total`, from the folder's checkpoint if there is one.
+
+        Writes a checkpoint at the start, every minute and at the end. Ctrl-C ends the loop after the present step,
+        with a checkpoint; a second Ctrl-C ends it at once.
+
+        Raises:
+            Diverged: at a step with numbers that are not finite.
+            ValueError: for a damaged checkpoint.
+        """
+        done, before = 0, []
+        if has_checkpoint(self.checkpoint):
+            done = load_checkpoint(self.checkpoint, run)
+            before = self.history()[:done]  # steps that were logged after the checkpoint are taken again
+        nfe, spent = (before[-1]["nfe"], before[-1]["seconds"]) if before else (0, 0.0)
+        began = saved = time.monotonic()
+        consistent, interrupted, last = True, False, None
+
+        def save() -> None:
+            nonlocal saved
+            save_checkpoint(self.checkpoint, run, done)
+            saved = time.monotonic()
+
+        if not done:
+            save()
+        with self.log(before) as append, interrupts_between_steps() as check_interrupt:
+
+            def after(progress: Progress) -> None:
+                nonlocal done, consistent, last
+                if not all(map(math.isfinite, (progress.loss, progress.penalty, progress.opacity, progress.shape))):
+                    raise Diverged(f"the numbers of step {progress.step} are not finite")
+                last = replace(progress, seconds=round(spent + time.monotonic() - began, 3))
+                done, consistent = progress.step + 1, True
+                append(last)
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    save()
+                on_step(last)
+                check_interrupt()
+                consistent = done == total
+
+            try:
+                consistent = done == total
+                optimize(run, range(done, total), after, nfe)
+            except KeyboardInterrupt:
+                interrupted = True
+        if consistent:
+            save()
+        return Training(done, last.nfe if last else nfe, spent + time.monotonic() - began, interrupted)
+
+
+def slug(text: str) -> str:
+    """A text as letters, digits and single dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -1,0 +1,59 @@
+"""The examples, run at toy size: each does what its first line says, and fits on a screen."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import pytest
+import trimesh
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_is_short(name):
+    lines = (EXAMPLES / f"{name}.py").read_text().splitlines()
+    assert len([line for line in lines if line.strip()]) <= (80 if name.startswith("01") else 40)
+
+
+def test_every_example_is_run():
+    tested = {"02_own_training_loop", "03_own_objective", "04_own_scene", "05_images", "06_texture_a_mesh"}
+    assert set(NAMES) == tested | {"01_sdi_is_ddim", "07_read_a_run"}  # the first is run by test_theorem
+
+
+def test_own_training_loop():
+    brightness = load("02_own_training_loop").main(steps=3)
+    assert len(brightness) == 3 and brightness[0] != brightness[-1]
+
+
+def test_own_objective_and_reading_its_run(tmp_path):
+    result = load("03_own_objective").main(steps=2, out=str(tmp_path))
+    assert result.steps == 2 and (result.folder / "turntable.mp4").is_file()
+
+
+def test_own_scene():
+    scene = load("04_own_scene").main(steps=2)
+    assert bool((scene.colors != 0).any()) and bool(scene.positions.isfinite().all())
+
+
+def test_images(tmp_path):
+    files = load("05_images").main(out=str(tmp_path))
+    assert all(Path(file).is_file() for file in files)
+
+
+def test_texturing_a_mesh_and_reading_the_run(tmp_path, capsys):
+    trimesh.creation.icosphere(subdivisions=2, radius=0.6).export(tmp_path / "ball.glb")
+    result = load("06_texture_a_mesh").main(str(tmp_path / "ball.glb"), "a red apple", steps=2, out=str(tmp_path))
+    assert result.mesh is not None and result.mesh.name == "mesh.glb"
+    moved = tmp_path / "elsewhere"
+    shutil.move(result.folder, moved)
+    summary = load("07_read_a_run").main(str(moved))
+    assert summary["nfe"] > 0 and 0.05 < summary["opacity"] < 0.9 and "'a red apple'" in capsys.readouterr().out
