@@ -29,7 +29,6 @@ from distill3d.meshes.bake import unlit_views
 from distill3d.meshes.files import save_mesh
 from distill3d.meshes.mesh import Mesh, placed, read_mesh, weld, with_texture
 from distill3d.priors.loading import load_prior
-from distill3d.priors.speed import fast_dtype
 from distill3d.runs.objects import Config, generate, load_scene, render_views
 from distill3d.scenes.mesh import MeshOptions, MeshScene
 from distill3d.toybox.world import build
@@ -158,7 +157,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", type=Path, help="write 4 views of each here")
     arguments = parser.parse_args()
-    prior, judge = load_prior("toybox", dtype=fast_dtype("cpu")), ToyboxJudge()
+    prior, judge = load_prior("toybox", dtype="auto"), ToyboxJudge()
     rows, sheet = [], []
     for name, prompt, kind, color, solid in meshes()[: arguments.meshes]:
         path = arguments.out / f"{name}.glb"

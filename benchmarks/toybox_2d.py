@@ -23,7 +23,6 @@ from distill3d.evaluation.images import saturation, sharpness
 from distill3d.export.video import contact_sheet, save_image
 from distill3d.files import replacing
 from distill3d.priors.loading import load_prior
-from distill3d.priors.speed import fast_dtype
 from distill3d.runs.images import make_images
 from distill3d.toybox.captions import COLOR_NAMES, KIND_NAMES, Claim, sentence
 from distill3d.types import Prior
@@ -80,7 +79,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     asked = prompts(arguments.prompts)
     texts = [text for text, _, _ in asked]
-    prior, judge = load_prior(arguments.weights or "toybox", dtype=fast_dtype("cpu")), ToyboxJudge()
+    prior, judge = load_prior(arguments.weights or "toybox", dtype="auto"), ToyboxJudge()
     reference = torch.cat([cell(arguments.out, prior, texts, "ddim", seed, 1)[0] for seed in REFERENCE_SEEDS])
     features = judge.embed_images(reference)
     print("| method | kind and color | score | Frechet distance | sharpness | saturation | seconds | NFE |")

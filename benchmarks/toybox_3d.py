@@ -26,7 +26,6 @@ from distill3d.evaluation.images import edge_concentration, sharpness
 from distill3d.export.video import contact_sheet, save_image
 from distill3d.files import replacing
 from distill3d.priors.loading import load_prior
-from distill3d.priors.speed import fast_dtype
 from distill3d.prompts import ViewPrompts
 from distill3d.runs.objects import render_views
 from distill3d.toybox.captions import COLOR_NAMES, KIND_NAMES, Claim, held_out_pairs, sentence
@@ -122,7 +121,7 @@ def main() -> None:
     arguments = parser.parse_args()
     methods = arguments.methods.split(",")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    prior = load_prior("toybox", dtype=fast_dtype("cpu"))
+    prior = load_prior("toybox", dtype="auto")
     judge = ToyboxJudge()
     clip = Evaluator(judge.folder.parent / "evaluator_clip")
     cells, sheet = [], []

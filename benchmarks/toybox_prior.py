@@ -18,7 +18,6 @@ from distill3d.evaluation.evaluator import ToyboxJudge
 from distill3d.evaluation.images import psnr
 from distill3d.export.video import contact_sheet, save_image
 from distill3d.priors.loading import load_prior
-from distill3d.priors.speed import fast_dtype
 from distill3d.toybox.captions import COLOR_NAMES, KIND_NAMES, VIEW_WORDS, Claim, held_out_pairs, sentence
 from distill3d.toybox.world import View, build, draw, random_view
 from distill3d.types import Conditioning, Prior
@@ -85,7 +84,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="write samples of every kind from front, side and back here")
     parser.add_argument("--world", type=Path, help="write the world's own pictures of the same toys here")
     arguments = parser.parse_args()
-    prior = load_prior(arguments.weights or "toybox", dtype=fast_dtype("cpu"))
+    prior = load_prior(arguments.weights or "toybox", dtype="auto")
     renders, truth = fresh_renders(400)
     with torch.inference_mode():
         again = prior.decode(prior.encode(renders))

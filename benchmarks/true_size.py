@@ -6,19 +6,18 @@ right shape, because text encoders are gone before the first step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from distill3d.diffusion.schedule import Flow, stable_diffusion
-from distill3d.priors.base import FrozenPrior, Where
+from distill3d.priors.base import DeviceConfig, FrozenPrior
 from distill3d.priors.components.autoencoder import Autoencoder
-from distill3d.priors.components.text_cache import Texts
+from distill3d.priors.components.text_cache import TextCache
+from distill3d.priors.components.text_encoders import TextEncoders
 from distill3d.priors.flow import SD3Prior
-from distill3d.priors.sdxl import SDXLPrior
-from distill3d.priors.stable_diffusion import LatentPrior
+from distill3d.priors.stable_diffusion import LatentPrior, SDXLPrior
 from distill3d.types import Condition
 
 SD21_UNET = {
@@ -45,22 +44,15 @@ VAE = {
 MODELS = ("sd21", "sdxl", "sd35")
 
 
-@dataclass(frozen=True)
-class RandomTexts:
-    """Embeddings of the right shape for texts that nobody reads."""
+def random_embeddings(hidden: tuple[int, int], pooled: int | None) -> TextEncoders:
+    """Random embeddings of the right shape: hidden [1, L, C] and, for some models, pooled [1, P]."""
+    generator = torch.Generator().manual_seed(1)
 
-    hidden: tuple[int, int]
-    pooled: int | None
-    generator: torch.Generator
+    def encode(text: str) -> Condition:
+        summary = None if pooled is None else torch.randn(1, pooled, generator=generator)
+        return Condition(torch.randn(1, *hidden, generator=generator), summary)
 
-    def encode(self, text: str) -> Condition:
-        """hidden [1, L, C] and, for some models, pooled [1, P]."""
-        pooled = None if self.pooled is None else torch.randn(1, self.pooled, generator=self.generator)
-        return Condition(torch.randn(1, *self.hidden, generator=self.generator), pooled)
-
-    def modules(self) -> dict[str, nn.Module]:
-        """None."""
-        return {}
+    return TextEncoders(encode, {})
 
 
 def build(
@@ -69,38 +61,38 @@ def build(
     """The prior of a model's size; ValueError for a name that is not in MODELS."""
     import diffusers
 
-    where = Where(torch.device(device), dtype)
+    config = DeviceConfig(torch.device(device), dtype)
     generator = torch.Generator(device).manual_seed(0)
 
-    def autoencoder(**options: Any) -> Autoencoder:
-        vae = random_weights(diffusers.AutoencoderKL, {**VAE, **options}, where, torch.float32, generator)
-        return Autoencoder(vae, where.device, dtype, checkpointing=checkpointing)
+    def autoencoder(**changes: Any) -> Autoencoder:
+        vae = random_weights(diffusers.AutoencoderKL, {**VAE, **changes}, config, torch.float32, generator)
+        return Autoencoder(vae, config.device, dtype, checkpointing=checkpointing)
 
-    def texts(hidden: tuple[int, int], pooled: int | None = None) -> Texts:
-        return Texts(lambda: RandomTexts(hidden, pooled, torch.Generator().manual_seed(1)), where.device)
+    def texts(hidden: tuple[int, int], pooled: int | None = None) -> TextCache:
+        return TextCache(lambda: random_embeddings(hidden, pooled), config.device)
 
     match name:
         case "sd21":
-            unet = random_weights(diffusers.UNet2DConditionModel, SD21_UNET, where, dtype, generator)
-            return LatentPrior(unet, autoencoder(), texts((77, 1024)), stable_diffusion(), "eps", 64, where, name)
+            unet = random_weights(diffusers.UNet2DConditionModel, SD21_UNET, config, dtype, generator)
+            return LatentPrior(unet, autoencoder(), texts((77, 1024)), stable_diffusion(), "eps", 64, config, name)
         case "sdxl":
-            unet = random_weights(diffusers.UNet2DConditionModel, SDXL_UNET, where, dtype, generator)
-            told = texts((77, 2048), 1280)
-            return SDXLPrior(unet, autoencoder(), told, stable_diffusion(), "eps", 128, where, name)
+            unet = random_weights(diffusers.UNet2DConditionModel, SDXL_UNET, config, dtype, generator)
+            text_cache = texts((77, 2048), 1280)
+            return SDXLPrior(unet, autoencoder(), text_cache, stable_diffusion(), "eps", 128, config, name)
         case "sd35":
-            network = random_weights(diffusers.SD3Transformer2DModel, SD35_MEDIUM, where, dtype, generator)
+            network = random_weights(diffusers.SD3Transformer2DModel, SD35_MEDIUM, config, dtype, generator)
             codec = autoencoder(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False)
-            return SD3Prior(network, codec, texts((333, 4096), 2048), Flow(3.0), "velocity", 128, where, name)
+            return SD3Prior(network, codec, texts((333, 4096), 2048), Flow(3.0), "velocity", 128, config, name)
     raise ValueError(f"no model of true size is called {name!r}: use {', '.join(MODELS)}")
 
 
 def random_weights(
-    kind: Any, config: dict[str, Any], where: Where, dtype: torch.dtype, generator: torch.Generator
+    network_class: Any, settings: dict[str, Any], config: DeviceConfig, dtype: torch.dtype, generator: torch.Generator
 ) -> Any:
     """A network of this configuration, made in its final precision: never twice in memory, never as float32."""
     with torch.device("meta"):
-        network = kind(**config)
-    network = nn.Module.to(network, dtype=dtype).to_empty(device=where.device)
+        network = network_class(**settings)
+    network = nn.Module.to(network, dtype=dtype).to_empty(device=config.device)
     with torch.no_grad():
         for tensor in (*network.parameters(), *network.buffers()):
             if tensor.is_floating_point():

@@ -122,7 +122,7 @@ def test_full_is_the_papers_size():
 
 def test_the_command_line_that_repeats_an_experiment():
     assert command_line("cfg", Cfg()) == "distill3d paper cfg"
-    options = PriorOptions(tiling=True, picture_size=64)
+    options = PriorOptions(tiling=True, image_size=64)
     changed = Cfg(full=True, scales=(1.0, 5.0), picture_side=32, prior_options=options)
     typed = command_line("cfg", changed)
     assert cli.parse(typed.split()[1:]) == Paper(changed)

@@ -20,12 +20,12 @@ def fails(capsys, arguments, *parts):
 
 
 def test_generate_with_options_and_texts_per_view(kl_folder, tmp_path):
-    flags = ["--prior", str(kl_folder), "--out", str(tmp_path), "--picture-size", "24", "--checkpointing"]
+    flags = ["--prior", str(kl_folder), "--out", str(tmp_path), "--image-size", "24", "--checkpointing"]
     assert cli.run(["generate", "ein grüner Würfel", "--back", "a plain wall", *flags, *SMALL]) == 0
     (folder,) = tmp_path.iterdir()
     config = read_config(folder)
     assert config.views == {"back": "a plain wall"} and config.prompts.text("back") == "a plain wall"
-    assert config.prior_options.picture_size == 24 and config.prior_options.checkpointing
+    assert config.prior_options.image_size == 24 and config.prior_options.checkpointing
     assert json.loads((folder / "config.json").read_text())["prompt"] == "ein grüner Würfel"
 
 
@@ -66,8 +66,8 @@ def test_mistakes_are_one_line_and_nothing_is_written(kl_folder, tmp_path, capsy
 
 def test_out_of_memory_says_what_helps(kl_folder, tmp_path, capsys):
     """A picture that no machine holds: torch's own refusal, in our words."""
-    flags = ["--prior", str(kl_folder), "--picture-size", str(2**24), "--steps", "1", "--out", str(tmp_path)]
-    fails(capsys, ["image", "a dot", *flags], "out of memory", "--dtype bfloat16", "--picture-size")
+    flags = ["--prior", str(kl_folder), "--image-size", str(2**24), "--steps", "1", "--out", str(tmp_path)]
+    fails(capsys, ["image", "a dot", *flags], "out of memory", "--dtype bfloat16", "--image-size")
 
 
 def test_a_mistake_of_ours_is_none_of_memory(monkeypatch):
@@ -89,7 +89,7 @@ def test_doctor_tells_names_parts_memory_and_speed(kl_folder, capsys):
     from distill3d.priors import load_prior
 
     prior = load_prior(kl_folder, dtype=torch.bfloat16)
-    prior.texts.encoder()
+    prior.text_cache.encoders()
     assert prior.modules().keys() == {"network", "vae", "text_encoder"}
     for part, module in prior.modules().items():
         size = sum(p.numel() * p.element_size() for p in module.parameters()) / 2**20

@@ -30,7 +30,7 @@ every_family = pytest.mark.parametrize("name", NAMES)
 def load(toys):
     def load(name, **options):
         toy = toys(name)
-        return load_prior(toy.folder, options=PriorOptions(picture_size=toy.size, **options))
+        return load_prior(toy.folder, options=PriorOptions(image_size=toy.size, **options))
 
     return load
 
@@ -148,7 +148,7 @@ def test_encode_undoes_what_decode_does_to_the_unit(load, name):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_low_precision_stays_inside(toys, load, name, dtype):
     exact, toy = load(name), toys(name)
-    prior = load_prior(toy.folder, dtype=dtype, options=PriorOptions(picture_size=toy.size))
+    prior = load_prior(toy.folder, dtype=dtype, options=PriorOptions(image_size=toy.size))
     x = torch.randn(2, *prior.sample_shape, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0.5, 0.8])
     eps, wanted = prior.predict(x, t, prior.embed(PROMPTS)), exact.predict(x, t, exact.embed(PROMPTS))

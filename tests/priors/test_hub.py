@@ -77,7 +77,7 @@ def test_unknown_and_withdrawn_names(cache):
 def test_a_snapshot_in_the_cache_is_loaded_offline(cache, monkeypatch, kl_folder, name):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert hub.cached(name) is None
-    fails(name, "is not in the local cache, and offline mode is set: connect once to download it, or give a folder")
+    fails(name, "is not in the local cache, and offline mode is set: connect once to download it, or use a folder")
     cache(hub.SHORT_NAMES["sd15"], kl_folder)
     assert hub.cached(name) == hub.resolve(name)
     prior = load_prior(name)
@@ -111,7 +111,8 @@ def test_a_short_name_is_no_folder_that_happens_to_lie_here(cache, monkeypatch, 
 def test_a_full_disk_is_not_a_missing_network(cache, says):
     says(OSError(errno.ENOSPC, "No space left on device"))
     fails(
-        "sdxl", "cannot be kept in the local cache: No space left on device; make room there, or choose another place"
+        "sdxl",
+        "cannot be saved in the local cache: No space left on device; free space there, or choose another folder",
     )
 
 
@@ -123,10 +124,10 @@ def test_a_withdrawn_model_that_is_still_in_the_cache_is_used(cache, kl_folder):
 def test_answers_of_the_hub_are_told_apart(cache, says):
     response: Any = SimpleNamespace(headers={}, request=None, status_code=403)
     says(errors.GatedRepoError("gated", response=response))
-    fails("sd35", "stable-diffusion-3.5-medium asks for consent: accept its terms on the hub, then type  hf auth login")
+    fails("sd35", "stable-diffusion-3.5-medium is gated: accept its terms on the hub, then type  hf auth login")
     says(errors.RepositoryNotFoundError("gone", response=response))
-    fails("nobody/nothing", "neither a folder here nor a repository on the hub")
-    says(KeyError("a mistake of ours"))
+    fails("nobody/nothing", "neither a local folder nor a repository on the hub")
+    says(KeyError("a bug"))
     with pytest.raises(KeyError):
         hub.resolve("nobody/nothing")
 

@@ -10,8 +10,8 @@ import torch
 from distill3d.cameras import orbit
 from distill3d.objectives import csd, esd, hifa, ism, mvdream, nfsd, noise, sdi, sds, sds_bridge, sjc
 from distill3d.priors import load_prior
-from distill3d.priors.multiview import MultiViewPrior, join_views, told_camera
 from distill3d.priors.options import PriorOptions
+from distill3d.priors.stable_diffusion import MultiViewPrior, camera_embedding_input, join_views
 from distill3d.priors.student import Student
 from distill3d.types import Condition, Conditioning
 
@@ -112,10 +112,10 @@ def test_the_camera_changes_the_answer(prior):
 
 def test_a_camera_is_told_without_its_distance():
     near, far = (orbit([30.0, 120.0], 20.0, d, 40.0).camera_to_world for d in (1.5, 4.0))
-    torch.testing.assert_close(told_camera(near), told_camera(far))
-    position = told_camera(near).view(-1, 4, 4)[:, :3, 3]
+    torch.testing.assert_close(camera_embedding_input(near), camera_embedding_input(far))
+    position = camera_embedding_input(near).view(-1, 4, 4)[:, :3, 3]
     torch.testing.assert_close(position.norm(dim=1), torch.ones(2))
-    torch.testing.assert_close(told_camera(near).view(-1, 4, 4)[:, :3, :3], near[:, :3, :3])
+    torch.testing.assert_close(camera_embedding_input(near).view(-1, 4, 4)[:, :3, :3], near[:, :3, :3])
 
 
 def test_cameras_follow_the_rows_of_a_condition(prior):
@@ -206,25 +206,28 @@ def test_shared_noise_is_that_of_the_first_view(prior):
 
 def test_mistakes_are_named(prior, views_folder, kl_folder, tmp_path):
     x, t, conditioning = randn(8, 4, 8, 8), torch.full((8,), 0.5), told(prior, 2)
-    with pytest.raises(ValueError, match="these conditions carry none"):
+    with pytest.raises(ValueError, match=r"is conditioned on cameras, and there are none: .*with_camera"):
         prior.predict(x, t, prior.embed(["a cat"] * 8))
-    with pytest.raises(ValueError, match="groups of 4 views at one time each, got 6 rows"):
+    with pytest.raises(ValueError, match="groups of 4 views at one time t each, got 6 rows"):
         prior.predict(x[:6], t[:6], conditioning.positive[:6])
-    with pytest.raises(ValueError, match="groups of 4 views at one time each"):
+    with pytest.raises(ValueError, match="groups of 4 views at one time t each"):
         prior.predict(x, torch.linspace(0.1, 0.9, 8), conditioning.positive)
     with pytest.raises(ValueError, match="groups of 4 views, got 6 samples"):
         mvdream().guidance(x[:6], prior, conditioning[torch.arange(6)], step=0, total=1, generator=torch.Generator())
     pushed = dataclasses.replace(conditioning, perp=prior.embed(["a dog"] * 8), perp_weights=torch.full((8, 1), -1.0))
     with pytest.raises(ValueError, match="is a multi-view prior and does not support Perp-Neg; pass --no-perp-neg"):
         mvdream().guidance(x, prior, pushed, step=0, total=1, generator=torch.Generator())
-    with pytest.raises(ValueError, match="is told a camera itself"):
+    with pytest.raises(ValueError, match="cannot be trained: the prior is conditioned on cameras"):
         esd(Student(prior, torch.Generator()))
-    with pytest.raises(ValueError, match="does not take --controlnet"):
+    with pytest.raises(ValueError, match="does not support --controlnet"):
         load_prior(views_folder, options=PriorOptions(controlnet="x"))
     for change, match in (
-        ({"views": 0}, "must be a whole number of 1 or more, got 0"),
-        ({"views": None}, "wants more than text .*mark one of several views as docs/priors.md says"),
-        ({"projection_class_embeddings_input_dim": 12}, "a camera of 16 numbers needs"),
+        ({"views": 0}, "must be an integer of at least 1, got 0"),
+        ({"views": None}, "needs more conditions than a text .*mark a multi-view model as described in docs/priors.md"),
+        (
+            {"projection_class_embeddings_input_dim": 12},
+            "projection_class_embeddings_input_dim 16, got .projection. and 12",
+        ),
     ):
         copy = tmp_path / str(change).replace("'", "")
         shutil.copytree(views_folder, copy)
@@ -234,5 +237,7 @@ def test_mistakes_are_named(prior, views_folder, kl_folder, tmp_path):
         assert "\n" not in str(caught.value)
     shutil.copytree(kl_folder, tmp_path / "plain")
     mark(tmp_path / "plain", views=4)
-    with pytest.raises(ValueError, match="a camera of 16 numbers needs class_embed_type"):
+    with pytest.raises(
+        ValueError, match=r"so class_embed_type must be .projection. and projection_class_embeddings_input_dim 16"
+    ):
         load_prior(tmp_path / "plain")

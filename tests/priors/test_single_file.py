@@ -61,11 +61,11 @@ def clip_name(name):
 @pytest.fixture(scope="module")
 def checkpoint(kl_folder, tmp_path_factory):
     """The model of kl_folder as one file."""
-    from distill3d.priors.components.folder import Parts
+    from distill3d.priors.components.folder import ModelFolder
 
-    parts, tensors = Parts(kl_folder), {}
+    folder, tensors = ModelFolder(kl_folder), {}
     for part, rename in (("unet", unet_name), ("vae", vae_name), ("text_encoder", clip_name)):
-        tensors |= {rename(name): value.contiguous() for name, value in parts.model(part).state_dict().items()}
+        tensors |= {rename(name): value.contiguous() for name, value in folder.model(part).state_dict().items()}
     path = tmp_path_factory.mktemp("single") / "model.safetensors"
     save_file(tensors, path)
     return path
@@ -111,10 +111,14 @@ def test_mistakes_are_named(checkpoint, kl_folder, toys, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     fails(checkpoint, "stable-diffusion-v1-5/stable-diffusion-v1-5 is not in the local cache, and offline mode is set")
     fails(checkpoint, "unknown configuration 'nowhere'", config="nowhere")
-    fails(checkpoint, "does not fit the configuration in .* give one of its family", config=str(toys("sdxl").folder))
+    fails(
+        checkpoint,
+        "does not fit the configuration in .* pass one of its family as --config",
+        config=str(toys("sdxl").folder),
+    )
     other = tmp_path / "other.safetensors"
     save_file({"something": torch.zeros(3)}, other)
-    fails(other, "holds no text-to-image model that is known")
+    fails(other, "is not a known text-to-image model: pass a configuration as --config")
     fails(other, "does not fit the configuration in .*: Failed to load UNet2DConditionModel", config=str(kl_folder))
     fails(tmp_path / "none.safetensors", "there is no file .*none.safetensors")
     other.write_bytes(checkpoint.read_bytes()[:1000])

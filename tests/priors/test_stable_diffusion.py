@@ -39,9 +39,9 @@ def test_embeddings_are_the_pipelines_and_cached(prior, toy):
     text = prior.embed([TEXT, "", TEXT])
     torch.testing.assert_close(text.hidden, torch.cat([theirs, empty, theirs]), rtol=1e-5, atol=1e-5)
     assert (theirs - empty).abs().max() > 0.1  # the toy text encoder does read
-    prior.texts.drop()
+    prior.text_cache.free_encoders()
     torch.testing.assert_close(prior.embed([TEXT]).hidden, text[:1].hidden)
-    assert not prior.texts.modules()  # nothing was loaded again: every text is encoded once
+    assert not prior.text_cache.modules()  # nothing was loaded again: every text is encoded once
 
 
 @pytest.mark.parametrize("steps", [4, 10])
@@ -87,7 +87,7 @@ def test_encode_gradient_against_finite_differences(toy):
 
 def test_frozen_and_float32_outside_in_low_precision(toy):
     prior, exact = load_prior(toy[1], dtype=torch.bfloat16), load_prior(toy[1])
-    prior.embed([""])
+    prior.text_cache.encoders()
     parts = prior.modules()
     assert parts.keys() == {"network", "vae", "text_encoder"}
     for part in parts.values():

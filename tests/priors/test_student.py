@@ -152,13 +152,13 @@ def test_conditions_keep_their_cameras(conditioning):
 
 def test_mistakes_are_named(prior, tmp_path, monkeypatch):
     for options in ({"rank": 0}, {"learning_rate": 0.0}, {"camera_dropout": 2.0}):
-        with pytest.raises(ValueError, match="rank must be 1 or more, learning_rate above 0"):
+        with pytest.raises(ValueError, match="rank must be at least 1, learning_rate above 0"):
             Student(prior, generator(), **options)
     student = Student(prior, generator())
-    with pytest.raises(ValueError, match="no student's checkpoint"):
+    with pytest.raises(ValueError, match="is not a student's checkpoint"):
         student.load(tmp_path / "nothing.safetensors")
     (tmp_path / "text.safetensors").write_text("not this")
-    with pytest.raises(ValueError, match="no student's checkpoint"):
+    with pytest.raises(ValueError, match="is not a student's checkpoint"):
         student.load(tmp_path / "text.safetensors")
     Student(prior, generator(), rank=2).save(tmp_path / "small.safetensors")
     with pytest.raises(ValueError, match="another rank than 4"):

@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from distill3d.priors import load_prior
+from distill3d.priors.components.folder import ModelFolder
 from distill3d.priors.components.text_cache import cache_folder
+from distill3d.priors.components.text_encoders import expand_words
 from distill3d.priors.options import PriorOptions
 from distill3d.types import Condition, Conditioning
 
@@ -51,7 +53,7 @@ def test_texts_of_unlike_length_share_a_batch_and_change_nothing(prior):
 @pytest.mark.parametrize("name", ["sdxl", "if", "sd3", "flux-dev"])
 def test_other_families_read_long_texts_or_say_what_they_leave_out(toys, name):
     toy = toys(name)
-    prior = load_prior(toy.folder, options=PriorOptions(picture_size=toy.size))
+    prior = load_prior(toy.folder, options=PriorOptions(image_size=toy.size))
     text, end = "a cat, " * 20, "a red cube"
     if name == "if":
         text *= 5
@@ -100,14 +102,32 @@ def token_file(path, *vectors, key="emb_params"):
 def test_a_word_of_textual_inversion_stands_for_its_vectors(kl_folder, tmp_path):
     """Taught the vectors of c, a, t under another name, the encoder says of it what it says of them."""
     plain = load_prior(kl_folder)
-    encoder = plain.texts.encoder().clip
-    rows = encoder.encoder.get_input_embeddings().weight[encoder.tokenizer("cat").input_ids[1:-1]]
+    encoder, tokenizer = (
+        plain.text_cache.encoders().modules["text_encoder"],
+        ModelFolder(kl_folder).tokenizer("tokenizer"),
+    )
+    rows = encoder.get_input_embeddings().weight[tokenizer("cat").input_ids[1:-1]]
     file = token_file(tmp_path / "pet.safetensors", *rows)
     wanted = plain.embed(["a cat"]).hidden
     for option, word in ((str(file), "<pet>"), (f"{file}:<mine>", "<mine>")):
         prior = load_prior(kl_folder, options=PriorOptions(token=(option,)))
         torch.testing.assert_close(prior.embed([f"a {word}"]).hidden, wanted)
         torch.testing.assert_close(prior.embed(["a cube"]).hidden, plain.embed(["a cube"]).hidden)
+
+
+def test_a_token_is_a_whole_word(kl_folder, tmp_path):
+    """The name "cat" must not be found in "category", neither by us nor by the tokenizer; "<cat>" is found anywhere."""
+    assert expand_words("a cat, a category, Cat", {"cat": "cat cat_1"}) == "a cat cat_1, a category, Cat"
+    assert expand_words("<cat>s and cat_1", {"<cat>": "X", "cat": "Y", "cat_1": "Z"}) == "Xs and Z"
+    assert expand_words("a dog", {"dog": "cat cat_1", "cat": "Y"}) == "a cat cat_1"  # nothing is replaced twice
+    plain = load_prior(kl_folder)
+    for vectors in ([torch.ones(16)], [torch.ones(16), torch.zeros(16)]):
+        file = token_file(tmp_path / f"{len(vectors)}.safetensors", *vectors)
+        prior = load_prior(kl_folder, options=PriorOptions(token=(f"{file}:cat",)))
+        for text in ("a category", "a scat", "concat", "cats"):
+            torch.testing.assert_close(prior.embed([text]).hidden, plain.embed([text]).hidden)
+        for text in ("a cat", "cat, red", "cat"):
+            assert not torch.equal(prior.embed([text]).hidden, plain.embed([text]).hidden)
 
 
 def test_textual_inversion_for_two_encoders(toys, tmp_path):
@@ -125,11 +145,11 @@ def test_mistaken_tokens_are_named(kl_folder, toys, tmp_path):
 
     fails(kl_folder, tmp_path / "none.safetensors", "there is no file")
     (tmp_path / "pet.pt").touch()
-    fails(kl_folder, tmp_path / "pet.pt", r"is no \.safetensors file; other formats can run code")
+    fails(kl_folder, tmp_path / "pet.pt", r"is not a \.safetensors file; other formats can run code")
     wide = token_file(tmp_path / "pet.safetensors", torch.zeros(7))
-    fails(kl_folder, wide, r"vectors \[1, 7\], the text encoder wants \[V, 16\]")
-    fails(toys("sdxl").folder, wide, "holds emb_params: this model needs clip_l and clip_g")
-    fails(toys("if").folder, wide, "does not take --vae, --controlnet and --token")
+    fails(kl_folder, wide, r"vectors \[1, 7\], the text encoder needs \[V, 16\]")
+    fails(toys("sdxl").folder, wide, "contains emb_params: this model needs clip_l and clip_g")
+    fails(toys("if").folder, wide, "does not support --vae, --controlnet and --token")
     (tmp_path / "pet.safetensors").write_bytes(b"")
     fails(kl_folder, wide, "is damaged")
 
@@ -137,7 +157,7 @@ def test_mistaken_tokens_are_named(kl_folder, toys, tmp_path):
 def test_embeddings_on_disk_spare_the_encoders(kl_folder):
     first = load_prior(kl_folder)
     wanted = first.embed(["a kept text", "another"])
-    first.texts.drop()
+    first.text_cache.free_encoders()
     assert not {"text_encoder"} & first.modules().keys()
     again = load_prior(kl_folder)
     torch.testing.assert_close(again.embed(["another", "a kept text"]).hidden, wanted.hidden.flip(0), rtol=0, atol=0)
@@ -149,21 +169,21 @@ def test_embeddings_on_disk_spare_the_encoders(kl_folder):
 def test_another_model_precision_or_word_finds_nothing_of_this_ones(kl_folder, toys, tmp_path):
     token = token_file(tmp_path / "pet.safetensors", torch.ones(16))
     variants = [
-        {"name_or_path": kl_folder},
-        {"name_or_path": kl_folder, "dtype": torch.bfloat16},
-        {"name_or_path": kl_folder, "options": PriorOptions(token=(str(token),))},
-        {"name_or_path": toys("zero-snr").folder},
+        {"name": kl_folder},
+        {"name": kl_folder, "dtype": torch.bfloat16},
+        {"name": kl_folder, "options": PriorOptions(token=(str(token),))},
+        {"name": toys("zero-snr").folder},
     ]
     priors = [load_prior(**variant) for variant in variants]
-    assert len({prior.texts._disk.path("a text") for prior in priors}) == len(priors)
-    assert priors[0].texts._disk.path("a text") == load_prior(kl_folder).texts._disk.path("a text")
-    assert priors[0].texts._disk.path("a text") != priors[0].texts._disk.path("a text ")
-    assert load_prior("toybox").texts._disk is None  # smaller than what it would spare
+    assert len({prior.text_cache.disk.path("a text") for prior in priors}) == len(priors)
+    assert priors[0].text_cache.disk.path("a text") == load_prior(kl_folder).text_cache.disk.path("a text")
+    assert priors[0].text_cache.disk.path("a text") != priors[0].text_cache.disk.path("a text ")
+    assert load_prior("toybox").text_cache.disk is None  # smaller than what it would spare
 
 
 def test_a_damaged_or_unwritable_cache_is_only_slower(kl_folder, monkeypatch, tmp_path):
     wanted = load_prior(kl_folder).embed(["some text"]).hidden
-    disk = load_prior(kl_folder).texts._disk
+    disk = load_prior(kl_folder).text_cache.disk
     disk.path("some text").write_bytes(b"torn")
     torch.testing.assert_close(load_prior(kl_folder).embed(["some text"]).hidden, wanted)
     assert disk.read("some text") is not None  # written again

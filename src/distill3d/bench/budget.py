@@ -102,7 +102,7 @@ class _NullPrior(Prior):
 class _NullStudent:
     """A student that predicts zero noise and learns nothing."""
 
-    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, posed: Tensor) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, with_camera: Tensor) -> Tensor:
         return torch.zeros_like(x_t)
 
     def learn(self, x: Tensor, conditioning: Conditioning, generator: Generators) -> int:

@@ -82,9 +82,9 @@ def _time_prior(name: str, device: str, dtype: torch.dtype, options: PriorOption
     from distill3d.priors.loading import load_prior
 
     began = time.monotonic()
-    prior = load_prior(name, device, dtype, options)
+    prior = load_prior(name, device, dtype, options or PriorOptions())
     text = prior.embed([""] * ROWS)
-    prior.texts.encoder()  # embeddings kept on disk would hide what it weighs
+    prior.text_cache.encoders()  # embeddings kept on disk would hide what it weighs
     seconds = time.monotonic() - began
     yield f"prior {name}: loaded in {seconds:.1f} s, pictures of {prior.image_size} px, x {prior.sample_shape}"
     for part, module in prior.modules().items():

@@ -68,11 +68,9 @@ class ViewTexts:
 
 def precision(dtype: Dtype, device: Device) -> str:
     """The name of the precision that a flag means; auto is what is fast on the device."""
-    if dtype != "auto":
-        return dtype
-    from distill3d.priors.speed import fast_dtype
+    from distill3d.priors.base import resolve_dtype
 
-    return str(fast_dtype(device)).removeprefix("torch.")
+    return str(resolve_dtype(dtype, device)).removeprefix("torch.")
 
 
 @contextlib.contextmanager

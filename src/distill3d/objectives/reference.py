@@ -33,8 +33,8 @@ def interval_start(query: Query, x_t: Tensor, kappa: Tensor) -> tuple[Tensor, in
 class Student(Protocol):
     """A second model, of the pictures that are being made rather than of those that are wanted."""
 
-    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, posed: Tensor) -> Tensor:
-        """Noise for N rows; posed [N] (bool) says which of them are told their camera."""
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, with_camera: Tensor) -> Tensor:
+        """Noise for N rows; with_camera [N] (bool) says which are conditioned on their camera."""
         ...
 
     def learn(self, x: Tensor, conditioning: Conditioning, generator: Generators) -> int:
@@ -54,8 +54,8 @@ def student(model: Student, camera: float = 1.0) -> Reference:
     def reference(query: Query, x_t: Tensor, kappa: Tensor) -> tuple[Tensor, int]:
         b = len(x_t)
         rows = torch.arange(b, device=x_t.device).repeat(len(kinds))
-        posed = torch.tensor(kinds, device=x_t.device).repeat_interleave(b)
-        e = model.predict(x_t[rows], query.t[rows], query.conditioning[rows], posed)
+        with_camera = torch.tensor(kinds, device=x_t.device).repeat_interleave(b)
+        e = model.predict(x_t[rows], query.t[rows], query.conditioning[rows], with_camera)
         out = cfg(e[b:], e[:b], camera) if len(kinds) == 2 else e
         return out, len(rows) + model.learn(query.x, query.conditioning, query.generator)
 

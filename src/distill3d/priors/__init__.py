@@ -1,4 +1,4 @@
-"""Frozen 2D models behind one protocol: encode, decode, embed, predict."""
+"""Frozen 2D diffusion models behind one protocol: encode, decode, embed, predict."""
 
 from distill3d.priors.loading import load_prior
 from distill3d.priors.mixture import MixturePrior

@@ -1,49 +1,94 @@
-"""What the diffusers families share: a frozen network behind the Prior protocol, float32 in and out."""
+"""What the priors built on diffusers have in common: a frozen network, an autoencoder, and cached text embeddings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distill3d.diffusion.schedule import Kind, coefficients, to_eps
+from distill3d.diffusion.schedule import Kind, Table, coefficients, to_eps
 from distill3d.priors.components.autoencoder import Codec
-from distill3d.priors.components.folder import freeze
-from distill3d.priors.components.text_cache import Texts
+from distill3d.priors.components.folder import first_line, freeze
+from distill3d.priors.components.text_cache import TextCache
 from distill3d.types import Condition, Prior, Schedule
 
 PREDICTION_KINDS: dict[str, Kind] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
 @dataclass(frozen=True)
-class Where:
-    """On which device and in which precision the denoising network computes."""
+class DeviceConfig:
+    """Device and precision of the denoising network."""
 
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
-    offload: bool = False  # it stays in main memory, and its layers visit the device
+    offload: bool = False  # keep the network in main memory and send its layers to the device one by one
 
     @property
-    def home(self) -> torch.device:
-        """Where the denoising network lies between its calls."""
+    def network_device(self) -> torch.device:
+        """The device that holds the network between its calls."""
         return torch.device("cpu") if self.offload else self.device
 
 
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device of this name: "cpu", "cuda", "cuda:0", "mps"; ValueError if this machine does not have it."""
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"cannot compute on {str(device)!r}: {first_line(error).split('. ')[0]}; use cpu, cuda, cuda:N or mps "
+            "(distill3d doctor lists the devices of this machine)"
+        ) from error
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: str | torch.device = "cpu") -> torch.dtype:
+    """The floating-point type of this name; ValueError for any other.
+
+    "auto" is bfloat16 if the device computes it in hardware, which is about twice as fast, else float32. The
+    parameters of a scene stay float32, and the results of a prior change less than they do between two seeds.
+    """
+    if dtype == "auto":
+        return torch.bfloat16 if _has_bfloat16(str(device).partition(":")[0]) else torch.float32
+    found = DTYPES.get(str(dtype).removeprefix("torch."))
+    if found is None:
+        raise ValueError(f"unknown dtype {str(dtype)!r}: use auto, {', '.join(DTYPES)}")
+    return found
+
+
+def _has_bfloat16(device_type: str) -> bool:
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    # What torch knows about the CPU is not part of its public interface and may disappear.
+    probes = (getattr(torch.cpu, name, bool) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return device_type == "cpu" and any(probe() for probe in probes)
+
+
 class FrozenPrior(Prior):
-    """A model of diffusers as a prior. Each family is a subclass with one method, `ask`: the network's own call."""
+    """A model of diffusers behind the Prior protocol, float32 in and out.
+
+    A model family is a subclass with one method, `model_output`: how its network is called.
+    """
 
     def __init__(
-        self, network: Any, codec: Codec, texts: Texts, schedule: Schedule, kind: Kind, size: int,
-        where: Where | None = None, name: str = "prior",
-    ):  # fmt: skip
-        """Freezes the network in place. kind says what it predicts, size is that of x (not of the pictures)."""
-        where = where or Where()
-        self.name, self.device, self.dtype, self.offload = name, where.device, where.dtype, where.offload
-        self.network = freeze(network, where.home, where.dtype).to(memory_format=torch.channels_last)
-        self.codec, self.texts = codec, texts
+        self,
+        network: Any,
+        codec: Codec,
+        text_cache: TextCache,
+        schedule: Schedule,
+        kind: Kind,
+        size: int,
+        config: DeviceConfig | None = None,
+        name: str = "prior",
+    ):
+        """Freezes the network in place. kind is what the network predicts, size the height and width of x."""
+        config = config or DeviceConfig()
+        self.name, self.device, self.dtype, self.offload = name, config.device, config.dtype, config.offload
+        self.network = freeze(network, config.network_device, config.dtype).to(memory_format=torch.channels_last)
+        self.codec, self.text_cache = codec, text_cache
         self.schedule: Schedule = schedule
         self.kind: Kind = kind
         self.sample_shape = (codec.channels, size, size)
@@ -55,10 +100,12 @@ class FrozenPrior(Prior):
         The mean of the posterior, or a draw from it if a generator is given. Raises ValueError for images of
         another shape.
         """
-        wanted = (3, self.image_size, self.image_size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
-            raise ValueError(f"{self.name} encodes images [B, {', '.join(map(str, wanted))}], "
-                             f"got {list(images.shape)}: resize them first")  # fmt: skip
+        shape = (3, self.image_size, self.image_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != shape:
+            raise ValueError(
+                f"{self.name} encodes images [B, {', '.join(map(str, shape))}], got {list(images.shape)}: "
+                "resize them first"
+            )
         return self.codec.encode(images, generator)
 
     def decode(self, x: Tensor) -> Tensor:
@@ -66,33 +113,41 @@ class FrozenPrior(Prior):
         return self.codec.decode(x)
 
     def embed(self, texts: Sequence[str]) -> Condition:
-        """One row per text; each text is encoded once in the life of the prior."""
-        return self.texts.embed(texts)
+        """One row per text; each text is encoded only once."""
+        return self.text_cache.embed(texts)
 
     def prepare(self, texts: Sequence[str]) -> None:
-        """Embeds all texts of a run, then frees the text encoders; another text would load them again."""
+        """Embeds all texts of a run, then frees the text encoders; a new text would load them again."""
         self.embed(texts)
-        self.texts.drop()
+        self.text_cache.free_encoders()
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """Noise eps [N, *sample_shape] in x_t's dtype: one network call for x_t, t [N] and N rows of text."""
-        out = self.ask(x_t.to(self.dtype), t, condition.to(self.dtype))
+        """Noise eps [N, *sample_shape] in x_t's dtype: one network call for x_t, t [N] and a condition of N rows."""
+        return self.predict_with(self.network, x_t, t, condition)
+
+    def predict_with(self, network: Callable[..., Any], x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """As `predict`, with another network that is called in the same way."""
+        out = self.model_output(network, x_t.to(self.dtype), t, condition.to(self.dtype))
         alpha, sigma = coefficients(self.schedule, t, x_t)
         return to_eps(self.kind, out.to(x_t.dtype), x_t, alpha, sigma).contiguous()
 
-    def ask(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """What the network says at x_t [N, ...] and text in its own precision, t [N] as it came; in its kind."""
+    def model_output(self, network: Callable[..., Any], x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The raw output of the network, of the kind `self.kind`; x_t and condition are in the network's dtype."""
         raise NotImplementedError
 
+    def timestep(self, t: Tensor) -> Tensor:
+        """Times t [N] in [0, 1] as timesteps of the training schedule; only for a schedule with a table."""
+        assert isinstance(self.schedule, Table)
+        return self.schedule.timestep(t)
+
     def modules(self) -> dict[str, nn.Module]:
-        """The networks in memory by part: denoiser, autoencoder, text encoders as far as they are loaded."""
-        return {"network": self.network, **self.codec.modules(), **self.texts.modules()}
+        """The networks in memory by name: the denoiser, the autoencoder, and the text encoders if they are loaded."""
+        return {"network": self.network, **self.codec.modules(), **self.text_cache.modules()}
 
 
 def prediction_kind(config: dict[str, Any]) -> Kind:
     """What a network trained with this scheduler configuration predicts; ValueError if that is not supported."""
     kind = config.get("prediction_type", "epsilon")
     if kind not in PREDICTION_KINDS:
-        allowed = ", ".join(PREDICTION_KINDS)
-        raise ValueError(f"prediction_type {kind!r} is not supported: it must be {allowed}")
+        raise ValueError(f"prediction_type {kind!r} is not supported: it must be {', '.join(PREDICTION_KINDS)}")
     return PREDICTION_KINDS[kind]

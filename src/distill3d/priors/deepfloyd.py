@@ -1,20 +1,21 @@
-"""DeepFloyd IF, first stage: a UNet on pictures of 64 pixels, told a T5 encoder's tokens."""
+"""DeepFloyd IF, first stage: a UNet on images of 64 pixels, conditioned on the tokens of a T5 encoder."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill3d.diffusion.schedule import Table
 from distill3d.priors.base import FrozenPrior, prediction_kind
 from distill3d.priors.components.autoencoder import Pixels
-from distill3d.priors.components.text_encoders import T5
-from distill3d.priors.options import Setup
+from distill3d.priors.components.text_encoders import TextEncoders
+from distill3d.priors.options import PriorBuilder, check_text_width
 from distill3d.types import Condition
 
-PARTS = {
+COMPONENTS = {
     "unet": ("UNet2DConditionModel",),
     "text_encoder": ("T5EncoderModel",),
     "tokenizer": ("T5Tokenizer", "T5TokenizerFast"),
@@ -23,50 +24,35 @@ TOKENS = 77
 
 
 class PixelPrior(FrozenPrior):
-    """A pixel-space diffusion model behind the Prior protocol: x is the picture in [-1, 1]."""
+    """A pixel-space diffusion model behind the Prior protocol: x is the image in [-1, 1]."""
 
-    def ask(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """The UNet's noise; the channels of its learned variance, which only a sampler would use, are dropped."""
-        assert isinstance(self.schedule, Table), "a UNet counts its noise levels"
+    def model_output(self, network: Callable[..., Any], x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The predicted noise of the UNet, without the channels of its learned variance."""
         inputs = x_t.contiguous(memory_format=torch.channels_last)
-        out = self.network(inputs, self.schedule.timestep(t), condition.hidden, return_dict=False)[0]
-        return out[:, : x_t.shape[1]]
+        return network(inputs, self.timestep(t), condition.hidden, return_dict=False)[0][:, : x_t.shape[1]]
 
 
-@dataclass(frozen=True)
-class OneT5:
-    """A T5 encoder, told lower-case texts as IF was."""
+def build(builder: PriorBuilder) -> PixelPrior:
+    """The prior of an IFPipeline folder; ValueError for a later stage, or if components do not fit together."""
+    options = builder.options
+    builder.reject_options("--vae, --controlnet and --token", options.vae, options.controlnet, options.token)
+    unet, scheduler, pixels = builder.network("unet"), builder.folder.config("scheduler"), Pixels()
+    u = unet.config
+    if u.in_channels != pixels.channels or u.out_channels not in (pixels.channels, 2 * pixels.channels):
+        raise ValueError(
+            f"the network maps {u.in_channels} channels to {u.out_channels}: of IF, only the first stage (text to "
+            "image) is supported"
+        )
+    check_text_width(builder.folder.config("text_encoder").get("d_model"), u.encoder_hid_dim or u.cross_attention_dim)
 
-    t5: T5
+    def load() -> TextEncoders:
+        t5 = builder.t5("", TOKENS, masked=True)
 
-    def encode(self, text: str) -> Condition:
-        """hidden [1, 77, C]."""
-        return Condition(self.t5.states(text.lower().strip()))
+        def encode(text: str) -> Condition:
+            return Condition(t5.states(text.lower().strip()))  # IF was trained on lower-case texts
 
-    def modules(self) -> dict[str, nn.Module]:
-        """The encoder."""
-        return {"text_encoder": self.t5.encoder}
+        return TextEncoders(encode, {"text_encoder": t5.encoder})
 
-
-def build(setup: Setup) -> PixelPrior:
-    """The prior of an IFPipeline folder; ValueError for another stage than the first, or an unfit text encoder."""
-    parts, where = setup.parts, setup.where
-    setup.refuse("--vae, --controlnet and --token", setup.options.vae, setup.options.controlnet, setup.options.token)
-    unet, scheduler = setup.network("unet"), parts.config("scheduler")
-    codec, u = Pixels(), unet.config
-    if u.in_channels != codec.channels or u.out_channels not in (codec.channels, 2 * codec.channels):
-        raise ValueError(f"the network maps {u.in_channels} channels to {u.out_channels}: only the first stage of IF, "
-                         "from text to a picture, is supported")  # fmt: skip
-    width, wanted = parts.config("text_encoder").get("d_model"), u.encoder_hid_dim or u.cross_attention_dim
-    if width != wanted:
-        raise ValueError(f"the text encoder gives {width} channels, the network expects {wanted}: "
-                         "the parts belong to different models")  # fmt: skip
-
-    def load() -> OneT5:
-        tokenizer, encoder = parts.tokenizer("tokenizer"), parts.model("text_encoder")
-        return OneT5(T5(tokenizer, encoder, TOKENS, where.device, where.dtype, masked=True))
-
-    return PixelPrior(
-        unet, codec, setup.texts(load), Table.from_config(scheduler), prediction_kind(scheduler),
-        setup.size(u.sample_size, codec.factor, 2 ** (len(u.block_out_channels) - 1)), where, setup.name,
-    )  # fmt: skip
+    schedule, kind = Table.from_config(scheduler), prediction_kind(scheduler)
+    size = builder.sample_size(u.sample_size, pixels.factor, 2 ** (len(u.block_out_channels) - 1))
+    return builder.assemble(PixelPrior, unet, pixels, load, schedule, kind, size)

@@ -1,4 +1,4 @@
-"""The model families that are known, and whether a folder holds a whole one of them."""
+"""The supported model families, and whether a folder contains a complete model of one of them."""
 
 from __future__ import annotations
 
@@ -7,87 +7,88 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill3d.priors import deepfloyd as pixel
-from distill3d.priors import flow, multiview, sdxl
-from distill3d.priors import stable_diffusion as latent
+from distill3d.priors import deepfloyd, flow, stable_diffusion
 from distill3d.priors.base import FrozenPrior
 from distill3d.priors.components.folder import check_weights, config_name, read_json
-from distill3d.priors.options import Setup
+from distill3d.priors.options import PriorBuilder
 
 
 @dataclass(frozen=True)
 class Family:
-    """What a pipeline class of diffusers means here."""
+    """How a pipeline class of diffusers becomes a prior."""
 
-    build: Callable[[Setup], FrozenPrior]
-    parts: Mapping[str, tuple[str, ...]]  # the classes that are supported for each
-    scheduler: str  # how its class name starts
+    build: Callable[[PriorBuilder], FrozenPrior]
+    components: Mapping[str, tuple[str, ...]]  # the supported classes of each
     lora: str  # the class of diffusers that reads its LoRA files
-    optional: tuple[str, ...] = ()
+    flow_matching: bool = False  # whether its scheduler is one for flow matching, rather than one with a table of betas
+    optional: tuple[str, ...] = ()  # components that may be missing
 
 
-VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
-DISCRETE, STRAIGHT = "", "FlowMatch"
 FAMILIES = {
-    "StableDiffusionPipeline": Family(multiview.build, latent.PARTS, DISCRETE, "StableDiffusionLoraLoaderMixin"),
-    "StableDiffusionXLPipeline": Family(sdxl.build, sdxl.PARTS, DISCRETE, "StableDiffusionXLLoraLoaderMixin"),
-    "IFPipeline": Family(pixel.build, pixel.PARTS, DISCRETE, "StableDiffusionLoraLoaderMixin"),
-    "StableDiffusion3Pipeline": Family(
-        flow.build_sd3, flow.SD3_PARTS, STRAIGHT, "SD3LoraLoaderMixin", flow.SD3_OPTIONAL
+    "StableDiffusionPipeline": Family(
+        stable_diffusion.build_stable_diffusion, stable_diffusion.COMPONENTS, "StableDiffusionLoraLoaderMixin"
     ),
-    "FluxPipeline": Family(flow.build_flux, flow.FLUX_PARTS, STRAIGHT, "FluxLoraLoaderMixin"),
+    "StableDiffusionXLPipeline": Family(
+        stable_diffusion.build_sdxl, stable_diffusion.SDXL_COMPONENTS, "StableDiffusionXLLoraLoaderMixin"
+    ),
+    "IFPipeline": Family(deepfloyd.build, deepfloyd.COMPONENTS, "StableDiffusionLoraLoaderMixin"),
+    "StableDiffusion3Pipeline": Family(
+        flow.build_sd3, flow.SD3_COMPONENTS, "SD3LoraLoaderMixin", flow_matching=True, optional=flow.SD3_OPTIONAL
+    ),
+    "FluxPipeline": Family(flow.build_flux, flow.FLUX_COMPONENTS, "FluxLoraLoaderMixin", flow_matching=True),
 }
-# Pipelines that a user may well have, and why they are none of the above.
-WHY_NOT = {
-    "PixArt": "its texts carry a mask of their padding, which a prior does not pass on",
-    "Sana": "its texts carry a mask of their padding, which a prior does not pass on",
-    "MVDream": "its network has a class of its own; save it as docs/priors.md says of models of several views",
-    "ImageDream": "it is told a picture beside the text",
-    "StableDiffusionXLImg2Img": "a refiner knows low noise only; give the base model",
-    "IFSuperResolution": "a later stage is told a picture; give the first stage",
-    "Inpaint": "it is told a picture and a mask; give a text-to-image model",
-    "ControlNet": "give the model without it, and the ControlNet's folder with --controlnet",
-    "LatentConsistency": "it was distilled to a few steps and has no path that could be walked back",
+# Parts of pipeline names that users may well have, and why they are not supported.
+UNSUPPORTED = {
+    "PixArt": "its networks need a mask of the text's padding, which priors do not pass on",
+    "Sana": "its networks need a mask of the text's padding, which priors do not pass on",
+    "MVDream": "its network has a class of its own; save it as docs/priors.md describes for multi-view models",
+    "ImageDream": "it needs an image besides the text",
+    "StableDiffusionXLImg2Img": "a refiner is trained on low noise levels only; use the base model",
+    "IFSuperResolution": "a later stage needs an image; use the first stage",
+    "Inpaint": "it needs an image and a mask; use a text-to-image model",
+    "ControlNet": "use the model without it, and pass the ControlNet's folder as --controlnet",
+    "LatentConsistency": "it is distilled to a few steps, so its sampling path cannot be inverted",
 }
+VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 
 
 def check_folder(folder: Path, weights: bool = True) -> Family:
-    """The family of a folder; raises ValueError unless it holds a complete, undamaged model of a known one.
+    """The family of a folder; raises ValueError unless it contains a complete, undamaged model of a supported one.
 
-    Reads the headers of the weight files only, so that it costs nothing beside loading them; without `weights`
-    they need not be there. Raises ImportError with the command to type if a vocabulary needs a package that is
-    not installed.
+    Reads only the headers of the weight files, which takes no time compared to loading them; without `weights` they
+    need not be there. Raises ImportError with the command to type if a vocabulary needs a missing package.
     """
     if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder} has no model_index.json: give a folder saved with save_pretrained of diffusers")
+        raise ValueError(f"{folder} has no model_index.json: use a folder saved with save_pretrained of diffusers")
     index = read_json(folder / "model_index.json")
-    kind = index.get("_class_name")
-    if kind not in FAMILIES:
-        reason = next((f" ({why})" for part, why in WHY_NOT.items() if part in str(kind)), "")
-        raise ValueError(f"{folder} holds a {kind}{reason}: supported are {', '.join(FAMILIES)}")
-    family = FAMILIES[kind]
-    for part in (*family.parts, "scheduler"):
-        entry = index.get(part)
-        if part in family.optional and (entry is None or entry == [None, None]):
+    pipeline = index.get("_class_name")
+    if pipeline not in FAMILIES:
+        reason = next((f" ({why})" for name, why in UNSUPPORTED.items() if name in str(pipeline)), "")
+        raise ValueError(f"{folder} contains a {pipeline}{reason}: supported are {', '.join(FAMILIES)}")
+    family = FAMILIES[pipeline]
+    for component in (*family.components, "scheduler"):
+        entry = index.get(component)
+        if component in family.optional and (entry is None or entry == [None, None]):
             continue
-        if not isinstance(entry, list) or len(entry) != 2 or entry[1] is None or not (folder / part).is_dir():
-            raise ValueError(f"{folder} lacks its part {part!r}: download or save the model again")
-        if part in family.parts and entry[1] not in family.parts[part]:
-            raise ValueError(f"{folder}: {part} is a {entry[1]}, supported is {' or '.join(family.parts[part])}")
-        config = folder / part / config_name(part)
+        if not isinstance(entry, list) or len(entry) != 2 or entry[1] is None or not (folder / component).is_dir():
+            raise ValueError(f"{folder} has no {component!r}: download or save the model again")
+        supported = family.components.get(component)
+        if supported and entry[1] not in supported:
+            raise ValueError(f"{folder}: {component} is a {entry[1]}, supported is {' or '.join(supported)}")
+        config = folder / component / config_name(component)
         if not config.is_file():
-            raise ValueError(f"{folder} lacks {part}/{config.name}: download or save the model again")
+            raise ValueError(f"{folder} has no {component}/{config.name}: download or save the model again")
         read_json(config)
-        if part.startswith("tokenizer"):
-            _check_vocabulary(folder / part)
-        if weights and part != "scheduler" and not part.startswith("tokenizer"):
-            check_weights(folder / part)
-    _check_scheduler(folder, index["scheduler"][1], family.scheduler)
+        if component.startswith("tokenizer"):
+            _check_vocabulary(folder / component)
+        elif weights and component != "scheduler":
+            check_weights(folder / component)
+    _check_scheduler(folder, index["scheduler"][1], family.flow_matching)
     return family
 
 
 def _check_vocabulary(folder: Path) -> None:
-    # transformers makes a tokenizer of no words where these are missing.
+    # Without these files transformers makes a tokenizer with an empty vocabulary.
     if not any(all((folder / file).is_file() for file in files) for files in VOCABULARIES):
         allowed = ", or ".join(" and ".join(files) for files in VOCABULARIES)
         raise ValueError(f"{folder} has no vocabulary ({allowed}): download or save the model again")
@@ -101,8 +102,8 @@ def _check_vocabulary(folder: Path) -> None:
             ) from error
 
 
-def _check_scheduler(folder: Path, name: str, start: str) -> None:
-    # EDM's schedulers scale what the network sees; those of flow matching and of tables do not mix.
-    if name.startswith("EDM") or not name.startswith(start) or (start == DISCRETE and name.startswith(STRAIGHT)):
-        wanted = "one for flow matching (FlowMatch...)" if start else "one with a table of betas (DDIM, PNDM, Euler...)"
-        raise ValueError(f"{folder}: scheduler is a {name}, supported is {wanted}")
+def _check_scheduler(folder: Path, name: str, flow_matching: bool) -> None:
+    # The schedulers of EDM also scale the input of the network, which priors do not.
+    if name.startswith("EDM") or name.startswith("FlowMatch") != flow_matching:
+        kinds = ("one with a table of betas (DDIM, PNDM, Euler...)", "one for flow matching (FlowMatch...)")
+        raise ValueError(f"{folder}: scheduler is a {name}, supported is {kinds[flow_matching]}")

@@ -1,7 +1,7 @@
 """A whole model in one .safetensors file, as its authors and most fine-tunings publish it.
 
-The file holds weights only. Configuration and tokenizers are those of the family, from `config` or, a few
-megabytes at most, from the hub; diffusers knows the names of the weights.
+The file contains only weights. Configuration and tokenizers come from the option `config` or, a few megabytes at most,
+from the hub; diffusers converts the names of the weights.
 """
 
 from __future__ import annotations
@@ -14,100 +14,115 @@ import torch
 from torch import nn
 
 from distill3d.priors.components import hub
-from distill3d.priors.components.folder import Parts, first_line, is_out_of_memory, libraries, memory_told, quiet
+from distill3d.priors.components.folder import (
+    ModelFolder,
+    explain_out_of_memory,
+    first_line,
+    is_out_of_memory,
+    libraries,
+    quiet,
+)
 from distill3d.priors.families import check_folder
 
-READERS = ("text_encoder", "tokenizer")  # what the parts that belong to texts are called, with _2 or _3 behind
-
-# What diffusers raises, by its own will or not, for weights that are not those of the configuration.
-MISFITS = (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError)
+TEXT_COMPONENTS = ("text_encoder", "tokenizer")  # or with a suffix, _2 or _3
 
 
 @dataclass(frozen=True)
-class SingleFile(Parts):
-    """The parts of a model in one file: its networks are read first, its text encoders when a text comes.
+class SingleFile(ModelFolder):
+    """The components of a model in one file: its networks are read first, its text encoders with the first text.
 
-    What was handed out is forgotten here, so that dropped text encoders free their memory; they are read again
-    if they are asked for again.
+    A component is handed out only once and then read again, so that freed text encoders do not stay in memory.
     """
 
     _read: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    def model(self, part: str) -> nn.Module:
+    def model(self, component: str) -> nn.Module:
         """A network with its weights; ValueError if the file lacks them, or they do not fit the configuration."""
-        return self._take(part)
+        return self._take(component)
 
-    def tokenizer(self, part: str) -> Any:
-        """A tokenizer, from the folder of the configuration."""
-        return self._take(part)
+    def tokenizer(self, component: str) -> Any:
+        """A tokenizer, from the folder with the configuration."""
+        return self._take(component)
 
-    def _take(self, part: str) -> Any:
-        if part not in self._read:
-            of_texts = part.startswith(READERS)
-            entries = (name for name, entry in self.index.items() if isinstance(entry, list) and self.has(name))
-            self._read.update(self._open([name for name in entries if name.startswith(READERS) == of_texts]))
-        return self._read.pop(part)
+    def _take(self, component: str) -> Any:
+        if component not in self._read:
+            is_text = component.startswith(TEXT_COMPONENTS)
+            names = (name for name, entry in self.index.items() if isinstance(entry, list) and self.has(name))
+            self._read.update(self._open([name for name in names if name.startswith(TEXT_COMPONENTS) == is_text]))
+        return self._read.pop(component)
 
     def _open(self, wanted: list[str]) -> dict[str, Any]:
         diffusers, _ = libraries()
-        from diffusers.loaders.single_file_utils import SingleFileComponentError
-
         with quiet():
             pipeline = getattr(diffusers, self.index["_class_name"])
-        # What a pipeline would load beside that: safety checkers and the like, which no prior has.
+        # None for what a pipeline would also load: safety checkers and the like, which priors do not use.
         others = {name for name, entry in self.index.items() if isinstance(entry, list)}
-        left = dict.fromkeys((others | set(pipeline._optional_components)) - {*wanted, "scheduler"})
-        wanted = [name for name in wanted if name not in left]
-        options: dict[str, Any] = {"torch_dtype": self.dtype, "config": str(self.folder), "local_files_only": True}
-        path = self.checkpoint
-        with quiet(), memory_told(str(path)):
+        unused = dict.fromkeys((others | set(pipeline._optional_components)) - {*wanted, "scheduler"})
+        options: dict[str, Any] = {"torch_dtype": self.dtype, "config": str(self.path), "local_files_only": True}
+        file = str(self.checkpoint)
+        with quiet(), explain_out_of_memory(file):
             try:
-                found = pipeline.from_single_file(str(path), **options, **left).components
-            except (*MISFITS, SingleFileComponentError) as error:
+                found = pipeline.from_single_file(file, **options, **unused).components
+            except Exception as error:  # diffusers raises all kinds for weights of another configuration
                 if is_out_of_memory(error):
                     raise
-                raise ValueError(f"{path} does not fit the configuration in {self.folder}: {first_line(error)}; "
-                                 "give one of its family with --config") from error  # fmt: skip
-        parts = {name: found[name] for name in wanted if found.get(name) is not None}
-        for name, part in parts.items():
-            empty = [k for k, p in part.named_parameters() if p.is_meta] if isinstance(part, nn.Module) else []
-            if empty:
-                raise ValueError(f"{path} holds no weights for {name}: {', '.join(empty[:3])} missing")
-        return parts
+                raise ValueError(
+                    f"{file} does not fit the configuration in {self.path}: {first_line(error)}; pass one of its "
+                    "family as --config"
+                ) from error
+        components = {name: found[name] for name in wanted if found.get(name) is not None}
+        for name, component in components.items():
+            parameters = component.named_parameters() if isinstance(component, nn.Module) else ()
+            if missing := [key for key, p in parameters if p.is_meta]:
+                raise ValueError(f"{file} has no weights for {name}: {', '.join(missing[:3])} missing")
+        return components
 
 
 def open_checkpoint(path: Path, config: str | None, dtype: torch.dtype) -> SingleFile:
-    """The parts of a single-file checkpoint; config is a folder or hub id of the same family.
+    """The components of a single-file checkpoint; config is a folder or hub id of the same family.
 
-    Raises ValueError for other formats, damaged files and families that are unknown.
+    Raises ValueError for other formats, damaged files and unknown families.
     """
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path} is neither a folder nor a .safetensors file; other formats can run code when opened: "
-                         "convert it, or give a folder in diffusers format")  # fmt: skip
-    folder = hub.resolve(config or _family(path), "configuration", weights=False)
+        raise ValueError(
+            f"{path} is neither a folder nor a .safetensors file; other formats can run code when opened: convert it, "
+            "or use a folder in diffusers format"
+        )
+    folder = hub.resolve(config or _config_hub_id(path), "configuration", weights=False)
     check_folder(folder, weights=False)
     return SingleFile(folder, dtype, path)
 
 
-def _family(path: Path) -> str:
-    """The hub id whose configuration fits the names of the weights."""
-    from diffusers.loaders import single_file_utils
+def _config_hub_id(path: Path) -> str:
+    """The hub id of the configuration that fits the names and shapes of the weights."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            shapes = {key: _Shape(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            names = list(file.keys())
+            weights = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"weights file {path} is damaged: {first_line(error)}; download it again") from None
-    kind = single_file_utils.infer_diffusers_model_type(shapes)
-    if kind == "v1" and not any(key.startswith("model.diffusion_model.") for key in shapes):  # what it falls back to
-        raise ValueError(f"{path} holds no text-to-image model that is known: give its configuration with --config")
-    hub_id = single_file_utils.DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"]
+    hub_id = _default_hub_id(weights)
+    if hub_id is None:
+        raise ValueError(f"{path} is not a known text-to-image model: pass a configuration as --config")
     return hub.WITHDRAWN.get(hub_id, hub_id)
 
 
-class _Shape:
-    """A tensor of which only the shape is known: enough to tell families apart without reading gigabytes."""
+def _default_hub_id(weights: dict[str, torch.Tensor]) -> str | None:
+    """The hub id that diffusers associates with these weights; None for an unknown model.
 
-    def __init__(self, shape: list[int]):
-        self.shape = tuple(shape)
+    The only use of tables that are not part of diffusers' public interface; ValueError if this version lacks them.
+    """
+    try:
+        from diffusers.loaders.single_file_utils import DIFFUSERS_DEFAULT_PIPELINE_PATHS, infer_diffusers_model_type
+
+        family = infer_diffusers_model_type(weights)
+        hub_id = DIFFUSERS_DEFAULT_PIPELINE_PATHS[family]["pretrained_model_name_or_path"]
+    except (ImportError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            "the installed version of diffusers cannot tell the family of a single-file checkpoint: pass its "
+            "configuration, a folder or hub id, as --config"
+        ) from error
+    is_v1 = any(name.startswith("model.diffusion_model.") for name in weights)
+    return hub_id if family != "v1" or is_v1 else None  # v1 is also what diffusers returns for unknown weights

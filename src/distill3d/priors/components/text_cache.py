@@ -1,35 +1,28 @@
-"""Texts to embeddings, each encoded once: remembered in memory, and on disk for models with large encoders.
+"""Text embeddings, each computed once: kept in memory, and on disk for models with large text encoders.
 
-Text encoders outweigh some of the networks they serve. They are loaded when a text has to be encoded, not before,
-and can be dropped when all texts of a run are known.
+Text encoders can be larger than the network they serve. They are loaded when a text has to be encoded, not before, and
+can be freed when all texts of a run are known.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distill3d.files import replacing
+from distill3d.priors.components.text_encoders import TextEncoders
 from distill3d.types import Condition
-
-
-class Encoder(Protocol):
-    """The text encoders of one family, loaded."""
-
-    def encode(self, text: str) -> Condition: ...
-    def modules(self) -> dict[str, nn.Module]: ...
 
 
 @dataclass(frozen=True)
 class DiskCache:
-    """A folder of embeddings. `identity` names encoders and revision: another model finds nothing of this one's."""
+    """A folder of embeddings. `identity` identifies the encoders: another model does not read these embeddings."""
 
     folder: Path
     identity: str
@@ -40,7 +33,7 @@ class DiskCache:
         return self.folder / f"{key.hexdigest()}.safetensors"
 
     def read(self, text: str) -> Condition | None:
-        """What was written for a text; None if nothing was, or the file is damaged."""
+        """The embedding of a text; None if there is none, or the file is damaged."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -51,7 +44,7 @@ class DiskCache:
             return None
 
     def write(self, text: str, embedding: Condition) -> None:
-        """Keeps an embedding of one row; a disk that cannot be written to is no mistake, only slower next time."""
+        """Saves an embedding of one row; does nothing if the disk cannot be written to."""
         from safetensors.torch import save_file
 
         tensors = {"hidden": embedding.hidden.cpu().contiguous()}
@@ -71,49 +64,49 @@ def cache_folder() -> Path:
     return Path(own or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distill3d") / "embeddings"
 
 
-class Texts:
-    """What a prior knows of texts: embeddings on its device, float32 where the encoders have a low precision."""
+class TextCache:
+    """The text embeddings of a prior, on its device, and float32 if the encoders have a lower precision."""
 
-    def __init__(self, load: Callable[[], Any], device: str | torch.device, disk: DiskCache | None = None):
-        """load gives the `Encoder`, and is called again if it was dropped and a new text comes."""
-        self._load, self.device, self._disk = load, torch.device(device), disk
-        self._encoder: Encoder | None = None
+    def __init__(self, load: Callable[[], TextEncoders], device: str | torch.device, disk: DiskCache | None = None):
+        """`load` is called when a text has to be encoded, and again after `free_encoders`."""
+        self._load, self.device, self.disk = load, torch.device(device), disk
+        self._encoders: TextEncoders | None = None
         self._known: dict[str, Condition] = {}
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Condition:
-        """One row per text; ValueError where the encoders cannot be loaded."""
+        """One row per text; ValueError if the encoders cannot be loaded."""
         for text in dict.fromkeys(texts):
             if text not in self._known:
                 self._known[text] = self._find(text)
         return Condition.cat([self._known[text] for text in texts])
 
-    def drop(self) -> None:
-        """Frees the encoders' memory. Texts seen so far stay known; a new one loads the encoders again."""
-        self._encoder = None
+    def encoders(self) -> TextEncoders:
+        """The text encoders; loads them if necessary."""
+        if self._encoders is None:
+            self._encoders = self._load()
+        return self._encoders
 
-    def modules(self) -> dict[str, nn.Module]:
-        """The encoders, as far as they are loaded."""
-        return {} if self._encoder is None else self._encoder.modules()
+    def free_encoders(self) -> None:
+        """Frees the memory of the encoders. Known texts stay known; a new one loads the encoders again."""
+        self._encoders = None
 
-    def encoder(self) -> Encoder:
-        """The encoders, loaded if they are not."""
-        if self._encoder is None:
-            self._encoder = self._load()
-        assert self._encoder is not None
-        return self._encoder
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The encoders by name; empty if they are not loaded."""
+        return {} if self._encoders is None else self._encoders.modules
 
     def _find(self, text: str) -> Condition:
-        kept = None if self._disk is None else self._disk.read(text)
-        if kept is None:
-            kept = _precise(self.encoder().encode(text))
-            if self._disk is not None:
-                self._disk.write(text, kept)
-        return Condition(kept.hidden.to(self.device), None if kept.pooled is None else kept.pooled.to(self.device))
+        found = None if self.disk is None else self.disk.read(text)
+        if found is None:
+            found = _each(self.encoders().encode(text), _at_least_float32)
+            if self.disk is not None:
+                self.disk.write(text, found)
+        return _each(found, lambda x: x.to(self.device))
 
 
-def _precise(embedding: Condition) -> Condition:
-    def float32(x):
-        return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+def _each(condition: Condition, change: Callable[[Tensor], Tensor]) -> Condition:
+    return Condition(change(condition.hidden), None if condition.pooled is None else change(condition.pooled))
 
-    return Condition(float32(embedding.hidden), None if embedding.pooled is None else float32(embedding.pooled))
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
