@@ -51,7 +51,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(kl_folder, tmp_path, capsy
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     out = ["--out", str(tmp_path / "runs")]
     image, generate = ["image", "a dot", *out, "--prior"], ["generate", "a dot", *out, "--prior"]
-    fails(capsys, [*generate, "sdxl"], "stable-diffusion-xl-base-1.0 is not in the local cache", "or give a folder")
+    fails(capsys, [*generate, "sdxl"], "stable-diffusion-xl-base-1.0 is not in the local cache", "or use a folder")
     fails(capsys, [*generate, "sdx"], "unknown prior 'sdx'", "toybox, sd15", "hub id")
     fails(capsys, [*image, str(kl_folder), "--lora", "none.safetensors"], "there is no file none.safetensors")
     fails(capsys, [*image, str(kl_folder), "--controlnet", str(kl_folder)], "a picture has none: use generate")
