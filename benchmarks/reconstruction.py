@@ -26,8 +26,8 @@ from distill3d.export.video import contact_sheet, save_image
 from distill3d.render.volume import Sampling
 from distill3d.scenes.fit import Fitting, fit, psnr
 from distill3d.scenes.gaussians import Densification, GaussianOptions
-from distill3d.scenes.hashgrid.encoding import HashLayout
 from distill3d.scenes.hashgrid.field import HashOptions
+from distill3d.scenes.hashgrid.layout import HashLayout
 from distill3d.scenes.mesh import MeshOptions
 from distill3d.scenes.voxels import VoxelOptions
 from distill3d.toybox.world import FOV, ToyMesh, View, build, draw
@@ -57,7 +57,7 @@ def entries() -> dict[str, Entry]:
         first_levels=8,
         sampling=Sampling(samples=80),
     )
-    splats = GaussianOptions(count=2000, densification=Densification(most=6000))
+    splats = GaussianOptions(count=2000, densification=Densification(max_splats=6000))
     return {
         "voxels": Entry("voxel field", lambda toy: voxels.build(), Fitting(600, 2, 0.1), {"smooth_density": 1e-3}),
         "hash": Entry("hash field", lambda toy: hashed.build(), Fitting(200, 2, 0.01)),

@@ -144,7 +144,7 @@ def seams(mesh: Mesh, scene: MeshScene, step: float = 0.01) -> tuple[float, floa
         weights += [np.roll([0.5 - step / 2, 0.5 - step / 2, step], first) for first in (k, m)]
     place = np.array(index), np.array(weights)
     found = mesh.colors(*place).reshape(-1, 2, 3)
-    painted = scene.color(scene.places(*place)).detach().numpy().reshape(-1, 2, 3)
+    painted = scene.color(scene.positions(*place)).detach().numpy().reshape(-1, 2, 3)
     return float(np.abs(np.diff(found, axis=1)).mean()), float(np.abs(np.diff(painted, axis=1)).mean())
 
 

@@ -1,9 +1,9 @@
-"""Camera batches: look-at, orbits, random sampling, rays. The one place of the axis convention.
+"""Camera batches: look-at, orbits, random sampling, rays, projection. The axis convention is defined here.
 
 World: right-handed, z up. Azimuth 0 looks at the front of the object from +x and grows towards +y; elevation
 grows upwards. Camera frame (OpenGL): x right, y up, looking along -z. So at azimuth 0 the image's right is
 the world's +y. Angles are degrees at the API and radians inside. Pixel coordinates are continuous, (0, 0) is
-the top left corner of the picture and the center of the first pixel is (0.5, 0.5).
+the top left corner of the image and the center of the first pixel is (0.5, 0.5).
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import overload
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from distill3d.types import Cameras, Rays
@@ -21,8 +23,10 @@ Range = tuple[float, float]
 Angle = float | Sequence[float] | Tensor
 
 
-def look_at(eye: Tensor, target: Tensor, up: Tensor) -> Tensor:
-    """Poses [..., 4, 4] (camera to world) of cameras at `eye` that look at `target`; all arguments [..., 3].
+def look_at(
+    eye: Float[Tensor, "*b 3"], target: Float[Tensor, "*b 3"], up: Float[Tensor, "*#b 3"]
+) -> Float[Tensor, "*b 4 4"]:
+    """Poses (camera to world) of cameras at `eye` that look at `target`.
 
     Raises:
         ValueError: where the eye is the target or `up` is parallel to the view, so that no pose is defined.
@@ -42,7 +46,7 @@ def orbit(azimuth: Angle, elevation: Angle, distance: Angle, fov: Angle) -> Came
     """Cameras on a sphere about the origin, looking at it; defined at the poles too.
 
     Args:
-        azimuth, elevation, fov: degrees, numbers or B values each; single ones are repeated.
+        azimuth, elevation, fov: degrees, a number or B values each; single values are repeated.
         distance: world units, above 0.
 
     Raises:
@@ -58,7 +62,7 @@ def orbit(azimuth: Angle, elevation: Angle, distance: Angle, fov: Angle) -> Came
 def turntable(n: int, elevation: float, distance: float, fov: float) -> Cameras:
     """`n` views evenly around the object, the first from the front; angles in degrees."""
     if n < 1:
-        raise ValueError(f"a turntable has at least one view, got {n}")
+        raise ValueError(f"a turntable needs at least one view, got {n}")
     return orbit(torch.arange(n) * (360.0 / n), elevation, distance, fov)
 
 
@@ -66,13 +70,13 @@ def turntable(n: int, elevation: float, distance: float, fov: float) -> Cameras:
 class CameraSampler:
     """Ranges (low, high) that random views are drawn from; angles in degrees, distances in world units.
 
-    The azimuths of one batch are evenly spaced over their range with a common random offset, so that a batch
-    sees the object from all around. Elevations are uniform in angle in one half of the draws and uniform on
-    the sphere in the other (DreamFusion, appendix A). Jitters are standard deviations in world units.
+    The azimuths of a batch are evenly spaced over their range with a common random offset, so that a batch sees the
+    object from all around. Elevations are uniform in angle in one half of the draws and uniform on the sphere in the
+    other (DreamFusion, appendix A). Jitters are standard deviations in world units, drawn independently.
 
-    orthogonal: four neighbors in the batch see the object from azimuths 90 degrees apart, at one elevation,
-    distance and field of view, as multi-view priors were trained (MVDream, Shi et al. 2023). It needs the whole
-    circle and no jitter.
+    orthogonal: four neighbors in the batch see the object from azimuths 90 degrees apart, at one elevation, distance
+    and field of view, as multi-view priors were trained (MVDream, Shi et al. 2023). It needs a full circle of
+    azimuths and no jitter.
     """
 
     azimuth: Range = (-180.0, 180.0)
@@ -86,7 +90,7 @@ class CameraSampler:
 
     def __post_init__(self) -> None:
         if self.orthogonal and self.azimuth[1] - self.azimuth[0] != 360:
-            raise ValueError(f"orthogonal views need a whole circle of azimuths, got {self.azimuth}")
+            raise ValueError(f"orthogonal views need a full circle of azimuths, got {self.azimuth}")
         if self.orthogonal and (self.position_jitter or self.target_jitter or self.up_jitter):
             raise ValueError("orthogonal views take no jitter: set position_jitter, target_jitter and up_jitter to 0")
         for name in ("azimuth", "elevation", "distance", "fov"):
@@ -96,23 +100,24 @@ class CameraSampler:
         _check(*(torch.tensor(r) for r in (self.elevation, self.distance, self.fov)))
 
     @property
-    def whole(self) -> float:
-        """Radius of the largest ball about the origin that every view shows whole, jitters aside; world units."""
+    def visible_radius(self) -> float:
+        """Radius of the largest ball about the origin that every view without jitter shows completely; world units."""
         return self.distance[0] * math.sin(math.radians(self.fov[0]) / 2)
 
     def sample(self, batch: int, generator: torch.Generator) -> Cameras:
         """Draws `batch` views, on the CPU; everything random comes from `generator`.
 
-        Raises ValueError for a batch below 1, and for orthogonal views if it is no multiple of 4.
+        Raises:
+            ValueError: for a batch below 1, or one of orthogonal views that is not a multiple of 4.
         """
         if batch < 1:
-            raise ValueError(f"a batch has at least one view, got {batch}")
+            raise ValueError(f"a batch needs at least one view, got {batch}")
         if self.orthogonal:
             return self._quadruples(batch, generator)
 
-        def uniform(span: Range, share: Tensor | None = None) -> Tensor:
-            share = torch.rand(batch, generator=generator) if share is None else share
-            return (span[0] + (span[1] - span[0]) * share).clamp(*span)
+        def uniform(span: Range, u: Tensor | None = None) -> Tensor:
+            u = torch.rand(batch, generator=generator) if u is None else u
+            return (span[0] + (span[1] - span[0]) * u).clamp(*span)
 
         offset = torch.rand(1, generator=generator)
         azimuth = uniform(self.azimuth, (torch.arange(batch) + offset) / batch)
@@ -130,7 +135,7 @@ class CameraSampler:
 
     def _quadruples(self, batch: int, generator: torch.Generator) -> Cameras:
         if batch % 4:
-            raise ValueError(f"orthogonal views come in fours, got {batch}")
+            raise ValueError(f"orthogonal views come in fours: set a batch of 4, 8, ..., got {batch}")
         low, high = self.azimuth
         quarter = replace(self, azimuth=(low, low + 90), orthogonal=False).sample(batch // 4, generator)
         four = quarter[torch.arange(batch // 4).repeat_interleave(4)]
@@ -139,49 +144,66 @@ class CameraSampler:
 
 
 def rays(cameras: Cameras, height: int, width: int) -> Rays:
-    """Rays through the pixel centers of pictures of height x width pixels; row 0 is the top."""
+    """Rays through the pixel centers of images of height x width pixels; row 0 is the top."""
     v, u = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     pixels = torch.stack((u, v), dim=-1).reshape(1, -1, 2).to(cameras.fov_y)
-    local = _directions(cameras, pixels.expand(len(cameras), -1, -1), height, width)
+    focal = focal_length(cameras.fov_y, height)[:, None]
+    local = pixel_directions(pixels.expand(len(cameras), -1, -1), focal, height, width)
     world = local @ cameras.camera_to_world[:, :3, :3].mT
     directions = torch.nn.functional.normalize(world, dim=-1).view(-1, height, width, 3)
     origins = cameras.camera_to_world[:, None, None, :3, 3].expand_as(directions)
     return Rays(origins, directions)
 
 
-def project(cameras: Cameras, points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Where world points [B, N, 3] (or [N, 3], seen by all) fall in the pictures.
+def project(
+    cameras: Cameras, points: Float[Tensor, "#b n 3"] | Float[Tensor, "n 3"], height: int, width: int
+) -> tuple[Float[Tensor, "b n 2"], Float[Tensor, "b n"]]:
+    """Projects world points into the images; points [N, 3] are seen by all cameras.
 
     Returns:
-        pixels [B, N, 2] as (column, row), continuous and not clipped, and depth [B, N] along the optical axis
-        (negative behind the camera, where the pixel means nothing).
+        pixels as (column, row), continuous and not clipped, and depth along the optical axis (negative behind the
+        camera, where the pixel is meaningless).
     """
-    rotation, position = cameras.camera_to_world[:, :3, :3], cameras.camera_to_world[:, None, :3, 3]
-    local = (points - position) @ rotation
+    local = world_to_camera(cameras, points)
     depth = -local[..., 2]
-    focal = _focal(cameras, height)[:, None]
+    focal = focal_length(cameras.fov_y, height)[:, None]
     column = 0.5 * width + focal * local[..., 0] / depth
     row = 0.5 * height - focal * local[..., 1] / depth
     return torch.stack((column, row), dim=-1), depth
 
 
-def unproject(cameras: Cameras, pixels: Tensor, depth: Tensor, height: int, width: int) -> Tensor:
-    """World points [B, N, 3] at pixels [B, N, 2] and depth [B, N] along the optical axis; inverts `project`."""
-    local = _directions(cameras, pixels, height, width) * depth[..., None]
+def unproject(
+    cameras: Cameras, pixels: Float[Tensor, "b n 2"], depth: Float[Tensor, "b n"], height: int, width: int
+) -> Float[Tensor, "b n 3"]:
+    """World points at pixels and depth along the optical axis; inverts `project`."""
+    focal = focal_length(cameras.fov_y, height)[:, None]
+    local = pixel_directions(pixels, focal, height, width) * depth[..., None]
     return local @ cameras.camera_to_world[:, :3, :3].mT + cameras.camera_to_world[:, None, :3, 3]
 
 
-def _directions(cameras: Cameras, pixels: Tensor, height: int, width: int) -> Tensor:
-    """Camera-frame directions [B, N, 3] with depth 1 through pixels [B, N, 2]."""
-    focal = _focal(cameras, height)[:, None]
+def world_to_camera(cameras: Cameras, points: Float[Tensor, "#b n 3"] | Float[Tensor, "n 3"]) -> Float[Tensor, "b n 3"]:
+    """World points in the frame of each camera; points [N, 3] are seen by all."""
+    pose = cameras.camera_to_world.to(points)
+    return (points - pose[:, None, :3, 3]) @ pose[:, :3, :3]
+
+
+def pixel_directions(
+    pixels: Float[Tensor, "*n 2"], focal: Float[Tensor, "*#n"], height: int, width: int
+) -> Float[Tensor, "*n 3"]:
+    """Camera-frame directions with depth 1 through pixels (column, row), for focal lengths in pixels."""
     x = (pixels[..., 0] - 0.5 * width) / focal
     y = (0.5 * height - pixels[..., 1]) / focal
     return torch.stack((x, y, -torch.ones_like(x)), dim=-1)
 
 
-def _focal(cameras: Cameras, height: int) -> Tensor:
-    """Focal length [B] in pixels."""
-    return 0.5 * height / torch.tan(0.5 * cameras.fov_y)
+@overload
+def focal_length(fov_y: float, height: int) -> float: ...
+@overload
+def focal_length(fov_y: Tensor, height: int) -> Tensor: ...
+def focal_length(fov_y, height):
+    """Focal length in pixels of images `height` pixels high, for full vertical angles in radians."""
+    tan = torch.tan if isinstance(fov_y, Tensor) else math.tan
+    return 0.5 * height / tan(0.5 * fov_y)
 
 
 def _frame(azimuth: Tensor, elevation: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,7 +215,7 @@ def _frame(azimuth: Tensor, elevation: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _columns(*values: Angle) -> list[Tensor]:
-    """Floating point tensors [B] out of numbers, sequences and tensors."""
+    """Numbers, sequences and tensors as floating point tensors [B] of one device and precision."""
     tensors = [torch.atleast_1d(torch.as_tensor(v)) for v in values]
     device = next((v.device for v in values if isinstance(v, Tensor)), torch.device("cpu"))
     wide = any(t.dtype == torch.float64 for t in tensors)

@@ -108,8 +108,8 @@ def test_no_method_looks_at_times_above_the_start(method):
 
 def test_a_mesh_to_be_painted_or_begun_with_is_seen_whole():
     for recipe in (*TEXTURE_RECIPES.values(), LAPTOP):
-        assert recipe.cameras.whole == pytest.approx(RADIUS, rel=0.02)
-    assert PAPER.cameras.whole < 0.6  # so meshes are made smaller there
+        assert recipe.cameras.visible_radius == pytest.approx(RADIUS, rel=0.02)
+    assert PAPER.cameras.visible_radius < 0.6  # so meshes are made smaller there
 
 
 @pytest.mark.parametrize(

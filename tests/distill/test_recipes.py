@@ -14,8 +14,8 @@ from distill3d.render.volume import Sampling
 from distill3d.runs.folder import RunFolder
 from distill3d.runs.objects import Config, read_config
 from distill3d.scenes.background import LearnedBackground
-from distill3d.scenes.hashgrid.encoding import HashLayout
 from distill3d.scenes.hashgrid.field import HashOptions
+from distill3d.scenes.hashgrid.layout import HashLayout
 
 
 def test_the_papers_constants():
@@ -24,12 +24,12 @@ def test_the_papers_constants():
     scene = PAPER.scene
     assert isinstance(scene, HashOptions) and scene.half_size == 2
     assert scene.layout == HashLayout(levels=16, features=2, log2_table=19, coarsest=16, finest=4096)
-    assert (scene.first_levels, scene.level_start, scene.level_steps) == (8, 2000, 500)
-    assert (scene.hidden, scene.normals, scene.sampling.samples) == (64, "analytic", 512)
+    assert scene.first_levels == 8 and [scene.levels_at(s, 10000) for s in (2499, 2500, 2999, 3000)] == [8, 9, 9, 10]
+    assert (scene.hidden, scene.sampling.samples) == (64, 512)
     assert (scene.blob, scene.blob_height, scene.blob_radius) == ("magic3d", 10, 0.5)
-    assert (scene.occupancy, scene.refresh) == (32, 16)
+    assert (scene.occupancy_resolution, scene.occupancy_interval) == (32, 16)
     shading = PAPER.shading
-    assert shading is not None and shading.albedo_steps == 1000
+    assert shading is not None and shading.albedo_until * PAPER.steps == 1000
     assert (1 - shading.textureless - shading.lambertian, shading.textureless, shading.lambertian) == pytest.approx(
         (0.7, 0.225, 0.075)
     )
@@ -66,10 +66,10 @@ def small():
     """The paper's recipe with a field of toy size."""
     layout = HashLayout(levels=4, log2_table=8, coarsest=4, finest=16)
     scene = dataclasses.replace(
-        PAPER.scene, layout=layout, first_levels=2, occupancy=8, sampling=Sampling(24, checkpoint=True)
+        PAPER.scene, layout=layout, first_levels=2, occupancy_resolution=8, sampling=Sampling(24, checkpoint=True)
     )
     assert PAPER.shading is not None
-    shading = dataclasses.replace(PAPER.shading, albedo_steps=0, textureless=0.5, lambertian=0.5)
+    shading = dataclasses.replace(PAPER.shading, albedo_until=0.0, textureless=0.5, lambertian=0.5)
     return dataclasses.replace(PAPER, steps=3, scene=scene, shading=shading)
 
 

@@ -8,7 +8,7 @@ import torch
 from distill3d.cameras import orbit, turntable
 from distill3d.distill.regularizers import WeightSchedule, convexity, opaque, orientation, sparsity, z_variance
 from distill3d.render.volume import Sampling
-from distill3d.scenes.hashgrid.encoding import HashLayout
+from distill3d.scenes.hashgrid.layout import HashLayout
 from distill3d.scenes.hashgrid.field import HashOptions
 from distill3d.scenes.voxels import VoxelOptions
 from distill3d.types import Rendering
@@ -100,7 +100,7 @@ LAYOUT = HashLayout(levels=3, log2_table=8, coarsest=3, finest=12)
 SAMPLING = Sampling(24, chunk=100)
 SCENES = {
     "hash": lambda height: HashOptions(
-        layout=LAYOUT, half_size=1.0, first_levels=3, occupancy=8, blob="dreamfusion", blob_height=height,
+        layout=LAYOUT, half_size=1.0, first_levels=3, occupancy_resolution=8, blob="dreamfusion", blob_height=height,
         blob_radius=0.3 if height == 10 else 9.0, sampling=SAMPLING,
     ),
     "voxel": lambda height: VoxelOptions(

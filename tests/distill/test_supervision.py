@@ -47,10 +47,10 @@ class Small:
     """A field in float64 without shortcuts, two cameras, and an analytic prior of pictures of the same size."""
 
     def __init__(self, kind, size=10, **settings):
-        options = VoxelOptions(resolution=5, blob_radius=0.8, sampling=Sampling(24, 0.0, 0.0), occupied=0.0)
+        options = VoxelOptions(resolution=5, blob_radius=0.8, sampling=Sampling(24, 0.0, 0.0), occupancy_threshold=0.0)
         self.field = VoxelField(options).double().eval()
         self.field.raw.data += 0.3 * torch.randn(self.field.raw.shape, generator=seed(1), dtype=torch.float64)
-        self.field.refresh_occupancy()
+        self.field.update_occupancy()
         self.cameras = orbit(torch.tensor([20.0, 140.0], dtype=torch.float64), 15.0, 2.6, 40.0)
         means = torch.rand(2, 3, size, size, generator=seed(2), dtype=torch.float64)
         texts = {f"a hat, {kind} map, {d} view": [0] for d in ("front", "side", "back", "overhead")}

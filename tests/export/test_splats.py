@@ -9,7 +9,7 @@ from plyfile import PlyData, PlyElement
 from distill3d.cameras import Cameras, orbit
 from distill3d.export.splats import TO_VIEWER, load_splats, save_splats
 from distill3d.render.splat import Splats, render_splats
-from distill3d.scenes.gaussian_start import in_ball
+from distill3d.scenes.gaussian_start import splats_in_ball
 from distill3d.scenes.gaussians import GaussianOptions, Gaussians
 
 PARTS = ("means", "quaternions", "log_scales", "opacities", "colors")
@@ -18,7 +18,7 @@ PARTS = ("means", "quaternions", "log_scales", "opacities", "colors")
 @pytest.fixture
 def splats():
     g = torch.Generator().manual_seed(0)
-    ball = in_ball(50, 0.6, 0.7, g)
+    ball = splats_in_ball(50, 0.6, 0.7, g)
     return Splats(
         ball.means,
         ball.quaternions,

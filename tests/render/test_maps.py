@@ -111,12 +111,12 @@ def test_pictures_of_any_view_have_finite_gradients(kind, opacity):
 
 def test_mistakes_are_named():
     rendering, pose = sphere([0.0])
-    with pytest.raises(ValueError, match="by depth or normal, got 'canny'"):
+    with pytest.raises(ValueError, match="a geometry image shows depth or normal, got 'canny'"):
         geometry_image(rendering, pose, "canny")
     with pytest.raises(ValueError, match="depth or normal, got 'canny'"):
         control_image(rendering, pose, "canny")
     bare = Rendering(rendering.rgb, rendering.opacity, rendering.depth, rendering.depth_variance)
-    with pytest.raises(ValueError, match="were not asked for"):
+    with pytest.raises(ValueError, match="render with normals=True"):
         control_image(bare, pose, "normal")
 
 

@@ -1,13 +1,13 @@
-"""What pixels see of a mesh: planes, coverage, textures; and the silhouettes' derivative in the vertices."""
+"""What pixels see of a mesh: planes, coverage; and the silhouettes' derivative in the vertices."""
 
 import math
 
 import pytest
 import torch
 
-from distill3d.cameras import orbit, project, rays, turntable
+from distill3d.cameras import orbit, project, rays, turntable, world_to_camera
 from distill3d.render.edges import antialias, mesh_edges
-from distill3d.render.mesh import see, shrink, texture_lookup, to_camera, vertex_normals
+from distill3d.render.mesh import downsample, rasterize_views, vertex_normals
 
 SQUARE = torch.tensor([[0.0, -0.5, -0.5], [0, 0.5, -0.5], [0, 0.5, 0.5], [0, -0.5, 0.5]])  # faces +x
 TWO = torch.tensor([[0, 1, 2], [0, 2, 3]])
@@ -23,8 +23,8 @@ def soup(count=30, seed=0):
 
 def coverage(vertices, faces, cameras, size):
     """Antialiased opacity [B, size, size]."""
-    seen = see(cameras, vertices, faces, size, size)
-    pixels, along = project(cameras, vertices.expand(len(cameras), -1, -1), size, size)
+    seen = rasterize_views(cameras, vertices, faces, size, size)
+    pixels, along = project(cameras, vertices, size, size)
     depth = torch.where(seen.hit, seen.image(seen.depth[:, None]).detach()[..., 0], math.inf)
     return antialias(seen.hit[..., None].float(), depth, pixels, along, mesh_edges(faces))[..., 0]
 
@@ -37,7 +37,7 @@ def polygon_area(pixels):
 def test_a_pixel_sees_the_face_that_its_ray_meets_first():
     vertices, faces = soup()
     views = turntable(2, 20, 4.0, 40)
-    seen = see(views, vertices, faces, 24, 24)
+    seen = rasterize_views(views, vertices, faces, 24, 24)
     bundle = rays(views, 24, 24)
     a, b, c = vertices.double()[faces].unbind(1)
     origin = bundle.origins.reshape(-1, 1, 3).double()
@@ -64,7 +64,7 @@ def test_the_depth_of_a_tilted_plane_is_that_of_its_formula():
     tilt = torch.tensor([[0.3, 0, 0], [0, 0, 0], [-0.3, 0, 0], [0, 0, 0]])
     vertices = SQUARE + tilt
     normal = torch.linalg.cross(vertices[1] - vertices[0], vertices[2] - vertices[0])
-    seen = see(FRONT, vertices, TWO, 32, 32)
+    seen = rasterize_views(FRONT, vertices, TWO, 32, 32)
     bundle = rays(FRONT, 32, 32)
     ray, origin = bundle.directions[seen.hit], bundle.origins[seen.hit]
     length = ((vertices[0] - origin) @ normal) / (ray @ normal)
@@ -74,7 +74,7 @@ def test_the_depth_of_a_tilted_plane_is_that_of_its_formula():
 def test_places_interpolate_to_the_point_on_the_ray():
     vertices, faces = soup()
     views = turntable(3, 20, 4.0, 40)
-    seen = see(views, vertices, faces, 20, 20)
+    seen = rasterize_views(views, vertices, faces, 20, 20)
     points = seen.interpolate(vertices, faces)
     bundle = rays(views, 20, 20)
     offset = points - bundle.origins[seen.hit]
@@ -84,8 +84,8 @@ def test_places_interpolate_to_the_point_on_the_ray():
 
 
 def test_both_sides_are_drawn_and_the_weights_belong_to_the_corners():
-    front = see(FRONT, SQUARE, TWO, 16, 16)
-    turned = see(FRONT, SQUARE, TWO.flip(1), 16, 16)
+    front = rasterize_views(FRONT, SQUARE, TWO, 16, 16)
+    turned = rasterize_views(FRONT, SQUARE, TWO.flip(1), 16, 16)
     assert torch.equal(front.hit, turned.hit) and front.hit.any()
     torch.testing.assert_close(front.interpolate(SQUARE, TWO), turned.interpolate(SQUARE, TWO.flip(1)))
 
@@ -93,8 +93,8 @@ def test_both_sides_are_drawn_and_the_weights_belong_to_the_corners():
 def test_a_batch_is_its_views_one_by_one():
     vertices, faces = soup()
     views = turntable(3, 20, 4.0, 40)
-    together = see(views, vertices, faces, 16, 16)
-    single = [see(views[i : i + 1], vertices, faces, 16, 16) for i in range(3)]
+    together = rasterize_views(views, vertices, faces, 16, 16)
+    single = [rasterize_views(views[i : i + 1], vertices, faces, 16, 16) for i in range(3)]
     assert torch.equal(together.face, torch.cat([s.face for s in single]))
     assert torch.equal(together.weights, torch.cat([s.weights for s in single]))
     smooth = coverage(vertices, faces, views, 16)
@@ -104,8 +104,8 @@ def test_a_batch_is_its_views_one_by_one():
 def test_faces_behind_the_camera_are_left_out():
     vertices, faces = soup()
     behind = vertices + torch.tensor([8.0, 0, 0])
-    seen = see(FRONT, torch.cat((vertices, behind)), torch.cat((faces, faces + len(vertices))), 16, 16)
-    assert torch.equal(seen.face, see(FRONT, vertices, faces, 16, 16).face)
+    seen = rasterize_views(FRONT, torch.cat((vertices, behind)), torch.cat((faces, faces + len(vertices))), 16, 16)
+    assert torch.equal(seen.face, rasterize_views(FRONT, vertices, faces, 16, 16).face)
 
 
 def test_the_places_derive_in_the_vertices():
@@ -114,39 +114,19 @@ def test_the_places_derive_in_the_vertices():
     cameras = orbit(torch.tensor([10.0], dtype=torch.float64), 20.0, 4.0, 40.0)
 
     def depth(moved):
-        return see(cameras, moved, faces, 12, 12).depth
+        return rasterize_views(cameras, moved, faces, 12, 12).depth
 
     with torch.no_grad():
-        face = see(cameras, vertices, faces, 12, 12).face
+        face = rasterize_views(cameras, vertices, faces, 12, 12).face
     (gradient,) = torch.autograd.grad(depth(vertices).sum(), vertices)
     for index in (0, 4, 9):
         for axis in range(3):
             step = torch.zeros_like(vertices)
             step[index, axis] = 1e-7
             with torch.no_grad():
-                assert torch.equal(see(cameras, vertices + step, faces, 12, 12).face, face)
+                assert torch.equal(rasterize_views(cameras, vertices + step, faces, 12, 12).face, face)
                 slope = (depth(vertices + step).sum() - depth(vertices - step).sum()) / 2e-7
             assert float(gradient[index, axis]) == pytest.approx(float(slope), rel=1e-4, abs=1e-5)
-
-
-def test_look_ups_meet_texel_centers_ramps_and_edges():
-    texture = torch.rand(4, 5, 3, generator=torch.Generator().manual_seed(0))
-    centers = torch.stack(torch.meshgrid((torch.arange(4) + 0.5) / 4, (torch.arange(5) + 0.5) / 5, indexing="ij"), -1)
-    uv = torch.stack((centers[..., 1], 1 - centers[..., 0]), -1).view(-1, 2)
-    torch.testing.assert_close(texture_lookup(texture, uv), texture.view(-1, 3))
-    corner = texture_lookup(texture, torch.tensor([[-1.0, 2.0], [2.0, -1.0]]))
-    torch.testing.assert_close(corner, torch.stack((texture[0, 0], texture[-1, -1])))
-    ramp = torch.arange(6.0).expand(3, 6)[..., None]
-    at = torch.tensor([[0.3, 0.5], [0.7, 0.2]])
-    torch.testing.assert_close(texture_lookup(ramp, at)[:, 0], at[:, 0] * 6 - 0.5)
-
-
-@pytest.mark.parametrize("shape", [(3, 4, 2), (1, 1, 3)])
-def test_look_ups_derive_in_texture_and_place(shape):
-    generator = torch.Generator().manual_seed(0)
-    texture = torch.rand(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
-    uv = torch.rand(6, 2, generator=generator, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(texture_lookup, (texture, uv))
 
 
 def test_an_upright_square_covers_exactly_its_area_but_for_the_corner_pixels():
@@ -197,7 +177,7 @@ def test_a_hidden_outline_changes_nothing():
 def test_an_outline_before_another_surface_has_a_gradient():
     vertices = torch.cat((SQUARE, 0.5 * SQUARE + torch.tensor([0.5, 0, 0]))).requires_grad_()
     faces = torch.cat((TWO, TWO + 4))
-    seen = see(FRONT, vertices, faces, 24, 24)
+    seen = rasterize_views(FRONT, vertices, faces, 24, 24)
     pixels, along = project(FRONT, vertices[None], 24, 24)
     white = seen.image((seen.face[seen.hit] >= 2).float()[:, None])
     depth = torch.where(seen.hit, seen.image(seen.depth[:, None]).detach()[..., 0], math.inf)
@@ -207,10 +187,10 @@ def test_an_outline_before_another_surface_has_a_gradient():
     assert gradient[6, 1] > 0 and gradient[6, 2] > 0 and gradient[4, 1] < 0  # outwards makes it larger
 
 
-def test_shrinking_is_a_mean_and_normals_of_a_ball_point_outwards():
+def test_downsampling_is_a_mean_and_normals_of_a_ball_point_outwards():
     pictures = torch.arange(16.0).view(1, 4, 4, 1)
-    torch.testing.assert_close(shrink(pictures, 2)[0, :, :, 0], torch.tensor([[2.5, 4.5], [10.5, 12.5]]))
-    assert shrink(pictures, 1) is pictures
+    torch.testing.assert_close(downsample(pictures, 2)[0, :, :, 0], torch.tensor([[2.5, 4.5], [10.5, 12.5]]))
+    assert downsample(pictures, 1) is pictures
     import trimesh
 
     ball = trimesh.creation.icosphere(3)
@@ -222,4 +202,4 @@ def test_the_camera_frame_is_that_of_project():
     vertices, _ = soup()
     views = turntable(2, 20, 4.0, 40)
     _, along = project(views, vertices.expand(2, -1, -1), 8, 8)
-    torch.testing.assert_close(-to_camera(views, vertices)[..., 2], along)
+    torch.testing.assert_close(-world_to_camera(views, vertices)[..., 2], along)

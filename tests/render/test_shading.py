@@ -28,8 +28,8 @@ def test_lambert(angle, cosine):
 
 def test_the_recipes_shares_and_lights():
     generator, views, options = torch.Generator().manual_seed(0), turntable(3, 20, 1.7, 50), ShadingOptions()
-    assert {options.draw(s, views, generator).mode for s in range(999)} == {"albedo"}
-    drawn = [options.draw(1000, views, generator) for _ in range(4000)]
+    assert {options.draw(s, 10000, views, generator).mode for s in range(999)} == {"albedo"}
+    drawn = [options.draw(1000, 10000, views, generator) for _ in range(4000)]
     for mode, share in (("albedo", 0.7), ("textureless", 0.225), ("lambertian", 0.075)):
         found = sum(light.mode == mode for light in drawn) / len(drawn)
         assert found == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / len(drawn)))
@@ -41,10 +41,10 @@ def test_the_recipes_shares_and_lights():
 def test_lights_stand_around_the_camera():
     views = orbit(30, 10, 1.7, 50)
     eye = views.camera_to_world[0, :3, 3]
-    on_axis = ShadingOptions(jitter=0).draw(0, views, torch.Generator().manual_seed(0)).position[0]
+    on_axis = ShadingOptions(jitter=0).draw(0, 10000, views, torch.Generator().manual_seed(0)).position[0]
     torch.testing.assert_close(on_axis / on_axis.norm(), eye / eye.norm())
     generator = torch.Generator().manual_seed(0)
-    mean = torch.stack([ShadingOptions().draw(0, views, generator).position[0] for _ in range(2000)]).mean(0)
+    mean = torch.stack([ShadingOptions().draw(0, 10000, views, generator).position[0] for _ in range(2000)]).mean(0)
     assert torch.nn.functional.cosine_similarity(mean, eye, dim=0) > 0.99
 
 

@@ -87,7 +87,7 @@ def test_projection_makes_the_latents_those_of_an_image(prior):
     run = prepare(prior, ["a red dot"], recipe, torch.Generator().manual_seed(0))
     free = run.x().clone()
     with torch.no_grad():
-        run.scene.settle()
+        run.scene.project()
         torch.testing.assert_close(run.scene.render().rgb, prior.encode(prior.decode(free)))
 
 

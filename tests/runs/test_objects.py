@@ -79,15 +79,15 @@ def test_an_interrupted_run_with_a_student_continues_to_the_same_end(kl_folder, 
 
 
 def test_ctrl_c_within_a_step_is_heard_at_its_end(kl_folder, tmp_path, monkeypatch):
-    """Halfway through a step noise is drawn and the field may be hardened: neither may happen twice."""
+    """Halfway through a step noise is drawn and the density may be scaled: neither may happen twice."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent process may have ignored it
-    settings = config(kl_folder, scene=dataclasses.replace(SMALL.scene, harden=((0.5, 1.5),)))
+    settings = config(kl_folder, scene=dataclasses.replace(SMALL.scene, density_gain=((0.5, 1.5),)))
     whole = generate(settings, tmp_path)
     prior, steps = load_prior(str(kl_folder)), []
     encode = prior.encode
 
     def pressed(image):
-        if len(steps) == 2:  # in the third step, which hardens
+        if len(steps) == 2:  # in the third step, which scales the density
             os.kill(os.getpid(), signal.SIGINT)
         return encode(image)
 

@@ -55,5 +55,5 @@ def test_mistakes_are_value_errors(images):
         fit(scene, CAMERAS, images[:5], WHITE)
     with pytest.raises(ValueError, match="no penalty smooth_density"):
         fit(scene, CAMERAS, images, WHITE, penalties={"smooth_density": 1.0})
-    with pytest.raises(ValueError, match="at least one step"):
+    with pytest.raises(ValueError, match="steps and views must be at least 1"):
         Fitting(steps=0)

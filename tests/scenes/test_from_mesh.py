@@ -12,8 +12,8 @@ from distill3d.meshes.mesh import Mesh
 from distill3d.render.raster import column_crossings
 from distill3d.scenes.from_mesh import signed_distance
 from distill3d.scenes.gaussians import GaussianOptions
-from distill3d.scenes.hashgrid.encoding import HashLayout
 from distill3d.scenes.hashgrid.field import HashOptions
+from distill3d.scenes.hashgrid.layout import HashLayout
 from distill3d.scenes.mesh import MeshOptions, MeshScene
 from distill3d.scenes.voxels import VoxelOptions
 from distill3d.toybox.world import build

@@ -4,14 +4,20 @@ import pytest
 import torch
 
 from distill3d.cameras import orbit, turntable
+from distill3d.meshes.mesh import Mesh
 from distill3d.render.splat import Splats
-from distill3d.scenes.gaussian_start import in_ball, on_mesh, turning_up
-from distill3d.scenes.gaussians import NAMES, RESET, Densification, GaussianOptions, Gaussians, half_of_two
+from distill3d.scenes.gaussian_start import rotation_from_z, splats_in_ball, splats_on_mesh
+from distill3d.scenes.gaussians import NAMES, RESET, Densification, GaussianOptions, Gaussians, split_opacity
 from distill3d.types import Lighting
 
 TETRAHEDRON = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
 FACES = torch.tensor([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
-GROW = Densification(start=0.0, stop=1.0, every=2, share=0.5, split_size=0.05)
+GROW = Densification(start=0.0, stop=1.0, every=2, fraction=0.5, split_size=0.05)
+
+
+def colored(vertices, faces, colors):
+    """A mesh with a color for each vertex."""
+    return Mesh(vertices.double().numpy(), faces.numpy(), colors[faces].double().numpy(), colored=True)
 
 
 def grown(count=40, plan=GROW, seed=1):
@@ -36,7 +42,7 @@ def train(scene, optimizer, steps, total=100):
 
 
 def test_a_ball_is_dense_in_the_middle():
-    splats = in_ball(4000, 0.5, 0.1, torch.Generator().manual_seed(0))
+    splats = splats_in_ball(4000, 0.5, 0.1, torch.Generator().manual_seed(0))
     radius = splats.means.norm(dim=1)
     assert radius.max() < 0.5
     # For density ~ r^2 (1 - r / R) the mean is 3/5 R and the share within R / 2 is 4 u^3 - 3 u^4 = 5 / 16.
@@ -48,7 +54,7 @@ def test_a_ball_is_dense_in_the_middle():
 
 def test_a_mesh_is_covered_evenly_in_its_colors():
     paint = torch.eye(4)[:, :3]  # so that a color tells the place: all but the last vertex's weight
-    splats = on_mesh(TETRAHEDRON, FACES, paint, 4000, torch.Generator().manual_seed(0))
+    splats = splats_on_mesh(colored(TETRAHEDRON, FACES, paint), 4000, torch.Generator().manual_seed(0))
     face = torch.stack([splats.means[:, 2], splats.means[:, 1], splats.means[:, 0], 1 - splats.means.sum(1)]).abs()
     distance, nearest = face.min(0)
     assert distance.max() < 1e-6
@@ -60,15 +66,14 @@ def test_a_mesh_is_covered_evenly_in_its_colors():
     outward = torch.tensor([[0.0, 0, -1], [0, -1, 0], [-1, 0, 0], [3**-0.5] * 3])
     torch.testing.assert_close(splats.axes()[:, :, 2], outward[nearest], atol=1e-5, rtol=0)
     assert bool((splats.log_scales.argmin(1) == 2).all())
-    corners = on_mesh(TETRAHEDRON, FACES, paint[FACES], 50, torch.Generator().manual_seed(0))
-    vertex = on_mesh(TETRAHEDRON, FACES, paint, 50, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(corners.colors, vertex.colors)
 
 
 def test_a_mesh_of_splats_looks_like_the_mesh():
     ball = pytest.importorskip("trimesh").creation.icosphere(subdivisions=3, radius=0.6)
     vertices, faces = torch.from_numpy(ball.vertices.copy()), torch.from_numpy(ball.faces.copy())
-    scene = Gaussians(splats=on_mesh(vertices, faces, vertices / 1.2 + 0.5, 3000, torch.Generator().manual_seed(0)))
+    scene = Gaussians(
+        splats=splats_on_mesh(colored(vertices, faces, vertices / 1.2 + 0.5), 3000, torch.Generator().manual_seed(0))
+    )
     out = scene.render(turntable(1, 0, 2.8, 40), 33, torch.ones(1, 3), normals=True)
     assert out.opacity[0, 0, 16, 16] > 0.99 and out.opacity[0, 0, 0, 0] < 0.01
     torch.testing.assert_close(out.depth[0, 0, 16, 16], torch.tensor(2.2), atol=0.02, rtol=0)
@@ -79,13 +84,13 @@ def test_a_mesh_of_splats_looks_like_the_mesh():
 def test_the_z_axis_turns_anywhere():
     directions = torch.nn.functional.normalize(torch.tensor([[1.0, 2, 3], [0, 0, 1], [0, 0, -1], [-1, 0, -1]]), dim=1)
     zero = torch.zeros(4, 3)
-    axes = Splats(zero, turning_up(directions), zero, zero[:, 0], zero).axes()
+    axes = Splats(zero, rotation_from_z(directions), zero, zero[:, 0], zero).axes()
     torch.testing.assert_close(axes[:, :, 2], directions)
 
 
 def test_two_of_half_hide_as_one():
     raw = torch.linspace(-6, 6, 13, dtype=torch.float64)
-    torch.testing.assert_close((1 - half_of_two(raw).sigmoid()).square(), 1 - raw.sigmoid())
+    torch.testing.assert_close((1 - split_opacity(raw).sigmoid()).square(), 1 - raw.sigmoid())
 
 
 def test_the_pulled_ones_are_cloned_or_split_and_the_useless_removed():
@@ -98,9 +103,9 @@ def test_the_pulled_ones_are_cloned_or_split_and_the_useless_removed():
         scene.log_scales[2] = 0.0  # huge
         scene.opacities.fill_(2.0)
         scene.opacities[3] = -9.0  # nearly transparent
-        scene.views.fill_(2.0)
-        scene.pull.copy_(torch.tensor([5.0, 6, 9, 9, 1, 1, 1, 0]))  # 50 % of six
-        scene.views[4] = 1.0
+        scene.gradient_count.fill_(2.0)
+        scene.gradient_sum.copy_(torch.tensor([5.0, 6, 9, 9, 1, 1, 1, 0]))  # 50 % of six
+        scene.gradient_count[4] = 1.0
     before = {name: getattr(scene, name).detach().clone() for name in NAMES}
     moments = optimizer.state[scene.means]["exp_avg"].clone()
     scene.adapt(2, 100, optimizer)
@@ -109,7 +114,7 @@ def test_the_pulled_ones_are_cloned_or_split_and_the_useless_removed():
     assert len(scene) == 9
     assert torch.equal(scene.means[:7], before["means"][torch.tensor([0, 4, 5, 6, 7, 0, 4])])
     cloned = torch.tensor([0, 1, 5, 6])
-    assert torch.equal(scene.opacities[cloned], half_of_two(torch.full((4,), 2.0)))
+    assert torch.equal(scene.opacities[cloned], split_opacity(torch.full((4,), 2.0)))
     torch.testing.assert_close(scene.log_scales[7:].exp(), before["log_scales"][[1, 1]].exp() / 1.6)
     assert not torch.equal(scene.means[7], scene.means[8])
     distance = (scene.means[7:] - before["means"][1]).norm(dim=1)
@@ -117,14 +122,14 @@ def test_the_pulled_ones_are_cloned_or_split_and_the_useless_removed():
     state = optimizer.state[scene.means]
     assert torch.equal(state["exp_avg"][:5], moments[rows]) and bool((state["exp_avg"][5:] == 0).all())
     assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in scene.parameters()}
-    assert scene.pull.shape == (9,) and scene.pull.sum() == scene.views.sum() == 0
+    assert scene.gradient_sum.shape == (9,) and scene.gradient_sum.sum() == scene.gradient_count.sum() == 0
 
 
 def test_halves_lie_as_their_parent_does():
     scene = Gaussians(GaussianOptions(count=1))
     with torch.no_grad():
         scene.log_scales.copy_(torch.tensor([[-1.0, -2.0, -3.0]]))
-    parents = {name: value.repeat(4000, *[1] * (value.ndim - 1)) for name, value in scene._values().items()}
+    parents = {name: value.repeat(4000, *[1] * (value.ndim - 1)) for name, value in scene.named_parameters()}
     means = scene._halves(parents)["means"] - scene.means.detach()
     axes = scene.splats().axes()[0].detach()
     expected = axes @ torch.diag((2 * scene.log_scales[0]).exp()) @ axes.T
@@ -132,13 +137,13 @@ def test_halves_lie_as_their_parent_does():
 
 
 def test_there_are_never_more_than_allowed_nor_none():
-    scene = grown(10, Densification(start=0.0, stop=1.0, every=1, share=1.0, most=15))
+    scene = grown(10, Densification(start=0.0, stop=1.0, every=1, fraction=1.0, max_splats=15))
     optimizer = adam(scene)
     train(scene, optimizer, range(6))
     assert len(scene) == 15
     with torch.no_grad():
         scene.opacities.fill_(-9.0)
-        scene.pull.zero_()
+        scene.gradient_sum.zero_()
     scene.adapt(7, 100, optimizer)
     assert len(scene) == 1
 
@@ -179,7 +184,7 @@ def test_splats_are_lit_from_where_the_light_is():
     ball = pytest.importorskip("trimesh").creation.icosphere(subdivisions=3, radius=0.6)
     vertices, faces = torch.from_numpy(ball.vertices.copy()), torch.from_numpy(ball.faces.copy())
     gray = torch.full((len(vertices), 3), 0.5)
-    scene = Gaussians(splats=on_mesh(vertices, faces, gray, 3000, torch.Generator().manual_seed(0)))
+    scene = Gaussians(splats=splats_on_mesh(colored(vertices, faces, gray), 3000, torch.Generator().manual_seed(0)))
     cameras, black = orbit([0.0, 0.0], [89.9, 0.0], 2.8, 40.0), torch.zeros(2, 3)
     for mode, paint in (("lambertian", 0.5), ("textureless", 1.0)):
         light = Lighting(mode, torch.tensor([[0.0, 0.0, 1e4]] * 2), ambient=0.2, diffuse=0.8)
@@ -209,8 +214,8 @@ def test_training_paints_them():
         (lambda: GaussianOptions(count=0), "count"),
         (lambda: GaussianOptions(opacity=1.0), "opacity"),
         (lambda: Densification(every=0), "every"),
-        (lambda: on_mesh(TETRAHEDRON, FACES[:0], TETRAHEDRON, 9, torch.Generator()), "faces"),
-        (lambda: on_mesh(TETRAHEDRON / 0, FACES, TETRAHEDRON, 9, torch.Generator()), "finite"),
+        (lambda: splats_on_mesh(colored(TETRAHEDRON, FACES[:0], TETRAHEDRON), 9, torch.Generator()), "no area"),
+        (lambda: splats_on_mesh(colored(TETRAHEDRON / 0, FACES, TETRAHEDRON), 9, torch.Generator()), "NaN"),
     ],
 )
 def test_mistakes_are_value_errors(make, words):

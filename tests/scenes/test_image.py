@@ -24,13 +24,13 @@ def test_it_owns_a_copy():
     assert bool((scene.values == 0).all())
 
 
-def test_settling_puts_pixels_back_into_range_and_leaves_the_others():
+def test_projection_puts_pixels_back_into_range_and_leaves_the_others():
     scene = ImageScene(torch.tensor([-0.5, 0.25, 2.0]).reshape(1, 3, 1, 1), unit_range)
-    scene.settle()
+    scene.project()
     assert scene.values.flatten().tolist() == [0.0, 0.25, 1.0]
     assert scene.values.requires_grad and scene.values.grad is None
     free = ImageScene(torch.full((1, 4, 1, 1), 7.0))
-    free.settle()
+    free.project()
     assert bool((free.values == 7).all())
 
 
@@ -43,12 +43,12 @@ def test_latents_are_held_among_those_of_pictures():
 
     scene = ImageScene.encoded(torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)), encode, decode)
     before = scene.values.detach().clone()
-    scene.settle()
+    scene.project()
     torch.testing.assert_close(scene.values.detach(), before)  # an encoded picture stays
-    hold = encodable(encode, decode)
-    far = hold(torch.full((1, 3, 4, 4), 9.0))
+    projection = encodable(encode, decode)
+    far = projection(torch.full((1, 3, 4, 4), 9.0))
     torch.testing.assert_close(far, torch.ones(1, 3, 4, 4))
-    torch.testing.assert_close(hold(far), far)  # a projection: twice is once
+    torch.testing.assert_close(projection(far), far)  # a projection: twice is once
 
 
 def _noise(seed):

@@ -11,7 +11,7 @@ from distill3d.cameras import turntable
 from distill3d.meshes.mesh import Mesh
 from distill3d.render.edges import mesh_edges
 from distill3d.scenes.mesh import MeshOptions, MeshScene, bending
-from distill3d.scenes.surface_grid import Shell
+from distill3d.scenes.surface_grid import SurfaceGrid
 from distill3d.types import Lighting
 
 VIEWS = turntable(3, 20, 2.8, 40)
@@ -88,7 +88,7 @@ def test_the_baked_texture_is_the_paint_and_the_geometry_the_sources():
     )  # fmt: skip
     face, weights = again.source.sample(4000)
     baked = torch.tensor(again.source.colors(face, weights)).float()
-    painted = scene.color(scene.places(face, weights))
+    painted = scene.color(scene.positions(face, weights))
     assert psnr(baked, painted) > 38
     assert (baked - painted).abs().max() < 0.1  # nowhere does a seam show
     assert psnr(again.render(VIEWS, 48, GRAY).rgb, scene.render(VIEWS, 48, GRAY).rgb) > 35
@@ -126,7 +126,7 @@ def test_shape_is_learned_from_silhouettes():
     for _ in range(25):
         optimizer.zero_grad()
         loss = (scene.render(VIEWS, 24, GRAY).opacity - wanted).square().mean()
-        (loss + 3 * scene.edge**4 * scene.penalties()["smooth_shape"]()).backward()
+        (loss + 3 * scene.edge_length**4 * scene.penalties()["smooth_shape"]()).backward()
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.02 * losses[0]
@@ -138,9 +138,9 @@ def test_bending_is_zero_for_a_shift_and_positive_for_a_dent():
     scene = ball(move=0.1)
     edges = mesh_edges(scene.faces)
     shift = torch.ones_like(scene.rest)
-    assert float(bending(shift, edges, scene.edge)) < 1e-10
+    assert float(bending(shift, edges, scene.edge_length)) < 1e-10
     shift[5] += 1
-    assert float(bending(shift, edges, scene.edge)) > 0
+    assert float(bending(shift, edges, scene.edge_length)) > 0
 
 
 def test_bending_means_the_same_on_fine_and_coarse_meshes():
@@ -159,7 +159,7 @@ def test_fitting_values_part_by_part_is_fitting_them_at_once(monkeypatch):
     fitted = []
     for part in (1 << 20, 700):
         monkeypatch.setattr("distill3d.scenes.surface_grid.PART", part)
-        shell = Shell(points, (4, 8, 16))
+        shell = SurfaceGrid(points, (4, 8, 16))
         shell.fit(points, points.abs())
         fitted.append(shell(points))
     torch.testing.assert_close(*fitted, rtol=1e-4, atol=1e-5)
@@ -196,7 +196,7 @@ def test_a_shell_is_the_sum_of_its_lattices():
     """On a shell that holds the whole box, a linear function is met exactly; the gradient is the interpolation's."""
     axis = torch.linspace(-1, 1, 9)
     points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).view(-1, 3)
-    shell = Shell(points, (3, 5), 1)
+    shell = SurfaceGrid(points, (3, 5), 1)
     assert [len(t) for t in shell.tables] == [27, 125]
     z, y, x = torch.meshgrid(*[torch.linspace(-1, 1, 3)] * 3, indexing="ij")
     with torch.no_grad():
@@ -216,5 +216,5 @@ def test_mistakes_are_value_errors(wrong):
 
 
 def test_no_mesh_is_a_value_error():
-    with pytest.raises(ValueError, match="no mesh is named"):
+    with pytest.raises(ValueError, match="no mesh is given"):
         MeshOptions().build()

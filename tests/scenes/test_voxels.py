@@ -9,14 +9,14 @@ from distill3d.cameras import rays, turntable
 from distill3d.render.volume import Sampling, render_rays
 from distill3d.scenes.voxels import VoxelField, VoxelOptions, total_variation
 
-EXACT = VoxelOptions(resolution=16, sampling=Sampling(min_weight=0, min_transmittance=0), occupied=0)
+EXACT = VoxelOptions(resolution=16, sampling=Sampling(min_weight=0, min_transmittance=0), occupancy_threshold=0)
 
 
 def scribbled(options=EXACT, seed=0):
     field = VoxelField(options)
     with torch.no_grad():
         field.raw.copy_(torch.randn(field.raw.shape, generator=torch.Generator().manual_seed(seed)))
-    field.refresh_occupancy()
+    field.update_occupancy()
     return field
 
 
@@ -52,7 +52,7 @@ def test_its_pictures_are_those_of_its_query():
 
 
 def test_the_shortcuts_of_the_default_settings_are_hardly_visible():
-    fine = VoxelField(VoxelOptions(sampling=Sampling(min_weight=0, min_transmittance=0), occupied=0))
+    fine = VoxelField(VoxelOptions(sampling=Sampling(min_weight=0, min_transmittance=0), occupancy_threshold=0))
     fast = VoxelField()
     fast.march_bounds = fine.march_bounds  # the same samples
     assert (picture(fine).rgb - picture(fast).rgb).abs().max() < 0.01
@@ -67,7 +67,7 @@ def test_normals_point_down_the_density():
 
 
 def test_training_looks_at_the_occupancy_again_and_space_can_be_entered_again():
-    field = VoxelField(VoxelOptions(resolution=16, blob_height=0, blob_floor=20, refresh=2))
+    field = VoxelField(VoxelOptions(resolution=16, blob_height=0, blob_floor=20, occupancy_interval=2))
     with torch.no_grad():
         field.raw[..., 0] = -20
         field.raw[7:9, 7:9, 7:9, 0] = 5
@@ -100,11 +100,11 @@ def test_upsampling_keeps_the_function():
     torch.testing.assert_close(after[1], before[1], atol=1e-5, rtol=0)
 
 
-def test_hardening_keeps_the_surface_and_clears_the_fog():
+def test_a_density_gain_keeps_the_surface_and_clears_the_fog():
     field = scribbled()
     middle = field.options.density_scale * math.log(2)
     before = field.density_grid()
-    field.harden(1.5)
+    field.scale_density(1.5)
     after = field.density_grid()
     assert bool(((after > before) == (before > middle)).all())
     logit = lambda d: torch.expm1(d / field.options.density_scale).log()  # noqa: E731  softplus backwards
@@ -112,13 +112,13 @@ def test_hardening_keeps_the_surface_and_clears_the_fog():
 
 
 @pytest.mark.parametrize("total", [1, 3, 10, 200])
-def test_a_run_of_any_length_hardens_once_at_each_share(total):
-    field = VoxelField(VoxelOptions(resolution=4, harden=((0.3, 1.5), (0.7, 2.0))))
+def test_a_run_of_any_length_scales_the_density_once_at_each_fraction(total):
+    field = VoxelField(VoxelOptions(resolution=4, density_gain=((0.3, 1.5), (0.7, 2.0))))
     begin = field._biased().detach().clone()
     optimizer = torch.optim.Adam(field.parameter_groups())
     for step in range(total):
         field.adapt(step, total, optimizer)
-    reached = [times for share, times in field.options.harden if share <= (total - 1) / total]
+    reached = [factor for begin, factor in field.options.density_gain if begin <= (total - 1) / total]
     torch.testing.assert_close(field._biased()[..., 0], math.prod(reached) * begin[..., 0])
     assert torch.equal(field._biased()[..., 1:], begin[..., 1:])
 
@@ -144,10 +144,10 @@ def test_a_few_steps_paint_it():
     assert red[:, 0].min() > 0.85 and red[:, 1:].max() < 0.15
 
 
-@pytest.mark.parametrize("options", [{"resolution": 1}, {"half_size": 0.0}, {"harden": ((0.5, 0.0),)},
-                                     {"refresh": 0}, {"refine": ((0.5, 0.0),)}])  # fmt: skip
+@pytest.mark.parametrize("options", [{"resolution": 1}, {"half_size": 0.0}, {"density_gain": ((0.5, 0.0),)},
+                                     {"occupancy_interval": 0}, {"refine": ((0.5, 0.0),)}])  # fmt: skip
 def test_mistakes_are_value_errors(options):
-    with pytest.raises(ValueError, match=r"resolution|half_size|harden|refresh|refine"):
+    with pytest.raises(ValueError, match=r"resolution|half_size|density_gain|occupancy_interval|refine"):
         VoxelOptions(**options)
 
 

@@ -111,7 +111,7 @@ LAPTOP = Recipe(
     cameras=CameraSampler(elevation=(-8.0, 45.0), distance=(2.6, 3.1), fov=(40.0, 40.0)),
     # At 64 grid points a cell is as wide as a pixel, and every edge as soft.
     scene=VoxelOptions(
-        resolution=64, refine=((0.4, 1.5),), harden=((0.45, 1.3), (0.7, 1.3)), sampling=Sampling(samples=80)
+        resolution=64, refine=((0.4, 1.5),), density_gain=((0.45, 1.3), (0.7, 1.3)), sampling=Sampling(samples=80)
     ),
     # Without the loss on images blue turns violet: the encoder is blind to colors beyond those it was trained on.
     image_weight=30.0,
@@ -167,7 +167,7 @@ SPLATS = Recipe(
     adam_eps=1e-15,
     frames=120,
     cameras=CameraSampler(elevation=(-10.0, 45.0), distance=(2.6, 3.1), fov=(40.0, 40.0)),
-    scene=GaussianOptions(count=5000, densification=Densification(every=50, most=50_000)),
+    scene=GaussianOptions(count=5000, densification=Densification(every=50, max_splats=50_000)),
     image_weight=30.0,
     penalties=Penalties(
         sparsity=WeightSchedule(0.3, 1.0, 60 / 1500, 160 / 1500), opaque=WeightSchedule(0.0, 0.3, 60 / 1500, 160 / 1500)

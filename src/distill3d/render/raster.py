@@ -1,49 +1,58 @@
 """Triangle rasterization in plain torch: which face covers which pixel, and where inside the face.
 
-Every triangle's bounding box is expanded into candidate pixels (fragments), all fragments of a picture are
-tested at once, and the nearest one a pixel survives. No loop over triangles, so a toy of a few thousand faces
-takes milliseconds on one core.
+Every triangle's bounding box is expanded into candidate pixels (fragments), all fragments of an image are tested at
+once, and the nearest one per pixel is kept. There is no loop over triangles, so a mesh of a few thousand faces takes
+milliseconds on one core.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-NEAR = 1e-3  # world units: what is closer to the camera's plane is not drawn
+from distill3d.cameras import focal_length
+
+NEAR = 1e-3  # world units: faces with a corner closer to the camera's plane, or behind it, are not drawn
+
+
+def in_front(points: Float[Tensor, "v 3"], faces: Int[Tensor, "f 3"]) -> Bool[Tensor, " f"]:
+    """Faces all of whose corners, in the camera frame, are at least NEAR in front of the camera's plane."""
+    return (points[:, 2] < -NEAR)[faces].all(1)
 
 
 def rasterize(
-    points: Tensor, faces: Tensor, fov_y: float, height: int, width: int, cull: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Rasterizes a mesh given in the camera frame; faces that reach behind the camera are left out.
+    points: Float[Tensor, "v 3"],
+    faces: Int[Tensor, "f 3"],
+    fov_y: float,
+    height: int,
+    width: int,
+    cull: bool = True,
+) -> tuple[Int[Tensor, "h w"], Float[Tensor, "h w 3"]]:
+    """Rasterizes a mesh given in the camera frame; faces that are not completely `in_front` are not drawn.
 
     Args:
-        points: vertices [V, 3] in the OpenGL camera frame (x right, y up, looking along -z).
-        faces: vertex indices [F, 3].
+        points: vertices in the OpenGL camera frame (x right, y up, looking along -z).
         fov_y: vertical field of view in radians.
-        cull: only front faces (counter-clockwise as seen) are drawn; else both sides are.
+        cull: draws front faces (counter-clockwise as seen) only; otherwise both sides.
 
     Returns:
-        face [H, W] (index into `faces`, -1 where no face) and perspective-correct barycentric coordinates
-        [H, W, 3] (0 where no face).
+        face index (-1 where there is none) and perspective-correct barycentric coordinates (0 where there is none).
     """
-    focal = 0.5 * height / math.tan(0.5 * fov_y)
-    before = (points[:, 2] < -NEAR)[faces].all(1)
+    focal = focal_length(fov_y, height)
     inverse_depth = 1.0 / (-points[:, 2]).clamp_min(NEAR)
     x = 0.5 * width - 0.5 + focal * points[:, 0] * inverse_depth
     y = 0.5 * height - 0.5 - focal * points[:, 1] * inverse_depth
     corner = torch.stack((x, y, inverse_depth), dim=-1)[faces]  # [F, 3 corners, 3]
     a, b, c = corner.unbind(1)
-    # Rows grow downwards, so a face that turns counter-clockwise in space turns clockwise in pixels.
+    # Rows count downwards, so a face that turns counter-clockwise in space turns clockwise in pixels.
     area = (c[:, 0] - a[:, 0]) * (b[:, 1] - a[:, 1]) - (c[:, 1] - a[:, 1]) * (b[:, 0] - a[:, 0])
     turned = area < 0
     if not cull:
         corner, area = torch.where(turned[:, None, None], corner.flip(1), corner), area.abs()
-    seen = before & (area > 0)
+    seen = in_front(points, faces) & (area > 0)
 
     face_image = points.new_full((height * width,), -1, dtype=torch.long)
     nearest = points.new_zeros(height * width)
@@ -55,7 +64,7 @@ def rasterize(
         nearest.scatter_reduce_(0, pixel, depth, "amax")
         winner = depth == nearest[pixel]
         face, pixel, weights = face[winner], pixel[winner], weights[winner]
-        # Two faces at the very same depth: the later one, always; an assignment with an index twice may keep either.
+        # Of two faces at the same depth always the later one: an assignment with a repeated index may keep either.
         changed = torch.zeros_like(face_image).scatter_reduce_(0, pixel, face + 1, "amax") - 1
         kept = changed[pixel] == face
         face_image[pixel[kept]] = face[kept]
@@ -66,15 +75,16 @@ def rasterize(
     return face_image.view(height, width), barycentric.view(height, width, 3)
 
 
-def rasterize_plane(points: Tensor, faces: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Rasterizes triangles that lie in the picture's own plane, such as a UV map; either winding is drawn.
+def rasterize_plane(
+    points: Float[Tensor, "v 2"], faces: Int[Tensor, "f 3"], height: int, width: int
+) -> tuple[Int[Tensor, "h w"], Float[Tensor, "h w 3"]]:
+    """Rasterizes triangles that lie in the image plane, such as a UV map; both windings are drawn.
 
     Args:
-        points: [V, 2], x to the right and y down in pixels; (0.5, 0.5) is the center of the first pixel.
-        faces: [F, 3].
+        points: x to the right and y down in pixels; (0.5, 0.5) is the center of the first pixel.
 
     Returns:
-        face [H, W] (-1 where none; the later one where several are) and barycentric coordinates [H, W, 3].
+        face index (-1 where there is none, the last one where several overlap) and barycentric coordinates.
     """
     corner = (points - 0.5)[faces]
     a, b, c = corner.unbind(1)
@@ -89,26 +99,28 @@ def rasterize_plane(points: Tensor, faces: Tensor, height: int, width: int) -> t
         inside, weights, _ = _barycentric(corner[index[local]], area[index[local]].abs(), column, row)
         face, pixel = index[local][inside], (row * width + column)[inside]
         weights = torch.where(turned[face, None], weights.flip(1), weights)
-        # The later face, always: an assignment with an index twice may keep either.
+        # Always the later face: an assignment with a repeated index may keep either.
         face_image.scatter_reduce_(0, pixel, face, "amax")
         kept = face_image[pixel] == face
         barycentric[pixel[kept]] = weights[kept]
     return face_image.view(height, width), barycentric.view(height, width, 3)
 
 
-def column_crossings(corner: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where lines along the third axis through all pixel centers pass through faces: every face, not the nearest.
+def column_crossings(
+    corner: Float[Tensor, "f 3 3"], height: int, width: int
+) -> tuple[Int[Tensor, " k"], Float[Tensor, " k"], Float[Tensor, " k"]]:
+    """Where lines along the third axis through all pixel centers cross faces: all crossings, not the nearest.
 
     Args:
-        corner: [F, 3 corners, 3], x to the right and y down in pixels (0 is the center of the first), z free.
+        corner: three corners of each face, x to the right and y down in pixels (0 is the center of the first), any z.
 
     Returns:
         flat pixel, z, and +1 where the face turns from x to y as seen from large z (its normal has a positive z),
-        else -1; each [K].
+        else -1.
     """
     a, b, c = corner.unbind(1)
     area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
-    # The inside test wants faces to turn the other way, for its rows grow downwards.
+    # The inside test expects the other orientation, because its rows count downwards.
     turned = torch.where((area > 0)[:, None, None], corner.flip(1), corner)
     found = []
     for index in _parts(turned, area != 0, height, width):
@@ -125,7 +137,7 @@ def column_crossings(corner: Tensor, height: int, width: int) -> tuple[Tensor, T
 
 
 def _parts(corner: Tensor, seen: Tensor, height: int, width: int) -> Iterator[Tensor]:
-    """Indices of faces that are seen, as many at once as give about a million candidate pixels: bounds the memory."""
+    """Indices of the faces `seen`, in parts of about a million candidate pixels, to bound the memory."""
     low, high = _boxes(corner[..., :2], height, width)
     size = (high - low + 1).clamp_min(0).prod(1) * seen
     index = size.nonzero()[:, 0]
@@ -140,7 +152,7 @@ def _boxes(corner: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _fragments(corner: Tensor, seen: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Face, column and row of every pixel center in the bounding box of a face [F, 3 corners, 2] that is seen [F]."""
+    """Face, column and row of all pixel centers in the bounding boxes of the faces [F, 3 corners, 2] `seen` [F]."""
     low, high = _boxes(corner, height, width)
     extent = (high - low + 1).clamp_min(0) * seen[:, None]
     count = extent[:, 0] * extent[:, 1]

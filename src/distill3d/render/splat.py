@@ -6,9 +6,9 @@ Notation, for one view. A splat has mean mu, covariance S = R diag(s)^2 R^T, opa
                    2001); `blur` (pixels squared) is the low-pass filter that keeps every splat about a pixel wide
     at a pixel p   alpha = min(max_alpha, o exp(-(p - m)^T S'^-1 (p - m) / 2)), m = projection of mu;
                    nothing where that is below min_alpha
-    picture        front to back by z: w_i = alpha_i prod_{j<i} (1 - alpha_j), so that sum w_i + T_end = 1
-`reference` computes this pixel by splat as it stands; `render_splats` expands each footprint's box into
-fragments (see fragments.py), or hands it to gsplat on CUDA where that is installed.
+    image          front to back by z: w_i = alpha_i prod_{j<i} (1 - alpha_j), so that sum w_i + T_end = 1
+`reference` computes this pixel by splat as written; `render_splats` expands each footprint's box into fragments
+(see splat_compositing.py), or calls gsplat on CUDA if that is installed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
-from distill3d.render.splat_compositing import composite
+from distill3d.cameras import focal_length
+from distill3d.render.shading import over_background
+from distill3d.render.splat_compositing import Footprints, SplatSampling, composite
 from distill3d.types import Cameras, Rendering
 
 
@@ -30,17 +33,17 @@ from distill3d.types import Cameras, Rendering
 class Splats:
     """N Gaussians in world units."""
 
-    means: Tensor  # [N, 3]
-    quaternions: Tensor  # [N, 4] as (w, x, y, z), of any length but zero
-    log_scales: Tensor  # [N, 3] logarithms of the standard deviations along the three axes
-    opacities: Tensor  # [N] raw: the opacity is their sigmoid
-    colors: Tensor  # [N, 3] in [0, 1]; or [B, N, 3] where they differ between views, as lit ones do
+    means: Float[Tensor, "n 3"]
+    quaternions: Float[Tensor, "n 4"]  # (w, x, y, z), of any length but zero
+    log_scales: Float[Tensor, "n 3"]  # logarithms of the standard deviations along the three axes
+    opacities: Float[Tensor, " n"]  # raw: the opacity is their sigmoid
+    colors: Float[Tensor, "n 3"] | Float[Tensor, "b n 3"]  # in [0, 1]; per view if they are lit
 
     def __len__(self) -> int:
         return self.means.shape[0]
 
-    def axes(self) -> Tensor:
-        """Rotation matrices [N, 3, 3] whose columns are the axes in world space."""
+    def axes(self) -> Float[Tensor, "n 3 3"]:
+        """Rotation matrices whose columns are the axes in world space."""
         w, x, y, z = F.normalize(self.quaternions, dim=1).unbind(1)
         rows = (
             (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
@@ -49,46 +52,35 @@ class Splats:
         )
         return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
 
-    def normals(self, eyes: Tensor) -> Tensor:
-        """The shortest axis of each, turned towards eyes [B, 3]: unit vectors [B, N, 3]."""
+    def normals(self, eyes: Float[Tensor, "b 3"]) -> Float[Tensor, "b n 3"]:
+        """Unit vectors along the shortest axis of each splat, turned towards the eyes."""
         shortest = self.log_scales.argmin(1)[:, None, None].expand(-1, 3, 1)
         axis = self.axes().gather(2, shortest)[..., 0]
         towards = ((eyes[:, None] - self.means) * axis).sum(-1, keepdim=True)
         return torch.where(towards < 0, -axis, axis)
 
 
-@dataclass(frozen=True)
-class SplatSampling:
-    """Constants of the rasterizer; the values are the original's, or gsplat's where the two differ."""
-
-    blur: float = 0.3  # pixels squared, added to both variances of a footprint
-    near: float = 0.2  # world units; splats whose mean is nearer, or behind, are not drawn
-    min_alpha: float = 1 / 255  # fainter fragments are left out
-    max_alpha: float = 0.999  # so that what lies behind keeps a gradient
-    chunk: int = 1 << 22  # fragments (or pixels times splats, in the reference) held at once: bounds the memory
-
-
 def render_splats(
     splats: Splats,
     cameras: Cameras,
     size: int,
-    background: Tensor,
+    background: Float[Tensor, "b 3"] | Float[Tensor, "b 3 h w"],
     sampling: SplatSampling = SplatSampling(),
     *,
     normals: bool = False,
     watch: Callable[[Tensor], None] | None = None,
 ) -> Rendering:
-    """Square pictures of splats over a background; differentiable in the splats and the background.
+    """Square images of splats over a background; differentiable in the splats and the background.
 
     Args:
         size: pixels a side.
-        background: colors [B, 3], or pictures [B, 3, size, size].
-        normals: composites the normals of the splats too. `orientation` stays None: they face the viewer by
-            construction.
-        watch: called in the backward pass with the gradient [B, N, 2] on the projected means, per pixel.
+        background: colors or images.
+        normals: whether to composite the normals of the splats too. `orientation` stays None: they face the viewer
+            by construction.
+        watch: called in the backward pass with the gradient [B, N, 2] of the projected means, per pixel.
 
     Returns:
-        a `Rendering`. The depth of a splat is that of its mean; at a pixel it counts as the length of the
+        a `Rendering`. The depth of a splat is that of its mean; at a pixel it is converted to the length of the
         pixel's ray to the plane of that depth.
     """
     if splats.means.is_cuda and _gsplat() is not None:
@@ -102,34 +94,18 @@ def reference(
     splats: Splats,
     cameras: Cameras,
     size: int,
-    background: Tensor,
+    background: Float[Tensor, "b 3"] | Float[Tensor, "b 3 h w"],
     sampling: SplatSampling = SplatSampling(),
     *,
     normals: bool = False,
     watch: Callable[[Tensor], None] | None = None,
 ) -> Rendering:
-    """The same as `render_splats`, every pixel against every splat."""
+    """Slow, readable version of `render_splats`: every pixel against every splat."""
     image = _image(splats, cameras, size, sampling, normals, watch, _composite_all)
     return _assemble(image, cameras, background)
 
 
-@dataclass(frozen=True)
-class Footprints:
-    """What splats are on the screen of one view, nearest first; pixels, (0, 0) the top left corner."""
-
-    center: Tensor  # [G, 2] column and row
-    conic: Tensor  # [G, 3] entries (cc, cr, rr) of the inverse covariance
-    opacity: Tensor  # [G] in (0, 1)
-    features: Tensor  # [G, C] what is composited
-    reach: Tensor  # [G, 2] half the sides of the box outside which alpha is below min_alpha
-
-
-def focal_length(cameras: Cameras, size: int) -> Tensor:
-    """Focal lengths [B] in pixels of pictures `size` pixels a side."""
-    return 0.5 * size / torch.tan(0.5 * cameras.fov_y)
-
-
-def world_to_view(cameras: Cameras) -> Tensor:
+def _world_to_view(cameras: Cameras) -> Tensor:
     """Rotations [B, 3, 3] from the world to right, down and forward."""
     flip = cameras.fov_y.new_tensor([1.0, -1.0, -1.0])
     return (cameras.camera_to_world[:, :3, :3] * flip).mT
@@ -145,13 +121,13 @@ def _image(
     compositor: Callable[[Footprints, int, SplatSampling], Tensor],
 ) -> Tensor:
     """Features [B, C, size, size], composited view by view."""
-    rotation, eye = world_to_view(cameras), cameras.camera_to_world[:, :3, 3]
-    place = (splats.means - eye[:, None]) @ rotation.mT
+    rotation, eye = _world_to_view(cameras), cameras.camera_to_world[:, :3, 3]
+    place = (splats.means - eye[:, None]) @ rotation.mT  # right, down, forward
     drawn = place[..., 2] > sampling.near
-    # What is behind the camera gets a harmless place: its numbers are not used, but must be finite.
+    # Splats behind the camera get a harmless place: the numbers are not used, but must be finite.
     place = torch.where(drawn[..., None], place, place.new_tensor([0.0, 0.0, 1.0]))
     depth, slope = place[..., 2], place[..., :2] / place[..., 2:]
-    focal = focal_length(cameras, size)[:, None]
+    focal = focal_length(cameras.fov_y, size)[:, None]
     center = 0.5 * size + focal[..., None] * slope
     if watch is not None and center.requires_grad:
         center.register_hook(watch)
@@ -165,19 +141,19 @@ def _image(
     reach = (square[:, None] * torch.stack((cc, rr), -1)).sqrt().detach()
     features = _features(splats, cameras, depth, normals)
 
-    pictures = []
+    images = []
     for view in range(len(cameras)):
-        seen = drawn[view].nonzero()[:, 0]
-        order = seen[depth[view, seen].argsort(stable=True)]
+        visible = drawn[view].nonzero()[:, 0]
+        order = visible[depth[view, visible].argsort(stable=True)]
         parts = (center[view], conic[view], opacity, features[view], reach[view])
-        pictures.append(compositor(Footprints(*(part.index_select(0, order) for part in parts)), size, sampling))
-    return torch.stack(pictures).unflatten(1, (size, size)).permute(0, 3, 1, 2)
+        images.append(compositor(Footprints(*(part.index_select(0, order) for part in parts)), size, sampling))
+    return torch.stack(images).unflatten(1, (size, size)).permute(0, 3, 1, 2)
 
 
 def _footprint(splats: Splats, rotation: Tensor, depth: Tensor, slope: Tensor, focal: Tensor, size: int) -> Tensor:
     """Covariances [B, N, 3] = (cc, cr, rr) in pixels squared: (J W R diag(s)) times its transpose."""
     axes = rotation[:, None] @ (splats.axes() * splats.log_scales.exp()[:, None])  # [B, N, 3, 3], one axis a column
-    # Far outside the picture the linear projection runs wild; the original holds its slope at 1.3 times the frame's.
+    # Far outside the image the linear projection diverges; the original limits its slope to 1.3 times the frame's.
     limit = (1.3 * 0.5 * size / focal)[..., None]
     slope = torch.minimum(torch.maximum(slope, -limit), limit)
     flat = axes[..., :2, :] - slope[..., None] * axes[..., 2:, :]
@@ -186,7 +162,7 @@ def _footprint(splats: Splats, rotation: Tensor, depth: Tensor, slope: Tensor, f
 
 
 def _features(splats: Splats, cameras: Cameras, depth: Tensor, normals: bool) -> Tensor:
-    """What is composited [B, N, C]: color, one, depth and its square (from the origin's depth), normal."""
+    """The composited features [B, N, C]: color, one, depth and its square (from the origin's depth), normal."""
     eye = cameras.camera_to_world[:, :3, 3]
     offset = depth - _origin_depth(cameras)[:, None]
     colors = splats.colors.expand(len(cameras), -1, -1)
@@ -197,12 +173,12 @@ def _features(splats: Splats, cameras: Cameras, depth: Tensor, normals: bool) ->
 
 
 def _origin_depth(cameras: Cameras) -> Tensor:
-    """Depth [B] of the world's origin: variances are differences of squares, and want small numbers."""
+    """Depth [B] of the world's origin: variances are differences of squares and need small numbers."""
     return (cameras.camera_to_world[:, :3, 2] * cameras.camera_to_world[:, :3, 3]).sum(-1)
 
 
 def _composite_all(footprints: Footprints, size: int, sampling: SplatSampling) -> Tensor:
-    """Features [size^2, C] of one view, some pixels at a time against all splats."""
+    """Features [size^2, C] of one view, a chunk of pixels at a time against all splats."""
     axis = torch.arange(size, device=footprints.center.device, dtype=footprints.center.dtype) + 0.5
     pixels = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 2)
     cc, cr, rr = footprints.conic.unbind(-1)
@@ -221,22 +197,22 @@ def _assemble(image: Tensor, cameras: Cameras, background: Tensor) -> Rendering:
     """A Rendering from composited features [B, C, size, size]."""
     size = image.shape[-1]
     opacity = image[:, 3:4]
-    behind = background if background.ndim == 4 else background[:, :, None, None]
-    rgb = image[:, :3] + (1 - opacity) * behind.to(image)
+    rgb = over_background(image[:, :3], opacity, background)
     hit = (opacity > 0).to(image)
     visible = opacity.clamp_min(torch.finfo(image.dtype).eps)
     offset = image[:, 4:5] / visible
     depth = hit * (_origin_depth(cameras)[:, None, None, None] + offset)
     variance = (image[:, 5:6] / visible - offset.square()).clamp_min(0)
     axis = (torch.arange(size, device=image.device, dtype=image.dtype) + 0.5 - 0.5 * size).square()
-    length = (1 + (axis[:, None] + axis) / focal_length(cameras, size).square()[:, None, None]).sqrt()[:, None]
+    focal = focal_length(cameras.fov_y, size)
+    length = (1 + (axis[:, None] + axis) / focal.square()[:, None, None]).sqrt()[:, None]
     normal = image[:, 6:9] if image.shape[1] > 6 else None
     return Rendering(rgb, opacity, length * depth, length.square() * variance, normal)
 
 
 @cache
 def _gsplat() -> Callable | None:
-    """gsplat's rasterizer, or None where it is not installed (`pip install 'distill3d[splats]'`)."""
+    """gsplat's rasterizer, or None if it is not installed (`pip install 'distill3d[splats]'`)."""
     try:
         return importlib.import_module("gsplat").rasterization
     except ImportError:
@@ -251,13 +227,13 @@ def _gsplat_image(
     normals: bool,
     watch: Callable[[Tensor], None] | None,
 ) -> Tensor:
-    """What `_image` computes, by gsplat (Ye et al. 2024)."""
+    """Same as `_image`, by gsplat (Ye et al. 2024)."""
     rasterization = _gsplat()
     assert rasterization is not None
-    rotation, eye = world_to_view(cameras), cameras.camera_to_world[:, :3, 3]
+    rotation, eye = _world_to_view(cameras), cameras.camera_to_world[:, :3, 3]
     view = torch.eye(4, device=eye.device, dtype=eye.dtype).repeat(len(cameras), 1, 1)
     view[:, :3, :3], view[:, :3, 3] = rotation, -(rotation @ eye[..., None])[..., 0]
-    focal, zero = focal_length(cameras, size), torch.zeros_like(cameras.fov_y)
+    focal, zero = focal_length(cameras.fov_y, size), torch.zeros_like(cameras.fov_y)
     middle = torch.full_like(focal, 0.5 * size)
     rows = ((focal, zero, middle), (zero, focal, middle), (zero, zero, torch.ones_like(focal)))
     intrinsics = torch.stack([torch.stack(row, -1) for row in rows], -2)

@@ -1,61 +1,57 @@
 """Compositing of Gaussian footprints by fragments: a fragment is one splat at one pixel.
 
-Every footprint's box is expanded into pixels, the fragments that can be seen are sorted by pixel (they come
-nearest first, and the sort is stable), and each pixel's run is composited by differences of one cumulative sum
-of log(1 - alpha). With g_i = dL/dw_i for the weights w_i = T_i alpha_i of a run, the backward pass is
+Every footprint's box is expanded into pixels, the visible fragments are sorted by pixel (they come nearest first, and
+the sort is stable), and the run of each pixel is composited by differences of one cumulative sum of log(1 - alpha).
+With g_i = dL/dw_i for the weights w_i = T_i alpha_i of a run, the backward pass is
     dL/dalpha_i = T_i g_i - (sum_{j>i} g_j w_j) / (1 - alpha_i),
-and what the center and the conic of a splat receive are moments of its fragments.
+and the gradients of the center and the conic of a splat are moments of its fragments.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from dataclasses import dataclass
 
-import scipy.sparse
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
-class Footprints(Protocol):
-    """See `distill3d.render.splat.Footprints`: G splats of one view, nearest first."""
+@dataclass(frozen=True)
+class Footprints:
+    """The G splats of one view on the screen, nearest first; pixels, (0, 0) is the top left corner."""
 
-    @property
-    def center(self) -> Tensor: ...
-    @property
-    def conic(self) -> Tensor: ...
-    @property
-    def opacity(self) -> Tensor: ...
-    @property
-    def features(self) -> Tensor: ...
-    @property
-    def reach(self) -> Tensor: ...
+    center: Float[Tensor, "g 2"]  # column and row
+    conic: Float[Tensor, "g 3"]  # entries (cc, cr, rr) of the inverse covariance
+    opacity: Float[Tensor, " g"]  # in (0, 1)
+    features: Float[Tensor, "g c"]  # composited like colors
+    reach: Float[Tensor, "g 2"]  # half the sides of the box outside which alpha is below min_alpha
 
 
-class Limits(Protocol):
-    """See `distill3d.render.splat.SplatSampling`."""
+@dataclass(frozen=True)
+class SplatSampling:
+    """Constants of the rasterizer; the values are the original's, or gsplat's where the two differ."""
 
-    @property
-    def min_alpha(self) -> float: ...
-    @property
-    def max_alpha(self) -> float: ...
-    @property
-    def chunk(self) -> int: ...
+    blur: float = 0.3  # pixels squared, added to both variances of a footprint
+    near: float = 0.2  # world units; splats whose mean is nearer, or behind the camera, are not drawn
+    min_alpha: float = 1 / 255  # fainter fragments are skipped
+    max_alpha: float = 0.999  # so that what lies behind keeps a gradient
+    chunk: int = 1 << 22  # fragments (or pixels times splats, in the reference) held at once: bounds the memory
 
 
-def composite(footprints: Footprints, size: int, limits: Limits) -> Tensor:
-    """Features [size^2, C] composited front to back, rows of the picture first; differentiable.
+def composite(footprints: Footprints, size: int, sampling: SplatSampling) -> Float[Tensor, "pixels c"]:
+    """Features of all pixels, row by row, composited front to back; differentiable.
 
-    The picture is worked on in bands of rows of about `limits.chunk` fragments each.
+    The image is processed in bands of rows of about `sampling.chunk` fragments each.
     """
     box = _boxes(footprints.center, footprints.reach, size)
     if not box[:, 2:].prod(1).any():
         return footprints.features.new_zeros(size * size, footprints.features.shape[1]) + 0 * footprints.features.sum()
-    bands = math.ceil(int(box[:, 2:].prod(1).sum()) / limits.chunk)
+    bands = math.ceil(int(box[:, 2:].prod(1).sum()) / sampling.chunk)
     height = math.ceil(size / bands)
     parts = (footprints.center, footprints.conic, footprints.opacity, footprints.features, box)
     rows = [
-        _Composite.apply(*parts, size, (top, min(size, top + height)), limits.min_alpha, limits.max_alpha)
+        _Composite.apply(*parts, size, (top, min(size, top + height)), sampling.min_alpha, sampling.max_alpha)
         for top in range(0, size, height)
     ]
     return torch.cat(rows)
@@ -64,7 +60,7 @@ def composite(footprints: Footprints, size: int, limits: Limits) -> Tensor:
 @torch.no_grad()
 def _boxes(center: Tensor, reach: Tensor, size: int) -> Tensor:
     """First column and row, width and height [G, 4] of the pixels whose centers a footprint's box holds."""
-    slack = 1e-3  # pixels: the box is rounded otherwise than alpha is
+    slack = 1e-3  # pixels: the box is rounded differently from alpha
     # Clamped before it becomes an integer: a footprint may be anywhere.
     low = (center - reach - 0.5 - slack).clamp(-1, size).ceil().clamp_min(0).long()
     high = (center + reach - 0.5 + slack).clamp(-1, size).floor().clamp_max(size - 1).long()
@@ -90,9 +86,7 @@ class _Composite(torch.autograd.Function):
         free = alpha < max_alpha
         alpha = alpha.clamp_max_(max_alpha)
 
-        through = torch.log1p(-alpha).double()  # the sum runs over all pixels: single precision would not do
-        before = through.cumsum(0) - through
-        transmittance = (before - before.index_select(0, first.index_select(0, pixel))).exp().to(alpha)
+        transmittance = _sum_before(torch.log1p(-alpha), pixel, first).exp().to(alpha)
         ctx.save_for_backward(center, conic, opacity, features, owner, pixel, first, dx, dy, alpha, transmittance, free)
         return _sum_rows(transmittance * alpha, owner, pixel, first, features)
 
@@ -104,9 +98,7 @@ class _Composite(torch.autograd.Function):
         on_weight = (features.index_select(0, owner) * gradient.index_select(0, pixel)).sum(1)
         on_features = _sum_columns(weight, owner, pixel, first, gradient, splats)
 
-        run = (on_weight * weight).double().cumsum(0)
-        total = torch.cat((run.new_zeros(1), run))
-        behind = (total.index_select(0, first.index_select(0, pixel + 1)) - run).to(alpha)  # of its run, after it
+        behind = _sum_after(on_weight * weight, pixel, first).to(alpha)
         on_alpha = (transmittance * on_weight - behind / (1 - alpha)) * free
         on_power = on_alpha * alpha
 
@@ -119,8 +111,29 @@ class _Composite(torch.autograd.Function):
         return on_center, on_conic, zero / opacity, on_features, None, None, None, None, None
 
 
+def _sum_before(values: Tensor, pixel: Tensor, first: Tensor) -> Tensor:
+    """Sum of the values [K] of the same pixel that come before each one, for fragments ordered by pixel.
+
+    In double precision, because the cumulative sum runs over all pixels. MPS has none: there the CPU computes it.
+    """
+    if values.device.type == "mps":
+        return _sum_before(values.cpu(), pixel.cpu(), first.cpu()).float().to(values.device)
+    values = values.double()
+    before = values.cumsum(0) - values
+    return before - before.index_select(0, first.index_select(0, pixel))
+
+
+def _sum_after(values: Tensor, pixel: Tensor, first: Tensor) -> Tensor:
+    """The same for the values that come after each one."""
+    if values.device.type == "mps":
+        return _sum_after(values.cpu(), pixel.cpu(), first.cpu()).float().to(values.device)
+    run = values.double().cumsum(0)
+    total = torch.cat((run.new_zeros(1), run))
+    return total.index_select(0, first.index_select(0, pixel + 1)) - run
+
+
 def _expand(box: Tensor, band: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """All pixels of all boxes within a band of rows: number of the box, column and row, each [M] (int32)."""
+    """All pixels of all boxes within a band of rows: index of the box, column and row, each [M] (int32)."""
     left, top, width, height = box.int().unbind(1)
     bottom = (top + height).clamp_max(band[1])
     top = top.clamp_min(band[0])
@@ -135,20 +148,22 @@ def _expand(box: Tensor, band: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]
 
 
 def by_pixel(owner: Tensor, pixel: Tensor, splats: int, pixels: int) -> tuple[Tensor, Tensor]:
-    """Order [K] by pixel, stable, of fragments [K] ordered by owner, and the first of each pixel [pixels + 1]."""
+    """Stable order [K] by pixel of fragments [K] that are ordered by owner, and the first of each [pixels + 1]."""
     if pixel.device.type == "cpu":
         return by_pixel_counted(owner, pixel, splats, pixels)
     return by_pixel_sorted(pixel, pixels)
 
 
 def by_pixel_sorted(pixel: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
-    """`by_pixel` on any device."""
+    """`by_pixel` by sorting, on any device."""
     first = torch.bincount(pixel, minlength=pixels).cumsum(0)
     return torch.sort(pixel, stable=True).indices, torch.nn.functional.pad(first, (1, 0))
 
 
 def by_pixel_counted(owner: Tensor, pixel: Tensor, splats: int, pixels: int) -> tuple[Tensor, Tensor]:
     """`by_pixel` on CPUs: scipy's conversion from columns (splats) to rows (pixels) is a counting sort."""
+    import scipy.sparse
+
     ends = torch.nn.functional.pad(torch.bincount(owner, minlength=splats).cumsum(0), (1, 0)).int()
     number = torch.arange(len(pixel), dtype=torch.int32)
     columns = scipy.sparse.csc_matrix((number.numpy(), pixel.numpy(), ends.numpy()), shape=(pixels, splats))
@@ -159,8 +174,8 @@ def by_pixel_counted(owner: Tensor, pixel: Tensor, splats: int, pixels: int) -> 
 def _sum_rows(weight: Tensor, owner: Tensor, pixel: Tensor, first: Tensor, features: Tensor) -> Tensor:
     """sum_i w_i features[owner_i] for each pixel: [P, C]."""
     if weight.device.type != "cpu":
-        picture = features.new_zeros(len(first) - 1, features.shape[1])
-        return picture.index_add_(0, pixel, weight[:, None] * features.index_select(0, owner))
+        image = features.new_zeros(len(first) - 1, features.shape[1])
+        return image.index_add_(0, pixel, weight[:, None] * features.index_select(0, owner))
     return torch.from_numpy(_matrix(weight, owner, first, len(features)) @ features.detach().numpy())
 
 
@@ -172,8 +187,10 @@ def _sum_columns(weight: Tensor, owner: Tensor, pixel: Tensor, first: Tensor, gr
     return torch.from_numpy(_matrix(weight, owner, first, splats).T @ gradient.numpy())
 
 
-def _matrix(weight: Tensor, owner: Tensor, first: Tensor, splats: int) -> scipy.sparse.csr_matrix:
-    """The weights as a matrix [pixels, splats]."""
+def _matrix(weight: Tensor, owner: Tensor, first: Tensor, splats: int):
+    """The weights as a sparse matrix [pixels, splats] of scipy."""
+    import scipy.sparse
+
     shape = (len(first) - 1, splats)
     return scipy.sparse.csr_matrix((weight.numpy(), owner.numpy(), first.numpy()), shape=shape)
 

@@ -151,7 +151,7 @@ class Distillation:
 
     def loss(self, step: int) -> tuple[Tensor, Progress]:
         """See `distill.loop.Run`."""
-        self.scene.settle()
+        self.scene.project()
         x = self._encode(self.scene.render().rgb)
         total = self.recipe.steps
         guidance = self.objective.guidance(

@@ -128,7 +128,7 @@ def generate(
     run = ObjectRun(config.recipe, config.prompts, prior, config.seed, second)
     if config.init is not None:
         mesh = read_mesh(config.init)
-        run.scene.init_from_mesh(placed(mesh, place(mesh, min(RADIUS, config.recipe.cameras.whole))))
+        run.scene.init_from_mesh(placed(mesh, place(mesh, min(RADIUS, config.recipe.cameras.visible_radius))))
         run.restart_optimizer()
     folder = RunFolder.create(out, config.prompt)
     own = config.recipe.scene.with_own_files(folder.path)

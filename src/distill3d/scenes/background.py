@@ -1,4 +1,4 @@
-"""Backgrounds: what is seen past the object, a color per view or per pixel."""
+"""Backgrounds of renderings: a color per view or per pixel."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill3d.cameras import rays
@@ -16,21 +17,21 @@ from distill3d.types import Cameras
 
 @dataclass(frozen=True)
 class ConstantBackground:
-    """The same color behind every view; three numbers in [0, 1], or one gray level."""
+    """The same color behind every view: three numbers in [0, 1], or one gray level."""
 
     color: float | Sequence[float] = 1.0
 
     def __post_init__(self) -> None:
         values = torch.as_tensor(self.color, dtype=torch.float32)
         if values.shape not in ((), (3,)) or not bool(((values >= 0) & (values <= 1)).all()):
-            raise ValueError(f"a background is a gray level or three numbers in [0, 1], got {self.color}")
+            raise ValueError(f"a background must be a gray level or three numbers in [0, 1], got {self.color}")
 
     def build(self, device: torch.device | str | None = None) -> ConstantBackground:
-        """The background itself: it has no parameters."""
+        """Returns itself, because it has no parameters."""
         return self
 
-    def __call__(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Tensor:
-        """Colors [B, 3]; size and generator are not used."""
+    def __call__(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Float[Tensor, "b 3"]:
+        """The color of each view; size and generator are not used."""
         device = cameras.fov_y.device
         return torch.as_tensor(self.color, dtype=torch.float32, device=device).expand(len(cameras), 3).clone()
 
@@ -39,8 +40,8 @@ class ConstantBackground:
 class RandomGray:
     """A neutral gray per view, uniform in [low, high].
 
-    A background that changes every step cannot be imitated by fog, so the volume has to become opaque or
-    empty. Neutral, for saturated colors leave the pictures that a small prior was trained on.
+    Fog cannot imitate a background that changes at every step, so the volume has to become opaque or empty. It is
+    neutral because saturated colors are unlike the images that a small prior was trained on.
     """
 
     low: float = 0.3
@@ -51,20 +52,20 @@ class RandomGray:
             raise ValueError(f"gray levels must satisfy 0 <= low <= high <= 1, got {self.low} and {self.high}")
 
     def build(self, device: torch.device | str | None = None) -> RandomGray:
-        """The background itself: it has no parameters."""
+        """Returns itself, because it has no parameters."""
         return self
 
-    def __call__(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Tensor:
-        """Colors [B, 3]: drawn from `generator`, or without one the middle of the range."""
-        share = torch.full((len(cameras), 1), 0.5)
+    def __call__(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Float[Tensor, "b 3"]:
+        """Gray levels drawn from `generator`, or without one the middle of the range; size is not used."""
+        u = torch.full((len(cameras), 1), 0.5)
         if generator is not None:
-            share = torch.rand(share.shape, generator=generator, device=generator.device)
-        return (self.low + (self.high - self.low) * share).expand(-1, 3).to(cameras.fov_y.device).clone()
+            u = torch.rand(u.shape, generator=generator, device=generator.device)
+        return (self.low + (self.high - self.low) * u).expand(-1, 3).to(cameras.fov_y.device).clone()
 
 
 @dataclass(frozen=True)
 class LearnedBackground:
-    """A small network that says what is seen in each direction; see `BackgroundNetwork`."""
+    """A small network that gives the color in each direction; see `BackgroundNetwork`."""
 
     hidden: int = 16  # width of each layer
     layers: int = 2  # hidden ones
@@ -79,14 +80,14 @@ class LearnedBackground:
             )
 
     def build(self, device: torch.device | str | None = None) -> BackgroundNetwork:
-        """A network with these options."""
+        """A network with these settings."""
         return BackgroundNetwork(self, device)
 
 
 class BackgroundNetwork(nn.Module):
     """Color = sigmoid(MLP(spherical harmonics of the direction)); ReLU between layers, no biases.
 
-    The first 16 harmonics are smooth enough that no object can hide in the background.
+    The first 16 harmonics are too smooth to show an object in the background.
     """
 
     def __init__(self, options: LearnedBackground = LearnedBackground(), device: torch.device | str | None = None):
@@ -100,23 +101,25 @@ class BackgroundNetwork(nn.Module):
         )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """See `Scene`."""
+        """One group at `options.scale`; see `Scene.parameter_groups`."""
         return [{"params": list(self.parameters()), "scale": self.options.scale}]
 
-    def color(self, directions: Tensor) -> Tensor:
-        """Colors [..., 3] in [0, 1] in unit directions [..., 3]."""
+    def color(self, directions: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3"]:
+        """Colors in [0, 1] in unit directions."""
         x = harmonics(directions)
         for weight in self.weights[:-1]:
             x = torch.relu(x @ weight.T)
         return torch.sigmoid(x @ self.weights[-1].T)
 
-    def forward(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Tensor:
-        """Pictures [B, 3, size, size]; the generator is not used."""
+    def forward(
+        self, cameras: Cameras, size: int, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b 3 size size"]:
+        """Square images of `size` pixels; the generator is not used."""
         return self.color(rays(cameras, size, size).directions).permute(0, 3, 1, 2)
 
 
-def harmonics(directions: Tensor) -> Tensor:
-    """The 16 real spherical harmonics of degree 0 to 3 [..., 16] at unit directions [..., 3]; orthonormal.
+def harmonics(directions: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 16"]:
+    """The 16 real spherical harmonics of degree 0 to 3 at unit directions; orthonormal.
 
     As polynomials (Sloan 2008, "Stupid Spherical Harmonics Tricks", appendix A2), without the phase (-1)^m.
     """
@@ -124,12 +127,22 @@ def harmonics(directions: Tensor) -> Tensor:
     xx, yy, zz = x * x, y * y, z * z
     terms = [
         0.28209479 * torch.ones_like(x),
-        0.48860251 * y, 0.48860251 * z, 0.48860251 * x,
-        1.09254843 * x * y, 1.09254843 * y * z, 0.31539157 * (3 * zz - 1), 1.09254843 * x * z, 0.54627422 * (xx - yy),
-        0.59004359 * y * (3 * xx - yy), 2.89061144 * x * y * z, 0.45704580 * y * (5 * zz - 1),
-        0.37317633 * z * (5 * zz - 3), 0.45704580 * x * (5 * zz - 1), 1.44530572 * z * (xx - yy),
+        0.48860251 * y,
+        0.48860251 * z,
+        0.48860251 * x,
+        1.09254843 * x * y,
+        1.09254843 * y * z,
+        0.31539157 * (3 * zz - 1),
+        1.09254843 * x * z,
+        0.54627422 * (xx - yy),
+        0.59004359 * y * (3 * xx - yy),
+        2.89061144 * x * y * z,
+        0.45704580 * y * (5 * zz - 1),
+        0.37317633 * z * (5 * zz - 3),
+        0.45704580 * x * (5 * zz - 1),
+        1.44530572 * z * (xx - yy),
         0.59004359 * x * (xx - 3 * yy),
-    ]  # fmt: skip
+    ]
     return torch.stack(terms, -1)
 
 

@@ -1,4 +1,4 @@
-"""Gaussian splats as a scene: they move, turn, grow, split and vanish (Kerbl et al. 2023, section 5)."""
+"""Gaussian splats as a scene: they move, turn, grow, split and disappear (Kerbl et al. 2023, section 5)."""
 
 from __future__ import annotations
 
@@ -7,29 +7,32 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill3d.export.options import ExportOptions
 from distill3d.meshes.mesh import Mesh
 from distill3d.render.shading import needs_normals, shade
-from distill3d.render.splat import Splats, SplatSampling, render_splats
-from distill3d.scenes.gaussian_start import in_ball, on_mesh
+from distill3d.render.splat import Splats, render_splats
+from distill3d.render.splat_compositing import SplatSampling
+from distill3d.scenes.gaussian_start import splats_in_ball, splats_on_mesh
 from distill3d.scenes.parameters import replace_parameter
 from distill3d.types import Cameras, Lighting, Rendering, Scene, SceneOptions
 
-SHRINK = 1.6  # what is split is replaced by two that are smaller by this factor
+NAMES = ("means", "quaternions", "log_scales", "opacities", "raw_colors")
+SHRINK = 1.6  # a split replaces a splat by two that are smaller by this factor
+RESET = -4.6  # raw opacity after a reset: 0.01
 
 
 @dataclass(frozen=True)
 class SplatRates:
     """Learning rates as multiples of the recipe's.
 
-    The ratios are those of DreamGaussian (Tang et al. 2024), whose runs are as short as ours, with a slower
-    opacity (10 there). The original's, for 30000 steps, are `ORIGINAL_RATES`. A raw color goes through a sigmoid
-    here and through a spherical harmonic of 0.28 there: the slopes are alike.
+    The ratios are those of DreamGaussian (Tang et al. 2024), whose runs are similarly short, with a slower opacity (10
+    there). The original's, for 30000 steps, are `ORIGINAL_RATES`. A raw color passes through a sigmoid here and through
+    a spherical harmonic of 0.28 there: the slopes are similar.
     """
 
     means: float = 0.2
@@ -40,7 +43,7 @@ class SplatRates:
 
     def __post_init__(self) -> None:
         if min(getattr(self, f.name) for f in fields(self)) < 0:
-            raise ValueError("learning rates of splats must be at least 0")
+            raise ValueError(f"learning rates of splats must be at least 0, got {self}")
 
 
 ORIGINAL_RATES = SplatRates(means=0.032, quaternions=0.2, log_scales=1.0, opacities=10.0, colors=0.5)
@@ -50,36 +53,36 @@ ORIGINAL_RATES = SplatRates(means=0.032, quaternions=0.2, log_scales=1.0, opacit
 class Densification:
     """When and how splats are added and removed. Sizes are standard deviations in world units.
 
-    The original adds splats where the gradient on the screen exceeds a number that belongs to its loss. Losses
-    differ in scale here, so a share of all is taken: those that the pictures pull at most.
+    The original adds splats where the gradient on the screen exceeds a threshold that fits its loss. Losses differ in
+    scale here, so it is a fraction of all splats instead: those with the largest gradients.
     """
 
-    start: float = 0.05  # share of the steps
+    start: float = 0.05  # fraction of the run
     stop: float = 0.6
     every: int = 25  # steps
-    share: float = 0.1  # of the splats that are added each time, at most
-    most: int = 10_000  # splats
-    split_size: float = 0.02  # larger ones are split, smaller ones cloned
-    max_size: float = 0.3  # larger ones are removed
-    min_opacity: float = 0.01  # fainter ones are removed
-    reset: tuple[float, ...] = ()  # shares of the steps at which all become nearly transparent, to be proved anew
+    fraction: float = 0.1  # of the splats that are added each time, at most
+    max_splats: int = 10_000
+    split_size: float = 0.02  # larger splats are split, smaller ones cloned
+    max_size: float = 0.3  # larger splats are removed
+    min_opacity: float = 0.01  # fainter splats are removed
+    reset: tuple[float, ...] = ()  # fractions of the run at which all opacities are reset to 0.01
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.most < 1 or not 0 <= self.share <= 1:
+        if self.every < 1 or self.max_splats < 1 or not 0 <= self.fraction <= 1:
             raise ValueError(
-                "densification needs every and most of at least 1 and a share in [0, 1], "
-                f"got {self.every}, {self.most} and {self.share}"
+                "every and max_splats must be at least 1 and fraction must lie in [0, 1], "
+                f"got {self.every}, {self.max_splats} and {self.fraction}"
             )
 
 
 @dataclass(frozen=True)
 class GaussianOptions(SceneOptions):
-    """What `Gaussians` start from and how they change."""
+    """How `Gaussians` start and how they change."""
 
     count: int = 2000  # at the start
     radius: float = 0.6  # of the ball they start in, world units
     opacity: float = 0.1  # at the start
-    seed: int = 0  # of all that is drawn
+    seed: int = 0  # of everything that is drawn
     rates: SplatRates = SplatRates()
     densification: Densification = Densification()
     sampling: SplatSampling = SplatSampling()
@@ -87,7 +90,7 @@ class GaussianOptions(SceneOptions):
     def __post_init__(self) -> None:
         if self.count < 1 or self.radius <= 0 or not 0 < self.opacity < 1:
             raise ValueError(
-                "splats need a count of at least 1, a radius above 0 and an opacity in (0, 1), "
+                "count must be at least 1, radius above 0 and opacity in (0, 1), "
                 f"got {self.count}, {self.radius} and {self.opacity}"
             )
 
@@ -97,25 +100,23 @@ class GaussianOptions(SceneOptions):
 
 
 class Gaussians(nn.Module, Scene):
-    """Splats whose number changes while they are trained.
+    """Splats whose number changes during training.
 
     Parameters: means [N, 3], quaternions [N, 4], log_scales [N, 3], opacities [N] (raw, see `Splats`) and
-    raw_colors [N, 3] (before a sigmoid). What decides their growth is kept in buffers, the state of the random
-    generator among them, so that a run that is resumed goes on as if it had not been interrupted.
+    raw_colors [N, 3] (before a sigmoid). What controls their growth is kept in buffers, including the state of the
+    random generator, so that a resumed run continues exactly.
     """
 
-    unsupported_penalties = frozenset(
-        {"orientation"}
-    )  # there is no density whose slope could point one way or the other
+    unsupported_penalties = frozenset({"orientation"})  # splats have no outward direction
     means: nn.Parameter
     quaternions: nn.Parameter
     log_scales: nn.Parameter
     opacities: nn.Parameter
     raw_colors: nn.Parameter
-    pull: Tensor
-    views: Tensor
-    adapted: Tensor
-    chance: Tensor
+    gradient_sum: Tensor
+    gradient_count: Tensor
+    last_adapt_step: Tensor
+    rng_state: Tensor
 
     def __init__(
         self,
@@ -123,41 +124,34 @@ class Gaussians(nn.Module, Scene):
         device: torch.device | str | None = None,
         splats: Splats | None = None,
     ):
-        """Starts from `splats` (see `Splats`; colors [N, 3]), or without them from a ball of gray ones."""
+        """Starts from `splats` (see `Splats`; colors [N, 3]), or by default from a ball of gray ones."""
         super().__init__()
         self.options = options
         generator = torch.Generator().manual_seed(options.seed)
-        splats = splats or in_ball(options.count, options.radius, options.opacity, generator)
+        splats = splats or splats_in_ball(options.count, options.radius, options.opacity, generator)
         self._start_from(splats, generator, device)
 
     def _start_from(self, splats: Splats, generator: torch.Generator, device: torch.device | str | None) -> None:
-        """Makes parameters and buffers anew."""
+        """Replaces all parameters and buffers."""
         raw_colors = torch.logit(splats.colors.clamp(1e-3, 1 - 1e-3))
-        for name, value in zip(
-            NAMES,
-            (splats.means, splats.quaternions, splats.log_scales, splats.opacities, raw_colors),
-            strict=True,
-        ):
+        values = (splats.means, splats.quaternions, splats.log_scales, splats.opacities, raw_colors)
+        for name, value in zip(NAMES, values, strict=True):
             self.register_parameter(name, nn.Parameter(value.detach().to(device, torch.float32).clone()))
-        self.register_buffer("pull", torch.zeros(len(splats), device=device))  # sum of screen gradients, by splat
-        self.register_buffer("views", torch.zeros(len(splats), device=device))  # in which it had any
-        self.register_buffer("adapted", torch.full((), -1, dtype=torch.int64))  # the last step of `adapt`
-        self.register_buffer("chance", generator.get_state())
+        # Over the views with a gradient on the screen, its length summed and their number, for each splat.
+        self.register_buffer("gradient_sum", torch.zeros(len(splats), device=device))
+        self.register_buffer("gradient_count", torch.zeros(len(splats), device=device))
+        self.register_buffer("last_adapt_step", torch.full((), -1, dtype=torch.int64))
+        self.register_buffer("rng_state", generator.get_state())
 
     def init_from_mesh(self, mesh: Mesh) -> None:
-        """Starts anew from `options.count` splats on the surface of a mesh in world units, with its colors.
+        """Starts again from `options.count` splats on the surface of a mesh in world units, with its colors.
 
         Raises:
-            ValueError: see `on_mesh`.
+            ValueError: see `splats_on_mesh`.
         """
-        vertices, faces = torch.tensor(mesh.vertices), torch.tensor(mesh.faces)
-        colors = torch.tensor(mesh.corner_colors)
-        if mesh.textures:  # looked up at the corners
-            face, corner = np.repeat(np.arange(len(mesh.faces)), 3), np.tile(np.eye(3), (len(mesh.faces), 1))
-            colors = torch.tensor(mesh.colors(face, corner).reshape(-1, 3, 3))
-        generator = torch.Generator().manual_seed(self.options.seed)
-        splats = on_mesh(vertices, faces, colors, self.options.count, generator)
-        self._start_from(splats, torch.Generator().manual_seed(self.options.seed), self.means.device)
+        seed, device = self.options.seed, self.means.device
+        splats = splats_on_mesh(mesh, self.options.count, torch.Generator().manual_seed(seed))
+        self._start_from(splats, torch.Generator().manual_seed(seed), device)
 
     def export(self, folder: Path, options: ExportOptions) -> list[Path]:
         """Writes splats.ply, in the layout that splat viewers read; ValueError for another format."""
@@ -173,7 +167,7 @@ class Gaussians(nn.Module, Scene):
         return self.means.shape[0]
 
     def splats(self) -> Splats:
-        """The present splats, with gradients."""
+        """The current splats, with gradients."""
         return Splats(self.means, self.quaternions, self.log_scales, self.opacities, torch.sigmoid(self.raw_colors))
 
     def render(
@@ -186,14 +180,14 @@ class Gaussians(nn.Module, Scene):
         normals: bool = False,
         lighting: Lighting | None = None,
     ) -> Rendering:
-        """See `Scene`, and `render_splats` for what is computed; nothing is drawn from `generator`.
+        """See `Scene.render`, and `render_splats` for how it is computed; the generator is not used.
 
-        Each splat is lit as a whole, as a piece of surface across its shortest axis.
+        Each splat has one shade, that of a piece of surface across its shortest axis.
         """
         watch = self._watch if self.training and torch.is_grad_enabled() else None
         splats = self.splats()
         if lighting is not None and needs_normals(lighting):
-            splats = replace(splats, colors=_lit(splats, cameras, lighting))
+            splats = replace(splats, colors=_shaded(splats, cameras, lighting))
         return render_splats(splats, cameras, size, background, self.options.sampling, normals=normals, watch=watch)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -203,30 +197,31 @@ class Gaussians(nn.Module, Scene):
 
     @torch.no_grad()
     def adapt(self, step: int, total: int, optimizer: torch.optim.Optimizer) -> None:
-        """Adds, removes and resets splats where `options.densification` says so; the same step twice counts once."""
-        if step == int(self.adapted):
+        """Adds, removes and resets splats as `options.densification` says; the same step twice counts once."""
+        if step == int(self.last_adapt_step):
             return
-        self.adapted.fill_(step)
+        self.last_adapt_step.fill_(step)
         plan = self.options.densification
         if plan.start * total <= step < plan.stop * total and step % plan.every == 0 and step > 0:
             self._densify(plan, optimizer)
-        if any(step == round(share * total) for share in plan.reset):
+        if any(step == round(fraction * total) for fraction in plan.reset):
             self._replace("opacities", self.opacities.clamp_max(RESET), optimizer)
 
     def _densify(self, plan: Densification, optimizer: torch.optim.Optimizer) -> None:
-        """Clones and splits what is pulled at most; removes the faint and the huge."""
-        old = self._values()
+        """Clones and splits the splats with the largest gradients; removes faint and huge ones."""
+        old = {name: getattr(self, name).detach().clone() for name in NAMES}
         size = old["log_scales"].exp().amax(1)
         keep = (torch.sigmoid(old["opacities"]) > plan.min_opacity) & (size < plan.max_size)
-        keep[old["opacities"].argmax()] = True  # a scene is never empty
-        score = torch.where(keep & (self.views > 0), self.pull / self.views.clamp_min(1), 0.0)
-        room = min(int(plan.share * int(keep.sum())), plan.most - int(keep.sum()))
+        keep[old["opacities"].argmax()] = True  # so that a scene is never empty
+        mean_gradient = self.gradient_sum / self.gradient_count.clamp_min(1)
+        score = torch.where(keep & (self.gradient_count > 0), mean_gradient, 0.0)
+        room = min(int(plan.fraction * int(keep.sum())), plan.max_splats - int(keep.sum()))
         best = score.topk(max(0, room)).indices
         best = best[score[best] > 0]
         large = size[best] > plan.split_size
 
         cloned, split = best[~large], best[large]
-        old["opacities"][cloned] = half_of_two(old["opacities"][cloned])
+        old["opacities"][cloned] = split_opacity(old["opacities"][cloned])
         clones = {name: value[cloned] for name, value in old.items()}
         halves = self._halves({name: value[split] for name, value in old.items()})
         keep[split] = False
@@ -234,23 +229,19 @@ class Gaussians(nn.Module, Scene):
         for name, value in old.items():
             added = torch.cat((clones[name], halves[name]))
             self._replace(name, torch.cat((value[rows], added)), optimizer, _moments(rows, len(added)))
-        self.pull, self.views = self.pull.new_zeros(len(self)), self.views.new_zeros(len(self))
+        self._reset_gradients(len(self))
 
     def _halves(self, parents: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Two for each parent, at places drawn from it, and smaller."""
+        """Two smaller splats for each parent, at positions drawn from it."""
         generator = torch.Generator()
-        generator.set_state(self.chance.cpu())
+        generator.set_state(self.rng_state.cpu())
         halves = {name: value.repeat(2, *[1] * (value.ndim - 1)) for name, value in parents.items()}
         drawn = torch.randn(halves["means"].shape, generator=generator).to(halves["means"])
-        self.chance.copy_(generator.get_state())
+        self.rng_state.copy_(generator.get_state())
         shape = Splats(**{f.name: halves.get(f.name, halves["raw_colors"]) for f in fields(Splats)})
         halves["means"] += (shape.axes() @ (shape.log_scales.exp() * drawn)[..., None])[..., 0]
         halves["log_scales"] -= torch.tensor(SHRINK).log()
         return halves
-
-    def _values(self) -> dict[str, Tensor]:
-        """Copies of the parameters by name."""
-        return {name: getattr(self, name).detach().clone() for name in NAMES}
 
     def _replace(
         self,
@@ -265,29 +256,28 @@ class Gaussians(nn.Module, Scene):
         replace_parameter(optimizer, old, getattr(self, name), change)
 
     def _watch(self, gradient: Tensor) -> None:
-        """Remembers how strongly each view [B, N, 2] pulls at each splat."""
+        """Accumulates the lengths of the screen gradients [B, N, 2] of B views."""
         length = gradient.detach().norm(dim=-1)
-        self.pull += length.sum(0)
-        self.views += (length > 0).sum(0)
+        self.gradient_sum += length.sum(0)
+        self.gradient_count += (length > 0).sum(0)
+
+    def _reset_gradients(self, count: int) -> None:
+        self.gradient_sum, self.gradient_count = self.means.new_zeros(count), self.means.new_zeros(count)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        """Takes the number of splats of what is loaded: a run whose splats grew continues from any fresh ones."""
+        """Takes the number of splats of the checkpoint, so that a run whose splats grew can be loaded."""
         saved = state_dict.get(prefix + "means")
         if saved is not None and len(saved) != len(self):
             for name in NAMES:
                 old = getattr(self, name)
                 fresh = old.new_zeros(len(saved), *old.shape[1:])
                 setattr(self, name, nn.Parameter(fresh, requires_grad=old.requires_grad))
-            self.pull, self.views = self.pull.new_zeros(len(saved)), self.views.new_zeros(len(saved))
+            self._reset_gradients(len(saved))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-NAMES = ("means", "quaternions", "log_scales", "opacities", "raw_colors")
-RESET = -4.6  # raw opacity after a reset: 0.01
-
-
-def half_of_two(raw: Tensor) -> Tensor:
-    """The raw opacity that two splats at one place need to hide as much as one did: o' = 1 - sqrt(1 - o).
+def split_opacity(raw: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """The raw opacity with which two splats at one place hide as much as one did: o' = 1 - sqrt(1 - o).
 
     Rota Bulo et al. 2024, "Revising Densification in Gaussian Splatting".
     """
@@ -295,8 +285,8 @@ def half_of_two(raw: Tensor) -> Tensor:
     return (-torch.expm1(half)).log() - half
 
 
-def _lit(splats: Splats, cameras: Cameras, lighting: Lighting) -> Tensor:
-    """Colors [B, N, 3] of splats under a light for each view."""
+def _shaded(splats: Splats, cameras: Cameras, lighting: Lighting) -> Tensor:
+    """Colors [B, N, 3] of splats under the light of each view."""
     normals = splats.normals(cameras.camera_to_world[:, :3, 3])
     shape = normals.shape
     albedo, points, light = (
@@ -306,5 +296,5 @@ def _lit(splats: Splats, cameras: Cameras, lighting: Lighting) -> Tensor:
 
 
 def _moments(rows: Tensor, added: int) -> Callable[[Tensor], Tensor]:
-    """What becomes of Adam's moments: kept for these rows, zero for those that are added."""
+    """How Adam's moments change: kept for these rows, zero for those that are added."""
     return lambda old: torch.cat((old[rows], old.new_zeros(added, *old.shape[1:])))

@@ -1,4 +1,4 @@
-"""Parameters that change their size while an optimizer holds them."""
+"""Parameters that change their size during training."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ def replace_parameter(
     new: nn.Parameter,
     change: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
-    """Puts `new` where an optimizer holds `old`.
+    """Replaces `old` by `new` in an optimizer.
 
-    `change` makes new moments [like new] out of the old ones; without it they start anew.
+    Args:
+        change: maps the moments of the old parameter to those of the new one; by default they start from zero.
     """
     for group in optimizer.param_groups:
         group["params"] = [new if p is old else p for p in group["params"]]

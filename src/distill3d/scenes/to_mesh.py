@@ -1,7 +1,7 @@
-"""From a scene to a mesh that other programs take: surface, fewer faces, a texture, and a fit to the scene's pictures.
+"""From a field to a mesh for other programs: surface, fewer faces, a texture, and a fit to renderings of the field.
 
-A soft field and a hard mesh cannot be equal. The surface and the baked colors are a first guess; then vertices and
-texture are fitted to pictures of the field, by the differentiable renderer of `MeshScene` and no diffusion model.
+A soft field and a hard mesh cannot be equal. The surface and the baked colors are a first estimate; then vertices and
+texture are fitted to renderings of the field, by the differentiable renderer of `MeshScene` and no diffusion model.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 import trimesh
+from jaxtyping import Float
 from torch import Tensor
 
 from distill3d.cameras import orbit
@@ -24,6 +25,7 @@ from distill3d.meshes.files import Mesh, save_mesh
 from distill3d.meshes.mesh import from_textured, read_mesh, weld
 from distill3d.meshes.surface import extract_surface, halved, simplify
 from distill3d.meshes.texture import TexturedMesh
+from distill3d.render.volume import FieldValues
 from distill3d.scenes.fit import Fitting, fit
 from distill3d.scenes.mesh import MeshOptions, MeshScene
 from distill3d.types import Cameras, Scene
@@ -37,8 +39,8 @@ class Field(Scene, Protocol):
         """Nothing lies outside [-half_size, half_size]^3, world units."""
         ...
 
-    def query(self, points: Tensor, normals: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Density [N], color [N, 3] in [0, 1] and perhaps outward unit normals [N, 3] at points [N, 3]."""
+    def query(self, points: Float[Tensor, "n 3"], normals: bool = False) -> FieldValues:
+        """Density [N], color [N, 3] in [0, 1] and, if requested, outward unit normals [N, 3]."""
         ...
 
 
@@ -66,42 +68,42 @@ def field_to_mesh(field: Field, options: ExportOptions = ExportOptions()) -> Mes
 
 
 def fit_to_field(field: Field, mesh: TexturedMesh, steps: int, resolution: int = 128) -> TexturedMesh:
-    """The same faces with vertices moved and texture repainted so that the mesh looks as the field does.
+    """The same faces with vertices moved and texture repainted so that the mesh looks like the field.
 
-    Pictures of the field from `FIT_VIEWS` sides are what is fitted, in mean square; vertices stay smooth among their
-    neighbors. It takes away what baking cannot know: where the level set lies inside or outside of the soft outline,
-    and which of the colors along a ray is seen from most sides.
+    Minimizes the mean squared difference from renderings of the field in `FIT_VIEWS` views, with a penalty on uneven
+    displacements. That corrects what baking cannot know: where the level set lies inside or outside of the soft
+    outline, and which of the colors along a ray is visible from most sides.
 
     Args:
         field: on the CPU.
-        resolution: pixels a side of the pictures, and lattice points a side of the finest paint.
+        resolution: pixels a side of the renderings, and lattice points a side of the finest color grid.
     """
     box = halved(field.half_size, float(np.abs(mesh.vertices).max()))
     cameras, gray = _around(FIT_VIEWS, 2.8 * box), torch.full((3,), FIT_GRAY)
     with torch.no_grad():
-        pictures = [field.render(cameras[i : i + 1], resolution, gray[None]).rgb for i in range(FIT_VIEWS)]
+        images = [field.render(cameras[i : i + 1], resolution, gray[None]).rgb for i in range(FIT_VIEWS)]
     levels = (resolution // 4, resolution // 2, resolution)
     painted = MeshScene(from_textured(mesh), MeshOptions(refit=False, colors=True, levels=levels, move=FIT_MOVE))
     fitting = Fitting(steps, views=2, learning_rate=0.05, l1_weight=0.0)
-    with torch.enable_grad():  # whoever exports may have switched it off
-        fit(painted, cameras, torch.cat(pictures).clamp(0, 1), gray, fitting, {"smooth_shape": FIT_SMOOTH})
+    with torch.enable_grad():  # export is usually called under no_grad
+        fit(painted, cameras, torch.cat(images).clamp(0, 1), gray, fitting, {"smooth_shape": FIT_SMOOTH})
     return painted.textured(len(mesh.texture))
 
 
 FIT_VIEWS, FIT_GRAY, FIT_MOVE = 24, 0.9, 0.02
-FIT_SMOOTH = 6e-4  # at a thousandth of it surfaces are bumpy under light, which pictures without light cannot tell
+FIT_SMOOTH = 6e-4  # with a thousandth of it surfaces are bumpy under light, which unlit renderings do not show
 
 
 def _around(count: int, distance: float) -> Cameras:
     """Cameras evenly spread over the sphere from a little below the horizon to near the zenith, on a spiral."""
-    share = (torch.arange(count) + 0.5) / count
+    u = (torch.arange(count) + 0.5) / count
     lowest, highest = math.sin(math.radians(-15)), math.sin(math.radians(75))
-    elevation = torch.rad2deg(torch.asin(lowest + (highest - lowest) * share))
+    elevation = torch.rad2deg(torch.asin(lowest + (highest - lowest) * u))
     return orbit(torch.arange(count) * 137.50776, elevation, distance, 40.0)
 
 
 def describe_file(path: Path) -> str:
-    """What an exported file holds, for people: numbers of vertices and faces, colors, and whether it is closed."""
+    """One line about an exported file: number of vertices and faces, kind of colors, and whether the mesh is closed."""
     if path.suffix == ".ply":
         with suppress(ValueError):
             return f"{len(load_splats(path))} splats"

@@ -1,4 +1,4 @@
-"""A dense voxel grid as a scene: trilinear density and color in a box, no network."""
+"""A dense voxel grid as a scene: trilinear density and color in a box, without a network."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill3d.cameras import rays
 from distill3d.export.options import FIELD_SETTINGS, ExportOptions
 from distill3d.meshes.mesh import Mesh
+from distill3d.render.interpolate import trilinear
 from distill3d.render.shading import needs_normals
-from distill3d.render.trilinear import trilinear
-from distill3d.render.volume import Filters, Occupancy, Sampling, render_rays
+from distill3d.render.volume import FieldValues, Filters, Occupancy, Sampling, render_rays
 from distill3d.scenes.parameters import replace_parameter
 from distill3d.types import Cameras, Lighting, Rendering, Scene, SceneOptions
 
 
 @dataclass(frozen=True)
 class VoxelOptions(SceneOptions):
-    """What a `VoxelField` is made of. Lengths in world units, densities per world unit.
+    """Settings of a `VoxelField`. Lengths in world units, densities per world unit.
 
-    The blob is a fixed bias on the raw density, blob_height (1 - |p| / blob_radius) but not below -blob_floor
-    (DreamFusion, appendix A, with a floor: with none, the corners would start beyond the reach of gradients).
+    The blob is a fixed bias on the raw density, blob_height (1 - |p| / blob_radius) but at least -blob_floor
+    (DreamFusion, appendix A, with a floor: without it the gradients in the corners would vanish).
     """
 
     resolution: int = 64  # lattice points a side
@@ -36,48 +37,51 @@ class VoxelOptions(SceneOptions):
     blob_height: float = 5.0
     blob_radius: float = 0.5
     blob_floor: float = 8.0
-    occupied: float = 0.03  # cells with less density everywhere are skipped
-    refine: tuple[tuple[float, float], ...] = ()  # (from this share of the steps on, times the resolution), in order
-    harden: tuple[tuple[float, float], ...] = ()  # (after this share of the steps, times the raw density), in order
-    refresh: int = 16  # training renders between two looks at the occupancy
+    occupancy_threshold: float = 0.03  # cells with less density everywhere are skipped
+    refine: tuple[tuple[float, float], ...] = ()  # (fraction of the run, multiple of the first resolution), in order
+    density_gain: tuple[tuple[float, float], ...] = ()  # (fraction of the run, factor on the raw density), in order
+    occupancy_interval: int = 16  # training renders between two updates of the occupancy
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
         if self.resolution < 2:
-            raise ValueError(f"a grid needs a resolution of at least 2, got {self.resolution}")
-        if self.refresh < 1:
-            raise ValueError(f"refresh is a number of renders, at least 1, got {self.refresh}")
-        if any(round(times * self.resolution) < 2 for _, times in self.refine):
-            raise ValueError(f"refine leaves a grid of fewer than 2 points a side: {self.refine}")
+            raise ValueError(f"resolution must be at least 2, got {self.resolution}")
+        if self.occupancy_interval < 1:
+            raise ValueError(f"occupancy_interval must be at least 1 render, got {self.occupancy_interval}")
+        if any(round(multiple * self.resolution) < 2 for _, multiple in self.refine):
+            raise ValueError(f"refine must leave a resolution of at least 2, got {self.refine}")
         if min(self.half_size, self.density_scale, self.blob_radius) <= 0:
-            raise ValueError("half_size, density_scale and blob_radius must be above 0")
-        if min([1.0, *(times for _, times in self.harden)]) <= 0:
-            raise ValueError(f"harden multiplies the raw density by numbers above 0, got {self.harden}")
+            raise ValueError(
+                "half_size, density_scale and blob_radius must be above 0, "
+                f"got {self.half_size}, {self.density_scale} and {self.blob_radius}"
+            )
+        if min([1.0, *(factor for _, factor in self.density_gain)]) <= 0:
+            raise ValueError(f"density_gain must have factors above 0, got {self.density_gain}")
 
     def build(self, device: torch.device | str | None = None) -> VoxelField:
-        """A field with these options."""
+        """A field with these settings."""
         return VoxelField(self, device)
 
-    def resolution_at(self, share: float) -> int:
-        """Lattice points a side after this share of the steps: coarse to fine."""
-        reached = [1.0] + [times for begin, times in self.refine if share >= begin]
+    def resolution_at(self, fraction: float) -> int:
+        """Lattice points a side after a fraction of the run: coarse to fine."""
+        reached = [1.0] + [multiple for begin, multiple in self.refine if fraction >= begin]
         return round(reached[-1] * self.resolution)
 
-    def hardness_at(self, share: float) -> float:
-        """By what the raw density has been multiplied after this share of the steps."""
-        return math.prod(times for begin, times in self.harden if share >= begin)
+    def density_gain_at(self, fraction: float) -> float:
+        """The factor by which the raw density has been multiplied after a fraction of the run."""
+        return math.prod(factor for begin, factor in self.density_gain if fraction >= begin)
 
 
 class VoxelField(nn.Module, Scene):
     """Density and color on a lattice of resolution^3 points, trilinear between them.
 
-    raw [Z, Y, X, 4] is interpolated first and activated after, so that surfaces can fall inside a cell:
+    raw [Z, Y, X, 4] is interpolated first and activated afterwards, so that surfaces can lie inside a cell:
     density = density_scale * softplus(raw_0 + blob), color = sigmoid(raw_1..3). Normals are minus the smoothed
-    gradient of the raw density, which has the direction of the density's own gradient without its huge range.
+    gradient of the raw density, which is parallel to the density's own gradient without its huge range.
 
-    In training mode the occupancy is looked at again every `options.refresh` renders; a cell counts as occupied
-    when it or one of its neighbors holds anything, so a surface may grow by a cell between two looks. Call
-    `refresh_occupancy()` after changing parameters by other means than rendering in training mode.
+    In training mode the occupancy is updated every `options.occupancy_interval` renders; a cell counts as occupied
+    when it or one of its neighbors holds density, so a surface may grow by a cell between two updates. Call
+    `update_occupancy()` after changing parameters without rendering in training mode.
     """
 
     export_settings = FIELD_SETTINGS
@@ -94,7 +98,7 @@ class VoxelField(nn.Module, Scene):
         self.register_buffer("cells", torch.zeros([options.resolution - 1] * 3, dtype=torch.bool, device=device))
         self.register_buffer("march_bounds", self.bounds)
         self.register_buffer("renders", torch.zeros((), dtype=torch.int64))
-        self.refresh_occupancy()
+        self.update_occupancy()
 
     @property
     def resolution(self) -> int:
@@ -113,22 +117,22 @@ class VoxelField(nn.Module, Scene):
         return self.options.half_size
 
     def train(self, mode: bool = True) -> Self:
-        """Switches between training and evaluation; for evaluation the occupancy is looked at again."""
+        """Switches between training and evaluation; evaluation starts with an update of the occupancy."""
         super().train(mode)
         if not mode:
-            self.refresh_occupancy()
+            self.update_occupancy()
         return self
 
     def adapt(self, step: int, total: int, optimizer: torch.optim.Optimizer) -> None:
-        """Refines the lattice where `options.refine` says so, and hardens it where `options.harden` does."""
+        """Refines the lattice and scales its density at the fractions of the run that `options` gives."""
         resolution = self.options.resolution_at(step / total)
         if resolution != self.resolution:
             coarse = self.raw
             self.upsample(resolution)
             replace_parameter(optimizer, coarse, self.raw)
-        times = self.options.hardness_at(step / total) / self.options.hardness_at((step - 1) / total)
-        if times != 1:
-            self.harden(times)
+        gain = self.options.density_gain_at(step / total) / self.options.density_gain_at((step - 1) / total)
+        if gain != 1:
+            self.scale_density(gain)
 
     def penalties(self) -> dict[str, Callable[[], Tensor]]:
         """Total variation of raw density and of color."""
@@ -159,10 +163,10 @@ class VoxelField(nn.Module, Scene):
         normals: bool = False,
         lighting: Lighting | None = None,
     ) -> Rendering:
-        """See `Scene`, and `render_rays` for what is computed."""
+        """See `Scene.render`, and `render_rays` for how it is computed."""
         if self.training and torch.is_grad_enabled():
-            if int(self.renders) % self.options.refresh == 0:
-                self.refresh_occupancy()
+            if int(self.renders) % self.options.occupancy_interval == 0:
+                self.update_occupancy()
             self.renders += 1
         lattice = self._biased()
         slope = self._slope() if normals or needs_normals(lighting) else None
@@ -181,51 +185,51 @@ class VoxelField(nn.Module, Scene):
             generator=generator,
         )
 
-    def query(self, points: Tensor, normals: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Density [N], color [N, 3] in [0, 1] and, if asked for, unit outward normals [N, 3] at points [N, 3].
+    def query(self, points: Float[Tensor, "n 3"], normals: bool = False) -> FieldValues:
+        """Density [N], color [N, 3] in [0, 1] and, if requested, outward unit normals [N, 3].
 
-        Outside the box the nearest value inside is given.
+        A point outside the box takes the nearest value inside.
         """
         return self._evaluate(self._biased(), self._slope() if normals else None, points)
 
-    def density_grid(self) -> Tensor:
-        """Density [Z, Y, X] on the lattice."""
+    def density_grid(self) -> Float[Tensor, "z y x"]:
+        """Density at the lattice points."""
         return self._density(self.raw[..., 0] + self.blob)
 
     @torch.no_grad()
-    def refresh_occupancy(self) -> None:
-        """Marks the cells that hold density, and their neighbors, and tightens the box that rays march through.
+    def update_occupancy(self) -> None:
+        """Marks the cells that hold density and their neighbors, and tightens the box that rays march through.
 
-        A trilinear cell lies below the largest of its corners, so none that holds `options.occupied` is missed.
+        A trilinear cell is below its largest corner, so no cell above `options.occupancy_threshold` is missed.
         """
         corners = F.max_pool3d(self.density_grid()[None, None], 2, stride=1)
-        occupied = (corners > self.options.occupied).to(corners)
+        occupied = (corners > self.options.occupancy_threshold).to(corners)
         self.cells = F.max_pool3d(occupied, 3, stride=1, padding=1)[0, 0] > 0
         self.march_bounds = Occupancy(self.cells, self.bounds).tight()
 
     @torch.no_grad()
     def upsample(self, resolution: int) -> None:
-        """Resamples to another lattice (coarse to fine) and keeps the picture.
+        """Resamples to another lattice (coarse to fine); renderings stay the same.
 
-        The parameter is replaced: an optimizer has to be made anew.
+        The parameter is replaced, so a new optimizer is needed (or `replace_parameter`).
         """
         if resolution < 2:
-            raise ValueError(f"a grid needs a resolution of at least 2, got {resolution}")
+            raise ValueError(f"resolution must be at least 2, got {resolution}")
         coarse = self._biased().permute(3, 0, 1, 2)[None]
         fine = F.interpolate(coarse, [resolution] * 3, mode="trilinear", align_corners=True)[0].permute(1, 2, 3, 0)
         self._resize(resolution)
         self.raw.copy_(fine)
         self.raw[..., 0] -= self.blob
-        self.refresh_occupancy()
+        self.update_occupancy()
 
     @torch.no_grad()
-    def harden(self, times: float) -> None:
-        """Multiplies the raw density, blob included: fog clears and what is dense grows denser.
+    def scale_density(self, factor: float) -> None:
+        """Multiplies the raw density, blob included: fog becomes thinner and dense regions become denser.
 
-        The surface where the density is density_scale ln 2 stays in its place.
+        The surface at density density_scale ln 2 does not move.
         """
-        self.raw[..., 0] += (times - 1) * (self.raw[..., 0] + self.blob)
-        self.refresh_occupancy()
+        self.raw[..., 0] += (factor - 1) * (self.raw[..., 0] + self.blob)
+        self.update_occupancy()
 
     def _resize(self, resolution: int) -> None:
         self.raw = nn.Parameter(self.raw.new_zeros(*[resolution] * 3, 4), requires_grad=self.raw.requires_grad)
@@ -233,7 +237,7 @@ class VoxelField(nn.Module, Scene):
         self.cells = torch.zeros([resolution - 1] * 3, dtype=torch.bool, device=self.raw.device)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        """Takes the resolution of what is loaded: a run that was refined continues from any fresh field."""
+        """Takes the resolution of the checkpoint, so that a refined run can be loaded into a new field."""
         saved = state_dict.get(prefix + "raw")
         if saved is not None and saved.shape[0] != self.resolution:
             self._resize(saved.shape[0])
@@ -248,7 +252,7 @@ class VoxelField(nn.Module, Scene):
         return (o.blob_height * (1 - radius / o.blob_radius)).clamp_min(-o.blob_floor)
 
     def _biased(self) -> Tensor:
-        """Raw values [Z, Y, X, 4], the blob added to the density."""
+        """Raw values [Z, Y, X, 4], with the blob added to the density."""
         return self.raw + F.pad(self.blob[..., None], (0, 3))
 
     def _slope(self) -> Tensor:
@@ -272,12 +276,12 @@ class VoxelField(nn.Module, Scene):
     def _density(self, raw: Tensor) -> Tensor:
         return self.options.density_scale * F.softplus(raw)
 
-    def _evaluate(self, lattice: Tensor, slope: Tensor | None, points: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _evaluate(self, lattice: Tensor, slope: Tensor | None, points: Tensor) -> FieldValues:
         values = self._sample(lattice, points)
         normal = None if slope is None else F.normalize(self._sample(slope, points), dim=1, eps=1e-6)
         return self._density(values[:, 0]), torch.sigmoid(values[:, 1:]), normal
 
 
-def total_variation(lattice: Tensor) -> Tensor:
-    """Mean squared difference of neighbors along each of the first three axes, summed, of [Z, Y, X, ...]."""
+def total_variation(lattice: Float[Tensor, "z y x ..."]) -> Float[Tensor, ""]:
+    """Mean squared difference of neighbors along each of the first three axes, summed."""
     return sum((lattice.diff(dim=axis).square().mean() for axis in range(3)), lattice.new_zeros(()))

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from distill3d.scenes.hashgrid.encoding import PRIMES, HashLayout, encode, lattice_rows, reference
+from distill3d.scenes.hashgrid.encoding import encode, reference
+from distill3d.scenes.hashgrid.layout import PRIMES, HashLayout
 
 # Dense and hashed levels both, float64 throughout.
 SMALL = HashLayout(levels=5, features=2, log2_table=9, coarsest=4, finest=40)
@@ -108,7 +109,7 @@ def test_hashed_rows_are_spread():
     """65,536 lattice points among as many rows: a fair hash fills 1 - 1/e of them."""
     layout = HashLayout(levels=1, log2_table=16, coarsest=1000, finest=1000)
     corner = torch.randint(0, 1001, (2**16, 3), generator=torch.Generator().manual_seed(0))
-    rows = lattice_rows(layout, 0, corner)
+    rows = layout.lattice_rows(0, corner)
     assert rows.min() >= 0 and rows.max() < 2**16
     assert len(rows.unique()) / 2**16 == pytest.approx(1 - math.exp(-1), abs=0.02)
     assert PRIMES[0] == 1

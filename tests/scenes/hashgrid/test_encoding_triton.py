@@ -13,7 +13,8 @@ pytest.importorskip("triton")
 
 AGREES = """
 import torch
-from distill3d.scenes.hashgrid.encoding import HashLayout, reference
+from distill3d.scenes.hashgrid.encoding import reference
+from distill3d.scenes.hashgrid.layout import HashLayout
 from distill3d.scenes.hashgrid.encoding_triton import encode_triton
 layout = HashLayout(levels=4, features=2, log2_table=8, coarsest=3, finest=20)
 g = torch.Generator().manual_seed(0)

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 from distill3d.cameras import rays, turntable
 from distill3d.render.volume import Sampling, render_rays
-from distill3d.scenes.hashgrid.encoding import HashLayout, reference
+from distill3d.scenes.hashgrid.encoding import reference
 from distill3d.scenes.hashgrid.field import HashOptions
+from distill3d.scenes.hashgrid.layout import HashLayout
 from distill3d.types import Lighting
 
 LAYOUT = HashLayout(levels=4, features=2, log2_table=10, coarsest=4, finest=32)
@@ -18,11 +19,17 @@ SAMPLING = Sampling(samples=64, min_weight=0, min_transmittance=0)
 
 def a_field(dtype=torch.float32, **options):
     """A field whose networks matter as much as its blob."""
-    chosen = {"layout": LAYOUT, "half_size": 1.0, "first_levels": 4, "occupancy": 16, "sampling": SAMPLING} | options
+    chosen = {
+        "layout": LAYOUT,
+        "half_size": 1.0,
+        "first_levels": 4,
+        "occupancy_resolution": 16,
+        "sampling": SAMPLING,
+    } | options
     field = HashOptions(**chosen).build().to(dtype)
     with torch.no_grad():
         field.table += torch.randn(field.table.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-        field.occupancy.look(field.density, forget=True)
+        field.occupancy.update(field.density, reset=True)
     return field
 
 
@@ -55,8 +62,6 @@ def test_analytic_normals_are_minus_the_gradient_of_density(blob):
     ahead, behind = ([field.density(points + s * step * axis) for axis in torch.eye(3).double()] for s in (1, -1))
     expected = F.normalize(torch.stack(behind, 1) - torch.stack(ahead, 1), dim=1)
     torch.testing.assert_close(normal, expected, atol=1e-4, rtol=0)
-    by_difference = a_field(torch.float64, blob=blob, normals="difference", difference=1e-6)
-    torch.testing.assert_close(by_difference.query(points, normals=True)[2], normal, atol=1e-4, rtol=0)
 
 
 def test_gradients_through_normals_are_those_of_autograd():
@@ -111,17 +116,18 @@ def test_a_rendering_is_what_the_query_says_and_skipping_costs_nothing():
     slow = render_rays(rays(views, 12, 12), lambda p: field.query(p, True), field.bounds, torch.full((2, 3), 0.5),
                        Sampling(64))  # fmt: skip
     assert 0.05 < slow.opacity.mean() < 0.95
-    # A skipped cell holds at most the density `occupied`, over a way of at most sqrt(12).
+    # A skipped cell holds at most the density `occupancy_threshold`, over a way of at most sqrt(12).
     assert (fast.opacity - slow.opacity).abs().max() < 1 - math.exp(-0.03 * math.sqrt(12))
     assert (fast.rgb - slow.rgb).abs().mean() < 2e-3
 
 
 def test_the_recipes_levels_by_step():
     options = HashOptions()
-    assert [options.levels_at(s) for s in (0, 2000, 2499, 2500, 2999, 3000, 5999, 6000, 10000)] == [
+    assert [options.levels_at(s, 10000) for s in (0, 2000, 2499, 2500, 2999, 3000, 5999, 6000, 10000)] == [
         8, 8, 8, 9, 9, 10, 15, 16, 16,
     ]  # fmt: skip
-    field = a_field(first_levels=2, level_start=10, level_steps=5)
+    assert [options.levels_at(s, 1000) for s in (0, 249, 250, 600, 999)] == [8, 8, 9, 16, 16]  # at any length of run
+    field = a_field(first_levels=2, level_start=0.1, level_interval=0.05)
     optimizer = torch.optim.SGD(field.parameters(), lr=0.1)
     points, seen = some_points(20, dtype=torch.float32), []
     for step in (0, 14, 15, 20, 99):
@@ -135,12 +141,12 @@ def test_the_recipes_levels_by_step():
 
 
 def test_an_emptied_cell_is_forgotten_and_a_filled_one_comes_back():
-    field = a_field(occupancy=8)
+    field = a_field(occupancy_resolution=8)
     ball = field.occupancy.occupancy().cells.clone()
     assert ball.any() and not ball.all()
     optimizer = torch.optim.SGD(field.parameters(), lr=0.1)
     for _ in range(200):
-        field.occupancy.look(lambda p: torch.zeros(len(p)))
+        field.occupancy.update(lambda p: torch.zeros(len(p)))
     assert field.occupancy.occupancy().cells.all()  # nothing is seen, so everything is asked
     field.adapt(16, 100, optimizer)  # at other points of the cells than before
     back = field.occupancy.occupancy().cells
@@ -148,16 +154,16 @@ def test_an_emptied_cell_is_forgotten_and_a_filled_one_comes_back():
 
 
 def test_fresh_points_find_a_wall_thinner_than_their_distance():
-    field = a_field(occupancy=4)
+    field = a_field(occupancy_resolution=4)
 
     def wall(points):
         return ((points[:, 0] - 0.2).abs() < 0.01).to(points)
 
-    field.occupancy.look(wall, forget=True)  # the middle of no octant lies in it
-    assert not (field.occupancy.held > 0).any()
+    field.occupancy.update(wall, reset=True)  # the middle of no octant lies in it
+    assert not (field.occupancy.max_density > 0).any()
     for step in range(30):
-        field.occupancy.look(wall, torch.Generator().manual_seed(step))
-    found = field.occupancy.held > 0.03
+        field.occupancy.update(wall, torch.Generator().manual_seed(step))
+    found = field.occupancy.max_density > 0.03
     assert found[:, :, 2].all() and found.sum() == 16
 
 
@@ -167,12 +173,12 @@ def test_a_run_that_goes_on_has_the_same_field():
     other.load_state_dict(field.state_dict())
     points = some_points(10, dtype=torch.float32)
     assert torch.equal(field.query(points)[0], other.query(points)[0])
-    assert torch.equal(field.occupancy.held, other.occupancy.held)
+    assert torch.equal(field.occupancy.max_density, other.occupancy.max_density)
     ids = [id(p) for group in field.parameter_groups() for p in group["params"]]
     assert sorted(ids) == sorted(id(p) for p in field.parameters())
 
 
-@pytest.mark.parametrize("wrong", [{"half_size": 0}, {"hidden": 0}, {"blob": "ball"}, {"normals": "none"}])
+@pytest.mark.parametrize("wrong", [{"half_size": 0}, {"hidden": 0}, {"blob": "ball"}, {"level_interval": 0}])
 def test_mistakes_are_value_errors(wrong):
     with pytest.raises(ValueError, match=r"must be|got"):
         HashOptions(**wrong)

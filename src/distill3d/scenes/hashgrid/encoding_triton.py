@@ -1,7 +1,7 @@
-"""The hash encoding of `encoding.py` as Triton kernels for GPUs; the same signature and the same numbers.
+"""The hash encoding of `encoding.py` as Triton kernels for GPUs: the same signature and the same numbers.
 
-One program does one level of a block of points. Needs the package triton, which torch for CUDA brings along. With
-TRITON_INTERPRET=1 in the environment the kernels run on the CPU, slowly, for tests.
+One program handles one level of a block of points. triton is a dependency of torch for CUDA. With TRITON_INTERPRET=1
+in the environment the kernels run on the CPU, slowly, for tests.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from distill3d.scenes.hashgrid.encoding import HashLayout
+from distill3d.scenes.hashgrid.layout import HashLayout
 
 BLOCK = 256
 
 
 def encode_triton(table: Tensor, points: Tensor, layout: HashLayout, levels: int, slopes: bool) -> Tensor:
-    """See `encoding.encode`."""
+    """Same as `encoding.encode`, which checks the arguments."""
     return _Encode.apply(table, points.detach().contiguous(), layout, levels, slopes)  # type: ignore[return-value]
 
 
@@ -46,11 +46,12 @@ def _launch(
 ) -> None:
     if not len(points) or not levels:
         return
-    place = torch.tensor([layout.cells, layout.starts], dtype=torch.int32, device=points.device)
-    kernel[(triton.cdiv(len(points), BLOCK), levels)](
-        table, points, values, place[0], place[1], len(points), layout.channels, layout.features,
-        2**layout.log2_table, 4 if slopes else 1, BLOCK,
-    )  # fmt: skip
+    cells, starts = torch.tensor([layout.cells, layout.starts], dtype=torch.int32, device=points.device)
+    size, kinds = 2**layout.log2_table, 4 if slopes else 1
+    grid = (triton.cdiv(len(points), BLOCK), levels)
+    kernel[grid](
+        table, points, values, cells, starts, len(points), layout.channels, layout.features, size, kinds, BLOCK
+    )
 
 
 @triton.jit
@@ -68,10 +69,10 @@ def _place(points, cells, starts, level, row, inside):
 
 @triton.jit
 def _row(i, j, k, n, size):
-    """Row of a lattice point within its level. Dense where (n + 1)^3 <= size, which 64 bits can tell."""
+    """Row of a lattice point within its level: dense where (n + 1)^3 <= size, which needs 64 bits, else hashed."""
     side = (n + 1).to(tl.int64)
     dense = i + (n + 1) * (j + (n + 1) * k)
-    # The product wraps at 32 bits; only lower ones are read.
+    # The product wraps at 32 bits; only lower bits are used.
     mixed = i.to(tl.uint32) ^ (j.to(tl.uint32) * 2654435761) ^ (k.to(tl.uint32) * 805459861)
     hashed = (mixed.to(tl.int64) & (size - 1)).to(tl.int32)
     return tl.where(side * side * side <= size, dense, hashed)
@@ -79,9 +80,18 @@ def _row(i, j, k, n, size):
 
 @triton.jit
 def _forward(
-    table, points, values, cells, starts, count, channels, features: tl.constexpr, size: tl.constexpr,
-    kinds: tl.constexpr, block: tl.constexpr,
-):  # fmt: skip
+    table,
+    points,
+    values,
+    cells,
+    starts,
+    count,
+    channels,
+    features: tl.constexpr,
+    size: tl.constexpr,
+    kinds: tl.constexpr,
+    block: tl.constexpr,
+):
     """values [kinds, count, channels] from the table."""
     level = tl.program_id(1)
     row = tl.program_id(0) * block + tl.arange(0, block)
@@ -117,9 +127,18 @@ def _forward(
 
 @triton.jit
 def _backward(
-    table, points, values, cells, starts, count, channels, features: tl.constexpr, size: tl.constexpr,
-    kinds: tl.constexpr, block: tl.constexpr,
-):  # fmt: skip
+    table,
+    points,
+    values,
+    cells,
+    starts,
+    count,
+    channels,
+    features: tl.constexpr,
+    size: tl.constexpr,
+    kinds: tl.constexpr,
+    block: tl.constexpr,
+):
     """Adds the gradient of the table from that of values [kinds, count, channels]."""
     level = tl.program_id(1)
     row = tl.program_id(0) * block + tl.arange(0, block)
