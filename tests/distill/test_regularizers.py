@@ -8,8 +8,8 @@ import torch
 from distill3d.cameras import orbit, turntable
 from distill3d.distill.regularizers import WeightSchedule, convexity, opaque, orientation, sparsity, z_variance
 from distill3d.render.volume import Sampling
-from distill3d.scenes.hashgrid.layout import HashLayout
 from distill3d.scenes.hashgrid.field import HashOptions
+from distill3d.scenes.hashgrid.layout import HashLayout
 from distill3d.scenes.voxels import VoxelOptions
 from distill3d.types import Rendering
 

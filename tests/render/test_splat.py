@@ -7,8 +7,7 @@ import torch
 
 from distill3d.cameras import orbit, project, rays, turntable
 from distill3d.render.splat import Splats, reference, render_splats
-from distill3d.render.splat_compositing import SplatSampling
-from distill3d.render.splat_compositing import by_pixel_counted, by_pixel_sorted
+from distill3d.render.splat_compositing import SplatSampling, by_pixel_counted, by_pixel_sorted
 
 ENTRIES = ("rgb", "opacity", "depth", "depth_variance", "normal")
 PARTS = tuple(f.name for f in fields(Splats))
