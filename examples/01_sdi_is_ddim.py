@@ -12,7 +12,7 @@ import torch
 
 from distill3d.diffusion import ddim
 from distill3d.diffusion.guidance import Guided
-from distill3d.diffusion.schedule import Cosine, coefficients
+from distill3d.diffusion.schedule import Cosine, coefficients, from_eps
 from distill3d.objectives import Query, kappa_residual, noise, sdi_cached, sds, timesteps
 from distill3d.priors import MixturePrior
 from distill3d.types import Conditioning
@@ -35,10 +35,9 @@ def theorem(steps: int = 25, scale: float = 7.5) -> None:
     first, times = draw(2, 3, 8, 8, seed=1), torch.linspace(0.98, 0.02, steps, dtype=torch.float64)
     model, denoised = Guided(prior, conditioning, scale), []
 
-    def watched(x_t: torch.Tensor, t: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        eps = model(x_t, t, rows)
-        alpha, sigma = coefficients(prior.schedule, t, x_t)
-        denoised.append((x_t - sigma * eps) / alpha)
+    def watched(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        eps = model(x_t, t)
+        denoised.append(from_eps("x0", eps, x_t, *coefficients(prior.schedule, t, x_t)))
         return eps
 
     sigma = prior.schedule.sigma(times[:1])

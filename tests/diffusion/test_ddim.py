@@ -13,7 +13,21 @@ F64 = torch.float64
 
 def model(prior, batch, text=""):
     embedding = prior.embed([text] * batch)
-    return lambda x, t, rows: prior.predict(x, t, embedding[rows])
+    return lambda x, t: prior.predict(x, t, embedding)
+
+
+class Indexed:
+    """A model of samples with conditions of their own; remembers which of them it evaluated."""
+
+    def __init__(self, prior, texts, seen):
+        self.prior, self.texts, self.seen = prior, texts, seen
+
+    def __getitem__(self, rows):
+        return Indexed(self.prior, [self.texts[i] for i in rows], self.seen)
+
+    def __call__(self, x, t):
+        self.seen.append(self.texts)
+        return self.prior.predict(x, t, self.prior.embed(self.texts))
 
 
 def slopes(errors):
@@ -104,21 +118,16 @@ def test_a_hop_of_no_length_changes_nothing(randn):
 @pytest.mark.parametrize("solver", ["euler", "ab2", "heun"])
 def test_ragged_grids_equal_sample_by_sample(mixture, randn, solver):
     x, t = 0.5 * randn(4, 2, 2, 2), torch.tensor([0.95, 0.0, 0.31, 0.1], dtype=F64)
-    embedding, seen = mixture.embed(["left", "right", "odd", ""]), []
-
-    def eps(x, t, rows):
-        seen.append(rows.tolist())
-        return mixture.predict(x, t, embedding[rows])
-
-    together = ddim.invert(eps, x, mixture.schedule, ddim.ascending(t, 10), solver)
-    per_hop = 2 if solver == "heun" else 1
-    assert seen[::per_hop] == [[0, 2, 3]] + [[0, 2]] * 3 + [[0]] * 6
+    texts, seen = ["left", "right", "odd", ""], []
+    together = ddim.invert(Indexed(mixture, texts, seen), x, mixture.schedule, ddim.ascending(t, 10), solver)
+    per_step = 2 if solver == "heun" else 1
+    assert seen[::per_step] == [["left", "odd", ""]] + [["left", "odd"]] * 3 + [["left"]] * 6
     for i in range(4):
-        alone = ddim.invert(
-            lambda x, t, rows, i=i: mixture.predict(x, t, embedding[[i]]),
-            x[[i]], mixture.schedule, ddim.ascending(t[[i]], 10), solver,
-        )  # fmt: skip
+        one = model(mixture, 1, texts[i])
+        alone = ddim.invert(one, x[[i]], mixture.schedule, ddim.ascending(t[[i]], 10), solver)
         torch.testing.assert_close(together[[i]], alone, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="pass a model that can be indexed"):
+        ddim.invert(model(mixture, 4), x, mixture.schedule, ddim.ascending(t, 10), solver)
 
 
 def test_generators_per_sample_equal_given_noise(mixture, randn):

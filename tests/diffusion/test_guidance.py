@@ -61,13 +61,20 @@ def test_rescale_restores_the_spread(randn):
     torch.testing.assert_close(rescale(guided, conditional, 0.0), guided)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 4), (2, 1, 1)], ids=["constant", "one value"])
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+def test_rescale_leaves_samples_without_variance_alone(randn, shape, fraction):
+    guided = torch.full(shape, 3.0, dtype=torch.float64)
+    torch.testing.assert_close(rescale(guided, randn(*shape), fraction), guided)
+
+
 def test_guided_selects_conditions_by_rows_and_counts(mixture, conditions, point):
     x, t = point
     conditioning = conditions(mixture, ["left", "right", "odd"])
     model, rows = Guided(mixture, conditioning, 7.5), torch.tensor([0, 2])
     whole, _ = guided_prediction(mixture, x, t, conditioning, 7.5)
-    torch.testing.assert_close(model(x[rows], t[rows], rows), whole[rows])
-    model(x, t, torch.arange(3))
+    torch.testing.assert_close(model[rows](x[rows], t[rows]), whole[rows])
+    torch.testing.assert_close(model(x, t), whole)
     assert model.nfe == 4 + 6
 
 

@@ -41,8 +41,8 @@ def test_theorem_cached_kappa_and_whole_targets_are_the_ddim_sampler(
 
     sampled, guided = [], Guided(prior, conditioning, scale)
 
-    def watched(x, t, rows):
-        eps = guided(x, t, rows)
+    def watched(x, t):
+        eps = guided(x, t)
         alpha, sigma = coefficients(schedule, t, x)
         sampled.append((x - sigma * eps) / alpha)
         return eps
@@ -145,14 +145,13 @@ def test_sdi_finds_kappa_above_the_level_it_is_used_at(mixture, conditions, rand
     objective = sdi(eta=0.0, start=0.04, stop=0.04, overshoot=0.05)
     out = objective.guidance(x, mixture, conditioning, step=0, total=1, generator=torch.Generator())
     low, t, high = (torch.tensor([v], dtype=F64) for v in (0.0, 0.04, 0.09))
-    rows = torch.arange(1)
-    end = ddim.ddim_step(x, Guided(mixture, conditioning, -7.5)(x, low, rows), mixture.schedule, low, high)
+    end = ddim.ddim_step(x, Guided(mixture, conditioning, -7.5)(x, low), mixture.schedule, low, high)
     a, s = coefficients(mixture.schedule, high, x)
     kappa = (end - a * x) / s
     a, s = coefficients(mixture.schedule, t, x)
     torch.testing.assert_close(out.noise, kappa)
     torch.testing.assert_close(out.x_t, a * x + s * kappa)
-    torch.testing.assert_close(out.prediction, Guided(mixture, conditioning, 7.5)(out.x_t, t, rows))
+    torch.testing.assert_close(out.prediction, Guided(mixture, conditioning, 7.5)(out.x_t, t))
 
 
 @pytest.mark.parametrize("solver", ["euler", "ab2", "heun"])

@@ -106,7 +106,7 @@ def test_the_noise_that_ddim_predicted_solves_the_equation(mixture, conditions, 
     conditioning, start = conditions(mixture, TEXTS), randn(3, 2, 2, 2)
     model, t = Guided(mixture, conditioning, scale), torch.full((3,), 0.4, dtype=F64)
     x_t = ddim.sample(model, start, mixture.schedule, ddim.descending(20, 1.0, 0.4))
-    kappa = model(x_t, t, torch.arange(3))
+    kappa = model(x_t, t)
     alpha, sigma = coefficients(mixture.schedule, t, x_t)
     found, rows = kappa_residual(kappa, (x_t - sigma * kappa) / alpha, t, mixture, conditioning, scale)
     assert found.shape == (3,) and found.max() < 1e-20

@@ -3,43 +3,53 @@
     notation            meaning                                     code
     x_t                 sample at time t                            x
     eps(x_t, t)         noise that the model predicts there         eps
-    lambda              log(alpha^2 / sigma^2)                      level
+    lambda              log(alpha^2 / sigma^2)                      log_snr
     rho = sigma/alpha   the variable in which the ODE reads         -
                         d(x/alpha) / d rho = eps(x, t)
 
-The deterministic step is Euler's method for that equation, in whichever direction s lies from t. The
-solvers of second order differ only in the eps they hand to the step.
+The deterministic step is Euler's method for that equation, whether s lies below t or above. The solvers of second
+order differ only in the eps that they pass to the step.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from distill3d.diffusion.random import Generators, normal
-from distill3d.diffusion.schedule import coefficients, expand, log_snr
+from distill3d.diffusion.schedule import coefficients, expand, from_eps, log_snr
 from distill3d.types import Schedule
 
-# eps(x [N, ...], t [N], rows [N]) -> [N, ...]: rows are the places of the N samples in the whole batch,
-# for models whose condition differs from sample to sample.
-Model = Callable[[Tensor, Tensor, Tensor], Tensor]
+Model = Callable[[Tensor, Tensor], Tensor]  # eps(x [N, ...], t [N]) -> [N, ...]
 Solver = Literal["euler", "ab2", "heun"]
 
 
+@runtime_checkable
+class BatchModel(Protocol):
+    """A model of B samples that may differ in their conditions, such as guidance.Guided; model[rows] is that of some.
+
+    Only needed where the samples have times of their own, because some then finish before others.
+    """
+
+    def __call__(self, x: Tensor, t: Tensor, /) -> Tensor: ...
+    def __getitem__(self, rows: Tensor, /) -> Model: ...
+
+
 def ddim_step(
-    x: Tensor,
-    eps: Tensor,
+    x: Float[Tensor, "b *shape"],
+    eps: Float[Tensor, "b *shape"],
     schedule: Schedule,
-    t: Tensor,
-    s: Tensor,
+    t: Float[Tensor, " b"],
+    s: Float[Tensor, " b"],
     eta: float = 0.0,
-    noise: Tensor | None = None,
-) -> Tensor:
-    """One step from time t [B] to time s [B], up or down, x and eps [B, ...].
+    noise: Float[Tensor, "b *shape"] | None = None,
+) -> Float[Tensor, "b *shape"]:
+    """One step from time t to time s, up or down.
 
     x_s = alpha_s x0 + sqrt(sigma_s^2 - f^2) eps + f noise
     f   = eta sigma_s sqrt(1 - exp(-|lambda_t - lambda_s|))
@@ -50,73 +60,73 @@ def ddim_step(
     """
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta must lie in [0, 1] (0: deterministic, 1: fully random), got {eta}")
-    alpha_t, sigma_t = coefficients(schedule, t, x)
     alpha_s, sigma_s = coefficients(schedule, s, x)
-    x0 = (x - sigma_t * eps) / alpha_t
+    x0 = from_eps("x0", eps, x, *coefficients(schedule, t, x))
     if eta == 0.0:
         return alpha_s * x0 + sigma_s * eps
     if noise is None:
         raise ValueError(f"eta = {eta} needs noise: pass noise shaped like x, or a generator to the loop")
     gap = (log_snr(schedule, t.to(x)) - log_snr(schedule, s.to(x))).abs()
-    fresh = eta * expand((-torch.expm1(-gap)).sqrt(), x)  # as a share of sigma_s
+    fresh = eta * expand((-torch.expm1(-gap)).sqrt(), x)  # f / sigma_s
     return alpha_s * x0 + sigma_s * ((1 - fresh**2).sqrt() * eps + fresh * noise)
 
 
 def sample(
-    eps: Model,
-    x: Tensor,
+    model: Model,
+    x: Float[Tensor, "b *shape"],
     schedule: Schedule,
-    times: Tensor,
+    times: Float[Tensor, " k"] | Float[Tensor, "k b"],
     solver: Solver = "euler",
     eta: float = 0.0,
     generator: Generators | None = None,
-    noise: Tensor | None = None,
-) -> Tensor:
-    """Walks x [B, ...] down the times [K+1] or [K+1, B]; returns the sample at the last of them.
+    noise: Float[Tensor, "steps b *shape"] | None = None,
+) -> Float[Tensor, "b *shape"]:
+    """Takes x from the first of the times down to the last of them, which may be one list for all or one per sample.
 
-    noise [K, B, ...] (or else draws from the generator) is what eta > 0 adds. Equal neighbors in a column
-    of times are no hop for that sample, which is then not shown to the model. Raises ValueError if a time
-    rises, for an unknown solver, and for eta > 0 with a solver other than euler.
+    Where eta > 0, each step adds noise [K - 1, B, ...], or draws from the generator. A sample whose time stays equal
+    takes no step and is not evaluated; if others go on meanwhile, the model must be a `BatchModel`. Raises ValueError
+    if a time rises, for an unknown solver, for eta > 0 with a solver other than euler, and for a model that cannot be
+    indexed where it has to be.
     """
     _check_direction(times, -1, "sample", "fall")
-    return _walk(eps, x, schedule, times, solver, eta, generator, noise)
+    return _solve(model, x, schedule, times, solver, eta, generator, noise)
 
 
 def invert(
-    eps: Model,
-    x: Tensor,
+    model: Model,
+    x: Float[Tensor, "b *shape"],
     schedule: Schedule,
-    times: Tensor,
+    times: Float[Tensor, " k"] | Float[Tensor, "k b"],
     solver: Solver = "euler",
     eta: float = 0.0,
     generator: Generators | None = None,
-    noise: Tensor | None = None,
-) -> Tensor:
-    """Walks x [B, ...] up the times: DDIM inversion. Arguments and errors as in `sample`."""
+    noise: Float[Tensor, "steps b *shape"] | None = None,
+) -> Float[Tensor, "b *shape"]:
+    """Takes x up the times: DDIM inversion. Arguments and errors as in `sample`."""
     _check_direction(times, 1, "invert", "rise")
-    return _walk(eps, x, schedule, times, solver, eta, generator, noise)
+    return _solve(model, x, schedule, times, solver, eta, generator, noise)
 
 
-def descending(steps: int, start: float = 1.0, stop: float = 0.0) -> Tensor:
+def descending(steps: int, start: float = 1.0, stop: float = 0.0) -> Float[Tensor, " k"]:
     """Times [steps + 1], evenly spaced from start down to stop, float64; ValueError if steps < 1."""
     if steps < 1:
         raise ValueError(f"steps must be 1 or more, got {steps}")
     return torch.linspace(start, stop, steps + 1, dtype=torch.float64)
 
 
-def ascending(t: Tensor, steps: int) -> Tensor:
-    """Inversion times [K+1, B] for targets t [B]: 0, 1/steps, 2/steps, ... < t, then t itself.
+def ascending(t: Float[Tensor, " b"], steps: int) -> Float[Tensor, "k b"]:
+    """Inversion times for targets t: 0, 1/steps, 2/steps, ... < t, then t itself.
 
-    All hops but the last are 1/steps of the whole range long, so a low target takes fewer of them; columns
-    that end early repeat their last time. Raises ValueError if steps < 1.
+    All steps but the last have length 1/steps, so a low target takes fewer of them; columns that end early repeat
+    their last time. Raises ValueError if steps < 1.
     """
     if steps < 1:
         raise ValueError(f"steps must be 1 or more, got {steps}")
-    rungs = torch.arange(steps + 1, device=t.device, dtype=t.dtype)[:, None] / steps
-    # A target that is itself a rung must not be visited twice for want of a rounding error.
-    times = torch.where(rungs < t - 1e-6, rungs, t)
-    hops = int((times[1:] != times[:-1]).any(dim=1).sum())
-    return times[: hops + 1]
+    grid = torch.arange(steps + 1, device=t.device, dtype=t.dtype)[:, None] / steps
+    # A target that lies on the grid must not be visited twice because of a rounding error.
+    times = torch.where(grid < t - 1e-6, grid, t)
+    count = int((times[1:] != times[:-1]).any(dim=1).sum())
+    return times[: count + 1]
 
 
 def _check_direction(times: Tensor, sign: int, name: str, verb: str) -> None:
@@ -124,47 +134,62 @@ def _check_direction(times: Tensor, sign: int, name: str, verb: str) -> None:
         raise ValueError(f"{name} needs times that {verb}, got {times.tolist()}")
 
 
-def _walk(eps, x, schedule, times, solver, eta, generator, noise) -> Tensor:
+def _solve(
+    model: Model,
+    x: Tensor,
+    schedule: Schedule,
+    times: Tensor,
+    solver: Solver,
+    eta: float,
+    generator: Generators | None,
+    noise: Tensor | None,
+) -> Tensor:
     if solver not in ("euler", "ab2", "heun"):
         raise ValueError(f"unknown solver {solver!r}: choose euler, ab2 or heun")
     if eta > 0 and solver != "euler":
-        raise ValueError(f"solver {solver!r} is for the deterministic walk: use eta = 0 or solver 'euler'")
+        raise ValueError(f"solver {solver!r} is deterministic: use eta = 0 or solver 'euler'")
     if eta > 0 and noise is None and generator is None:
-        raise ValueError(f"eta = {eta} needs randomness: pass a generator, or noise [hops, B, ...]")
+        raise ValueError(f"eta = {eta} needs randomness: pass a generator, or noise [steps, B, ...]")
     times = (times[:, None].expand(-1, len(x)) if times.ndim == 1 else times).to(x)
     slope = _Slope(x) if solver == "ab2" else None
     for k, (t, s) in enumerate(itertools.pairwise(times)):
         rows = (t != s).nonzero().squeeze(1)
         if len(rows) == 0:
             continue
+        predict = model if len(rows) == len(x) else _model_of(model, rows)
         t, s, here = t[rows], s[rows], x[rows]
-        e = eps(here, t, rows)
+        eps = predict(here, t)
         if slope is not None:
-            e = slope.extrapolate(e, log_snr(schedule, t), log_snr(schedule, s), rows)
+            eps = slope.extrapolate(eps, log_snr(schedule, t), log_snr(schedule, s), rows)
         elif solver == "heun":
-            ahead = ddim_step(here, e, schedule, t, s)
-            e = (e + eps(ahead, s, rows)) / 2
-        fresh = None
-        if eta > 0:
-            fresh = normal(here, generator, rows) if noise is None else noise[k][rows]
-        x = x.index_copy(0, rows, ddim_step(here, e, schedule, t, s, eta, fresh))
+            eps = (eps + predict(ddim_step(here, eps, schedule, t, s), s)) / 2
+        fresh = None if noise is None else noise[k][rows]
+        if fresh is None and eta > 0 and generator is not None:
+            fresh = normal(here, generator, rows)
+        x = x.index_copy(0, rows, ddim_step(here, eps, schedule, t, s, eta, fresh))
     return x
 
 
-class _Slope:
-    """The memory of Adams-Bashforth 2: eps at the middle of the next hop, extrapolated in the log-SNR.
+def _model_of(model: Model, rows: Tensor) -> Model:
+    if not isinstance(model, BatchModel):
+        raise ValueError("some samples end before others: pass a model that can be indexed, such as guidance.Guided")
+    return model[rows]
 
-    The log-SNR, not rho, because its hops shrink where those of rho explode: the extrapolation stays short.
+
+class _Slope:
+    """The memory of Adams-Bashforth 2: eps in the middle of the next step, extrapolated in the log-SNR.
+
+    The log-SNR, not rho, because its steps shrink where those of rho explode: the extrapolation stays short.
     """
 
     def __init__(self, x: Tensor):
         self.eps = torch.zeros_like(x)
-        self.per_level = x.new_zeros(len(x))  # 1 / length of the last hop; 0 before the first: Euler
+        self.inverse_length = x.new_zeros(len(x))  # of the last step; 0 before the first one: Euler
 
-    def extrapolate(self, eps: Tensor, level: Tensor, ahead: Tensor, rows: Tensor) -> Tensor:
-        hop = ahead - level
-        share = expand(hop * self.per_level[rows] / 2, eps)
-        out = eps + share * (eps - self.eps[rows])
-        # Times beyond the ends of a schedule share one level: such a hop tells nothing of the slope.
-        self.eps[rows], self.per_level[rows] = eps, torch.where(hop == 0, 0, 1 / hop)
+    def extrapolate(self, eps: Tensor, log_snr: Tensor, next_log_snr: Tensor, rows: Tensor) -> Tensor:
+        length = next_log_snr - log_snr
+        weight = expand(length * self.inverse_length[rows] / 2, eps)
+        out = eps + weight * (eps - self.eps[rows])
+        # Times beyond the ends of a schedule share one level: a step between them says nothing about the slope.
+        self.eps[rows], self.inverse_length[rows] = eps, torch.where(length == 0, 0, 1 / length)
         return out

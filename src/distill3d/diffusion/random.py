@@ -1,39 +1,51 @@
 """Random draws: always from a generator that the caller owns.
 
 A generator may be one for the whole batch, or a sequence of one per sample. With one per sample a batch
-of n draws exactly what n batches of one would, whatever the number of draws each sample needs.
+of n draws exactly what n batches of one would, however many draws each sample needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 Generators = torch.Generator | Sequence[torch.Generator]
 
 
-def normal(like: Tensor, generator: Generators, rows: Tensor | None = None) -> Tensor:
-    """N(0, 1) noise shaped like `like` [N, ...]; rows [N] says which samples these are."""
+def normal(
+    like: Float[Tensor, "n *shape"], generator: Generators, rows: Int[Tensor, " n"] | None = None
+) -> Float[Tensor, "n *shape"]:
+    """N(0, 1) noise with the shape, dtype and device of `like`; rows are the indices of its samples in the batch.
+
+    Raises ValueError if there is more than one generator, but not one per sample.
+    """
     return _draw(torch.randn, tuple(like.shape), generator, rows).to(like)
 
 
-def uniform(count: int, generator: Generators) -> Tensor:
-    """Numbers in [0, 1), float64 [count], one per sample."""
-    return _draw(torch.rand, (count,), generator, None, dtype=torch.float64)
+def uniform(count: int, generator: Generators) -> Float[Tensor, " count"]:
+    """Numbers in [0, 1), float64, one per sample; ValueError as in `normal`."""
+    return _draw(torch.rand, (count,), generator, None, torch.float64)
 
 
-def leaders(generator: Generators, views: int) -> Generators:
-    """The generators of the first of each group of `views` samples, for draws that a group shares."""
+def per_group(generator: Generators, views: int) -> Generators:
+    """One generator per group of `views` samples, that of the first, for draws that a group shares."""
     return generator if isinstance(generator, torch.Generator) else generator[::views]
 
 
-def _draw(function, shape: tuple[int, ...], generator: Generators, rows: Tensor | None, **options):
+def _draw(
+    function: Callable[..., Tensor],
+    shape: tuple[int, ...],
+    generator: Generators,
+    rows: Tensor | None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     if isinstance(generator, torch.Generator):
-        return function(shape, generator=generator, device=generator.device, **options)
+        return function(shape, generator=generator, device=generator.device, dtype=dtype)
     owners = range(shape[0]) if rows is None else rows.tolist()
     if len(generator) <= max(owners, default=-1) or (rows is None and len(generator) != shape[0]):
         raise ValueError(f"got {len(generator)} generators for a batch of {shape[0]}: pass one, or one per sample")
-    parts = [function(shape[1:], generator=(g := generator[i]), device=g.device, **options) for i in owners]
+    parts = [function(shape[1:], generator=(g := generator[i]), device=g.device, dtype=dtype) for i in owners]
     return torch.stack(parts)

@@ -1,4 +1,4 @@
-"""Noise schedules, and the algebra between what networks predict; both written here once.
+"""Noise schedules, and the conversions between what networks predict; both are written here once.
 
 Everywhere x_t = alpha(t) x0 + sigma(t) eps with t in [0, 1], t = 1 pure noise, one t per sample.
 
@@ -6,8 +6,8 @@ Everywhere x_t = alpha(t) x0 + sigma(t) eps with t in [0, 1], t = 1 pure noise, 
     v           alpha eps - sigma x0        (Salimans & Ho 2022, appendix D)
     velocity    eps - x0                    (flow matching: d x_t / dt where alpha = 1 - t, sigma = t)
 
-No schedule reaches alpha = 0 or sigma = 0: there eps, x0 and v could not be told from each other. Every
-t in [0, 1], both ends included, therefore gives finite values.
+No schedule reaches alpha = 0 or sigma = 0, where eps, x0 and v could not be converted into each other. Every t in
+[0, 1], both ends included, therefore gives finite values.
 """
 
 from __future__ import annotations
@@ -18,37 +18,43 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill3d.types import Schedule
 
 Kind = Literal["eps", "x0", "v", "velocity"]
 
-# Kept away from t = 0 and t = 1 by continuous schedules: in float32 the conversions lose at most
-# four of their seven digits at the very end.
+# Continuous schedules stay this far away from t = 0 and t = 1: in float32 the conversions lose at most four of their
+# seven digits at the very end.
 MARGIN = 1e-4
 # The last entry of a table whose terminal SNR is zero (Lin et al. 2023) becomes this instead of 0.
 SMALLEST_ALPHA_BAR = 2.0**-24
 
 
-def expand(value: Tensor, like: Tensor) -> Tensor:
-    """Per-sample values [B] as [B, 1, ...], with the dtype and device of `like` [B, ...]."""
+def expand(value: Float[Tensor, " b"], like: Float[Tensor, "b *shape"]) -> Float[Tensor, "b *ones"]:
+    """Per-sample values [B] as [B, 1, ...], with the dtype and device of `like`."""
     return value.to(like).reshape(-1, *[1] * (like.ndim - 1))
 
 
-def coefficients(schedule: Schedule, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha(t) and sigma(t) for t [B], shaped to multiply `like` [B, ...]."""
+def coefficients(
+    schedule: Schedule, t: Float[Tensor, " b"], like: Float[Tensor, "b *shape"]
+) -> tuple[Float[Tensor, "b *ones"], Float[Tensor, "b *ones"]]:
+    """alpha(t) and sigma(t), shaped to multiply `like`."""
     t = t.to(like)
     return expand(schedule.alpha(t), like), expand(schedule.sigma(t), like)
 
 
-def log_snr(schedule: Schedule, t: Tensor) -> Tensor:
-    """log(alpha^2 / sigma^2) of any schedule at t [B]."""
+def log_snr(schedule: Schedule, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """log(alpha^2 / sigma^2) of any schedule."""
     return 2 * (schedule.alpha(t).log() - schedule.sigma(t).log())
 
 
 def to_eps(kind: Kind, value: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The noise eps behind a prediction `value` of the given kind at x_t; shapes broadcast."""
+    """The noise eps that a prediction `value` of the given kind implies at x_t.
+
+    value and x_t [B, ...], alpha and sigma as `coefficients` shapes them. ValueError for an unknown kind.
+    """
     match kind:
         case "eps":
             return value
@@ -62,7 +68,7 @@ def to_eps(kind: Kind, value: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor)
 
 
 def from_eps(kind: Kind, eps: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The inverse of `to_eps`: the prediction of the given kind that means the noise eps at x_t."""
+    """The inverse of `to_eps`; with kind "x0" it is the denoised sample (x_t - sigma eps) / alpha."""
     x0 = (x_t - sigma * eps) / alpha
     match kind:
         case "eps":
@@ -83,15 +89,15 @@ def _unknown(kind: object) -> ValueError:
 class _VariancePreserving:
     """alpha^2 + sigma^2 = 1: both follow from the log-SNR, without cancellation at either end."""
 
-    def log_snr(self, t: Tensor) -> Tensor:
+    def log_snr(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         raise NotImplementedError
 
-    def alpha(self, t: Tensor) -> Tensor:
-        """Scale of the clean sample at t [B]."""
+    def alpha(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Scale of the clean sample."""
         return torch.sigmoid(self.log_snr(t)).sqrt()
 
-    def sigma(self, t: Tensor) -> Tensor:
-        """Scale of the noise at t [B]."""
+    def sigma(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Scale of the noise."""
         return torch.sigmoid(-self.log_snr(t)).sqrt()
 
 
@@ -101,12 +107,12 @@ class Cosine(_VariancePreserving):
 
     margin: float = MARGIN
 
-    def log_snr(self, t: Tensor) -> Tensor:
-        """-2 log tan(pi t / 2), t [B]."""
+    def log_snr(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """-2 log tan(pi t / 2)."""
         return -2 * torch.tan(math.pi / 2 * t.clamp(self.margin, 1 - self.margin)).log()
 
-    def time(self, log_snr: Tensor) -> Tensor:
-        """The t [B] at which the schedule has this log-SNR."""
+    def time(self, log_snr: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """The t at which the schedule has this log-SNR."""
         return torch.atan(torch.exp(-log_snr / 2)) * (2 / math.pi)
 
 
@@ -118,13 +124,13 @@ class Linear(_VariancePreserving):
     beta_max: float = 20.0
     margin: float = MARGIN
 
-    def log_snr(self, t: Tensor) -> Tensor:
-        """log(alpha^2 / (1 - alpha^2)), t [B]."""
+    def log_snr(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """log(alpha^2 / (1 - alpha^2))."""
         t = t.clamp(min=self.margin)
         return -torch.expm1(t * self.beta_min + t**2 * (self.beta_max - self.beta_min) / 2).log()
 
-    def time(self, log_snr: Tensor) -> Tensor:
-        """The t [B] at which the schedule has this log-SNR."""
+    def time(self, log_snr: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """The t at which the schedule has this log-SNR."""
         total = nn.functional.softplus(-log_snr)
         slope = self.beta_max - self.beta_min
         # The root of slope/2 t^2 + beta_min t = total in the form that does not cancel for small t.
@@ -136,7 +142,7 @@ class Flow:
     """alpha = 1 - sigma: the straight path of flow matching and rectified flow.
 
     sigma = shift t / (1 + (shift - 1) t)  (Esser et al. 2024, eq. 23): with shift = 1 sigma is t itself. A
-    larger shift spends more of the times on noisy samples, as large pictures need; even steps in t are then
+    larger shift spends more of the times on noisy samples, as large images need; even steps in t are then
     the steps that the model's own sampler takes. Raises ValueError unless shift is positive.
     """
 
@@ -149,7 +155,7 @@ class Flow:
 
     @staticmethod
     def from_config(config: Mapping[str, Any], tokens: int) -> Flow:
-        """The flow that a diffusers scheduler configuration describes, for pictures of so many image tokens.
+        """The flow that a diffusers scheduler configuration describes, for images of so many tokens.
 
         With `use_dynamic_shifting` the shift is exp(mu) ("exponential") or mu ("linear"), mu linear in tokens.
         Raises ValueError for a time_shift_type that is neither.
@@ -164,20 +170,20 @@ class Flow:
             raise ValueError(f"time_shift_type {kind!r} is not supported: use exponential or linear")
         return Flow(math.exp(mu) if kind == "exponential" else mu)
 
-    def alpha(self, t: Tensor) -> Tensor:
-        """1 - sigma(t), t [B]."""
+    def alpha(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """1 - sigma(t)."""
         return 1 - self.sigma(t)
 
-    def sigma(self, t: Tensor) -> Tensor:
-        """Share of noise at t [B], held within [margin, 1 - margin]."""
+    def sigma(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Fraction of noise, clamped to [margin, 1 - margin]."""
         return (self.shift * t / (1 + (self.shift - 1) * t)).clamp(self.margin, 1 - self.margin)
 
-    def log_snr(self, t: Tensor) -> Tensor:
-        """2 log(alpha / sigma), t [B]."""
+    def log_snr(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """2 log(alpha / sigma)."""
         return 2 * (self.alpha(t) / self.sigma(t)).log()
 
-    def time(self, log_snr: Tensor) -> Tensor:
-        """The t [B] at which the schedule has this log-SNR."""
+    def time(self, log_snr: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """The t at which the schedule has this log-SNR."""
         sigma = torch.sigmoid(-log_snr / 2)
         return sigma / (self.shift - (self.shift - 1) * sigma)
 
@@ -186,17 +192,17 @@ class Flow:
 class Table(_VariancePreserving):
     """The table of a discrete model with N noise levels, lowest first.
 
-    t stands at position p = N t of the table, so that t = 0.98 is timestep 980 of 1000. t = 0 is the
-    lowest level the network knows (small noise, not none), and every t above (N - 1) / N is the highest.
-    Between two entries the log-SNR is interpolated and the network is given the fractional position: the
-    noise level and the time it is told agree at every t, and a time k / N gives exactly entry k.
+    t is position p = N t of the table, so t = 0.98 is timestep 980 of 1000. t = 0 is the lowest level that the network
+    was trained on (small noise, not none), and every t above (N - 1) / N is the highest. Between two entries the
+    log-SNR is interpolated and the network gets the fractional position: noise level and timestep agree at every t,
+    and a time k / N gives exactly entry k.
     """
 
     log_snrs: Tensor = field(repr=False)  # [N] float64, falling
 
     @staticmethod
     def from_betas(betas: Tensor | Sequence[float], zero_terminal_snr: bool = False) -> Table:
-        """The table with abar_k = prod_{i <= k} (1 - beta_i); betas in (0, 1), ValueError otherwise.
+        """The table with abar_k = prod_{i <= k} (1 - beta_i); ValueError unless all betas [N] lie in (0, 1).
 
         zero_terminal_snr rescales sqrt(abar) linearly to end at zero (Lin et al. 2023, algorithm 1).
         """
@@ -212,7 +218,7 @@ class Table(_VariancePreserving):
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> Table:
-        """The table that a diffusers scheduler configuration describes; ValueError if it is another kind."""
+        """The table that a diffusers scheduler configuration describes; ValueError for another beta_schedule."""
         count = int(config.get("num_train_timesteps", 1000))
         first, last = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
         zero = bool(config.get("rescale_betas_zero_snr", False))
@@ -233,30 +239,30 @@ class Table(_VariancePreserving):
     def __len__(self) -> int:
         return len(self.log_snrs)
 
-    def position(self, t: Tensor) -> Tensor:
-        """Where t [B] stands in the table, in [0, N - 1]."""
+    def position(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """The position of t in the table, in [0, N - 1]."""
         return self.timestep(t).clamp(min=0)
 
-    def timestep(self, t: Tensor) -> Tensor:
-        """What the network is told at t [B]: the position, or N t below 0, where only the SDI release asks."""
+    def timestep(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """The timestep that the network gets at t: the position, or N t below 0, which only the SDI release uses."""
         p = (t * len(self)).clamp(max=len(self) - 1)
         whole = p.round()
-        # Grid times such as 0.98 are not exact in floating point; their entry is meant.
+        # Grid times such as 0.98 are not exact in floating point; they mean the entry itself.
         return torch.where((p - whole).abs() < 1e-3, whole, p)
 
-    def log_snr(self, t: Tensor) -> Tensor:
-        """log(alpha^2 / sigma^2) at t [B], linear between entries."""
+    def log_snr(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """log(alpha^2 / sigma^2), linear between entries."""
         p, values = self.position(t), self.log_snrs.to(t)
         below = p.floor().long().clamp(max=len(self) - 2)
         return torch.lerp(values[below], values[below + 1], p - below)
 
-    def time(self, log_snr: Tensor) -> Tensor:
-        """The t [B] at which the schedule has this log-SNR; the nearest level beyond the table's ends."""
+    def time(self, log_snr: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """The t at which the schedule has this log-SNR; beyond the table's ends, the nearest level."""
         rising = -self.log_snrs.to(log_snr)
         wanted = (-log_snr).clamp(rising[0], rising[-1])
         above = torch.searchsorted(rising, wanted.contiguous()).clamp(1, len(self) - 1)
-        share = (wanted - rising[above - 1]) / (rising[above] - rising[above - 1])
-        return (above - 1 + share) / len(self)
+        fraction = (wanted - rising[above - 1]) / (rising[above] - rising[above - 1])
+        return (above - 1 + fraction) / len(self)
 
 
 def stable_diffusion() -> Table:

@@ -51,7 +51,7 @@ def gaussian(shared: bool = False) -> Noise:
 
     def noise(query: Query) -> tuple[Tensor, int]:
         every = query.views if shared else 1
-        kappa = draw.normal(query.x[::every], draw.leaders(query.generator, every))
+        kappa = draw.normal(query.x[::every], draw.per_group(query.generator, every))
         return kappa.repeat_interleave(every, 0), 0
 
     return noise
@@ -180,7 +180,7 @@ def interval_inversion(steps: int = 5, wide: float = 0.1, narrow: float = 0.08, 
         s = (t - gap).clamp(min=0)
         model = Guided(query.prior, query.conditioning, 0.0)
         x_s = ddim.invert(model, x, schedule, ddim.ascending(s, steps))
-        e_u = model(x_s, s, torch.arange(len(x), device=x.device))
+        e_u = model(x_s, s)
         query.notes[INTERVAL_START] = e_u
         x_t = ddim.ddim_step(x_s, e_u, schedule, s, t)
         return to_eps("x0", x, x_t, *coefficients(schedule, t, x)), model.nfe
@@ -233,7 +233,7 @@ def _raised(query: Query, overshoot: float | None, hop: float) -> Tensor:
     """t + tau [B], at most 1; tau from U[0, hop), one for each group, where no overshoot is given."""
     tau = overshoot
     if tau is None:
-        drawn = draw.uniform(len(query.x) // query.views, draw.leaders(query.generator, query.views))
+        drawn = draw.uniform(len(query.x) // query.views, draw.per_group(query.generator, query.views))
         tau = (drawn * hop).to(query.x).repeat_interleave(query.views)
     return (query.t + tau).clamp(max=1.0)
 

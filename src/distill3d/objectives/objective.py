@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distill3d.diffusion import random as draw
 from distill3d.diffusion.random import Generators
-from distill3d.diffusion.schedule import coefficients, expand
+from distill3d.diffusion.schedule import coefficients, expand, from_eps
 from distill3d.objectives import checks
 from distill3d.types import Conditioning, Guidance, Prior, Schedule
 
@@ -127,7 +127,7 @@ class Objective:
         if len(x) % self.views:
             raise ValueError(f"the batch must be groups of {self.views} views, got {len(x)} samples")
         x = x.detach()
-        times = self.timesteps(step, total, len(x) // self.views, draw.leaders(generator, self.views))
+        times = self.timesteps(step, total, len(x) // self.views, draw.per_group(generator, self.views))
         t = times.to(x).repeat_interleave(self.views)
         query = Query(x, t, prior, conditioning, generator, step, total, self.views)
         kappa, noise_rows = self.noise(query)
@@ -140,7 +140,7 @@ class Objective:
             t=t,
             noise=kappa,
             prediction=prediction,
-            x0=(x_t - sigma * prediction) / alpha,
+            x0=from_eps("x0", prediction, x_t, alpha, sigma),
             gradient=expand(self.weight(prior.schedule, t), x) * (prediction - reference),
             nfe=noise_rows + rows + reference_rows,
         )

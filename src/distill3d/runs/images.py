@@ -101,10 +101,10 @@ class Sampling:
         schedule, settings = self.prior.schedule, self.settings
         times = torch.linspace(settings.start, settings.stop, self.steps, dtype=torch.float64)
         times = times.to(self._x0)[:, None].expand(-1, len(self.conditioning))
-        model, rows = Guided(self.prior, self.conditioning, settings.scale), torch.arange(len(self.conditioning))
+        model = Guided(self.prior, self.conditioning, settings.scale)
         x = coefficients(schedule, times[0], self._x0)[1] * normal(self._x0, self.generator)
         for step, t in enumerate(times):
-            eps = model(x, t, rows)
+            eps = model(x, t)
             before, self._x0 = self._x0, from_eps("x0", eps, x, *coefficients(schedule, t, x))
             if step + 1 < len(times):
                 x = ddim_step(x, eps, schedule, t, times[step + 1])

@@ -22,7 +22,7 @@ from torch import Tensor
 from distill3d.diffusion import ddim
 from distill3d.diffusion import random as draw
 from distill3d.diffusion.guidance import Guided, guided_prediction
-from distill3d.diffusion.schedule import coefficients
+from distill3d.diffusion.schedule import coefficients, from_eps
 from distill3d.files import replacing
 from distill3d.objectives import noise
 from distill3d.objectives.objective import Noise, Query
@@ -101,10 +101,9 @@ def trajectory(
     seen: list[tuple[Tensor, Tensor]] = []
     model = Guided(prior, conditioning, scale)
 
-    def watched(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
-        eps = model(x, t, rows)
-        alpha, sigma = coefficients(prior.schedule, t, x)
-        seen.append(((x - sigma * eps) / alpha, eps))
+    def watched(x: Tensor, t: Tensor) -> Tensor:
+        eps = model(x, t)
+        seen.append((from_eps("x0", eps, x, *coefficients(prior.schedule, t, x)), eps))
         return eps
 
     x = torch.zeros(len(conditioning), *prior.sample_shape, device=prior.device)
@@ -148,7 +147,7 @@ def _denoised(query: Query, kappa: Tensor, scale: float) -> Tensor:
     alpha, sigma = coefficients(query.prior.schedule, query.t, query.x)
     x_t = alpha * query.x + sigma * kappa
     eps, _ = guided_prediction(query.prior, x_t, query.t, query.conditioning, scale)
-    return (x_t - sigma * eps) / alpha
+    return from_eps("x0", eps, x_t, alpha, sigma)
 
 
 def write_points(path: str | Path, points: Sequence[Point]) -> None:
