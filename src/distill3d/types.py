@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 if TYPE_CHECKING:  # these only name the arguments of a protocol; nothing here uses them
@@ -119,17 +120,12 @@ class Rendering:
 
 @dataclass(frozen=True)
 class Condition:
-    """What each of N network rows is conditioned on.
+    """What each of N network rows is conditioned on. A prior ignores what it has no use for."""
 
-    hidden [N, L, C] are the text encoder's token features and pooled [N, P] its features of the whole text (only
-    some model families have them). control [N, 3, H, W] in [0, 1] is the image for a ControlNet, camera [N, 4, 4]
-    the camera-to-world matrix of the view; a prior that has no use for them ignores them.
-    """
-
-    hidden: Tensor
-    pooled: Tensor | None = None
-    control: Tensor | None = None
-    camera: Tensor | None = None
+    hidden: Float[Tensor, "n l c"]  # the text encoder's features of each token
+    pooled: Float[Tensor, "n p"] | None = None  # its features of the whole text, which some model families use
+    control: Float[Tensor, "n 3 h w"] | None = None  # the image for a ControlNet, in [0, 1]
+    camera: Float[Tensor, "n 4 4"] | None = None  # camera to world
 
     def __len__(self) -> int:
         return self.hidden.shape[0]
@@ -176,7 +172,7 @@ class Conditioning:
     positive: Condition  # B rows
     negative: Condition  # B rows: the empty (or the user's negative) prompt
     perp: Condition | None = None
-    perp_weights: Tensor | None = None
+    perp_weights: Float[Tensor, "b k"] | None = None
 
     def __len__(self) -> int:
         return len(self.positive)
@@ -190,12 +186,12 @@ class Conditioning:
             perp, weights = self.perp[index.reshape(-1)], self.perp_weights[rows]
         return Conditioning(self.positive[rows], self.negative[rows], perp, weights)
 
-    def with_control(self, images: Tensor) -> Conditioning:
-        """The same conditioning with an image for a ControlNet per view: images [B, 3, H, W] in [0, 1]."""
+    def with_control(self, images: Float[Tensor, "b 3 h w"]) -> Conditioning:
+        """The same conditioning with an image in [0, 1] for the ControlNet in every row of a view."""
         return self._with(lambda condition, k: replace(condition, control=images.repeat_interleave(k, 0)))
 
-    def with_camera(self, camera_to_world: Tensor) -> Conditioning:
-        """The same conditioning with a camera per view: camera_to_world [B, 4, 4]."""
+    def with_camera(self, camera_to_world: Float[Tensor, "b 4 4"]) -> Conditioning:
+        """The same conditioning with its camera in every row of a view."""
         return self._with(lambda condition, k: replace(condition, camera=camera_to_world.repeat_interleave(k, 0)))
 
     def _with(self, change: Callable[[Condition, int], Condition]) -> Conditioning:
@@ -242,12 +238,12 @@ class Prior(Protocol):
     control: str | None = None  # the map that its ControlNet expects, "depth" or "normal"; None without ControlNet
 
     @abstractmethod
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b *x"]:
         """Images [B, 3, image_size, image_size] in [0, 1] to x [B, *sample_shape]; differentiable."""
         ...
 
     @abstractmethod
-    def decode(self, x: Tensor) -> Tensor:
+    def decode(self, x: Float[Tensor, " b *x"]) -> Float[Tensor, "b 3 h w"]:
         """x [B, *sample_shape] to images in [0, 1]."""
         ...
 
@@ -257,7 +253,9 @@ class Prior(Protocol):
         ...
 
     @abstractmethod
-    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    def predict(
+        self, x_t: Float[Tensor, " n *x"], t: Float[Tensor, " n"], condition: Condition
+    ) -> Float[Tensor, " n *x"]:
         """Noise eps [N, *sample_shape] in one network call, for x_t [N, *sample_shape], t [N], condition of N rows."""
         ...
 

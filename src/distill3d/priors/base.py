@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill3d.diffusion.schedule import Kind, Table, coefficients, to_eps
@@ -16,6 +17,7 @@ from distill3d.priors.components.text_cache import TextCache
 from distill3d.types import Condition, Prior, Schedule
 
 PREDICTION_KINDS: dict[str, Kind] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+Network = Callable[..., tuple[Tensor, ...]]  # called as diffusers' networks with return_dict=False
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
@@ -94,7 +96,9 @@ class FrozenPrior(Prior):
         self.sample_shape = (codec.channels, size, size)
         self.image_size = size * codec.factor
 
-    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def encode(
+        self, images: Float[Tensor, "b c h w"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, " b *x"]:
         """Images [B, 3, image_size, image_size] in [0, 1] to x [B, *sample_shape]; differentiable.
 
         The mean of the posterior, or a draw from it if a generator is given. Raises ValueError for images of
@@ -108,7 +112,7 @@ class FrozenPrior(Prior):
             )
         return self.codec.encode(images, generator)
 
-    def decode(self, x: Tensor) -> Tensor:
+    def decode(self, x: Float[Tensor, " b *x"]) -> Float[Tensor, "b 3 h w"]:
         """x [B, *sample_shape] to images [B, 3, image_size, image_size] in [0, 1]."""
         return self.codec.decode(x)
 
@@ -121,17 +125,21 @@ class FrozenPrior(Prior):
         self.embed(texts)
         self.text_cache.free_encoders()
 
-    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    def predict(
+        self, x_t: Float[Tensor, " n *x"], t: Float[Tensor, " n"], condition: Condition
+    ) -> Float[Tensor, " n *x"]:
         """Noise eps [N, *sample_shape] in x_t's dtype: one network call for x_t, t [N] and a condition of N rows."""
         return self.predict_with(self.network, x_t, t, condition)
 
-    def predict_with(self, network: Callable[..., Any], x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    def predict_with(
+        self, network: Network, x_t: Float[Tensor, " n *x"], t: Float[Tensor, " n"], condition: Condition
+    ) -> Float[Tensor, " n *x"]:
         """As `predict`, with another network that is called in the same way."""
         out = self.model_output(network, x_t.to(self.dtype), t, condition.to(self.dtype))
         alpha, sigma = coefficients(self.schedule, t, x_t)
         return to_eps(self.kind, out.to(x_t.dtype), x_t, alpha, sigma).contiguous()
 
-    def model_output(self, network: Callable[..., Any], x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    def model_output(self, network: Network, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The raw output of the network, of the kind `self.kind`; x_t and condition are in the network's dtype."""
         raise NotImplementedError
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from distill3d.diffusion.schedule import Table
-from distill3d.priors.base import FrozenPrior, prediction_kind
+from distill3d.priors.base import FrozenPrior, Network, prediction_kind
 from distill3d.priors.components.autoencoder import Pixels
 from distill3d.priors.components.text_encoders import TextEncoders
 from distill3d.priors.options import PriorBuilder, check_text_width
@@ -26,7 +23,7 @@ TOKENS = 77
 class PixelPrior(FrozenPrior):
     """A pixel-space diffusion model behind the Prior protocol: x is the image in [-1, 1]."""
 
-    def model_output(self, network: Callable[..., Any], x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    def model_output(self, network: Network, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The predicted noise of the UNet, without the channels of its learned variance."""
         inputs = x_t.contiguous(memory_format=torch.channels_last)
         return network(inputs, self.timestep(t), condition.hidden, return_dict=False)[0][:, : x_t.shape[1]]

@@ -6,14 +6,13 @@ of its schedule, so that even steps in t are the steps of its own sampler (`diff
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distill3d.diffusion.schedule import Flow
-from distill3d.priors.base import FrozenPrior
+from distill3d.priors.base import FrozenPrior, Network
 from distill3d.priors.components.text_encoders import TextEncoders
 from distill3d.priors.options import PriorBuilder
 from distill3d.types import Condition
@@ -50,7 +49,7 @@ FLUX_SIZE = 128  # height and width of the latents at 1024 pixels: the transform
 class SD3Prior(FrozenPrior):
     """Stable Diffusion 3 and 3.5 behind the Prior protocol."""
 
-    def model_output(self, network: Callable[..., Any], x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    def model_output(self, network: Network, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The velocity [N, *sample_shape]."""
         return network(
             x_t,
@@ -71,7 +70,7 @@ class FluxPrior(FrozenPrior):
 
     distilled_guidance: float = 3.5
 
-    def model_output(self, network: Callable[..., Any], x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    def model_output(self, network: Network, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The velocity [N, *sample_shape]; the tokens of the transformer are patches of 2 x 2 latents."""
         n, c, h, w = x_t.shape
         tokens = x_t.reshape(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w // 4, 4 * c)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from distill3d.diffusion.schedule import coefficients, stable_diffusion
@@ -24,7 +25,7 @@ class MixturePrior(Prior):
 
     def __init__(
         self,
-        means: Tensor,
+        means: Float[Tensor, " k *x"],
         stds: Tensor | float = 1.0,
         weights: Tensor | None = None,
         conditions: Mapping[str, Sequence[int]] | None = None,
@@ -64,11 +65,11 @@ class MixturePrior(Prior):
         self.schedule: Schedule = schedule or stable_diffusion()
         self.sample_shape, self.image_size = tuple(means.shape[1:]), means.shape[-1]
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Float[Tensor, " b *x"]) -> Float[Tensor, " b *x"]:
         """Returns the images as they are."""
         return images
 
-    def decode(self, x: Tensor) -> Tensor:
+    def decode(self, x: Float[Tensor, " b *x"]) -> Float[Tensor, " b *x"]:
         """Returns x as it is."""
         return x
 
@@ -82,7 +83,9 @@ class MixturePrior(Prior):
             rows.append(row / row.sum())
         return Condition(torch.stack(rows)[:, None])
 
-    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    def predict(
+        self, x_t: Float[Tensor, " n *x"], t: Float[Tensor, " n"], condition: Condition
+    ) -> Float[Tensor, " n *x"]:
         """The exact noise E[eps | x_t] [N, *sample_shape] in x_t's dtype, for t [N] and a condition of N rows.
 
         x_t ~ sum_k w_k N(alpha m_k, alpha^2 s_k^2 + sigma^2), and eps = -sigma grad log p(x_t).

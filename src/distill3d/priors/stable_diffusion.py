@@ -16,10 +16,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill3d.diffusion.schedule import Table
-from distill3d.priors.base import FrozenPrior, prediction_kind
+from distill3d.priors.base import FrozenPrior, Network, prediction_kind
 from distill3d.priors.components.autoencoder import Autoencoder
 from distill3d.priors.components.text_encoders import TextEncoders
 from distill3d.priors.options import PriorBuilder, check_text_width
@@ -48,17 +49,17 @@ class LatentPrior(FrozenPrior):
     `controlnet`, if there is one, adds its residuals, weighted by `control_scale`, to those of the UNet.
     """
 
-    controlnet: Any = None
+    controlnet: nn.Module | None = None
     control_scale: float = 1.0
 
-    def model_output(self, network: Callable[..., Any], x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    def model_output(self, network: Network, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The prediction of the UNet [N, *sample_shape]."""
         inputs = x_t.contiguous(memory_format=torch.channels_last)
         timestep, options = self.timestep(t), self.unet_options(condition)
         residuals = self._control_residuals(inputs, timestep, condition, options)
         return network(inputs, timestep, condition.hidden, return_dict=False, **options, **residuals)[0]
 
-    def unet_options(self, condition: Condition) -> dict[str, Any]:
+    def unet_options(self, condition: Condition) -> dict[str, object]:
         """Keyword arguments of the UNet's forward besides sample, timestep and text."""
         return {}
 
@@ -67,8 +68,8 @@ class LatentPrior(FrozenPrior):
         return super().modules() | ({} if self.controlnet is None else {"controlnet": self.controlnet})
 
     def _control_residuals(
-        self, x_t: Tensor, timestep: Tensor, condition: Condition, options: dict[str, Any]
-    ) -> dict[str, Any]:
+        self, x_t: Tensor, timestep: Tensor, condition: Condition, options: dict[str, object]
+    ) -> dict[str, object]:
         if self.controlnet is None:
             return {}
         if condition.control is None:
@@ -89,7 +90,7 @@ class LatentPrior(FrozenPrior):
 class SDXLPrior(LatentPrior):
     """Stable Diffusion XL behind the Prior protocol."""
 
-    def unet_options(self, condition: Condition) -> dict[str, Any]:
+    def unet_options(self, condition: Condition) -> dict[str, object]:
         """The pooled text, and the sizes of an image that was neither resized nor cropped (section 2.2 of SDXL)."""
         s = self.image_size
         sizes = torch.tensor([s, s, 0, 0, s, s], device=condition.hidden.device, dtype=condition.hidden.dtype)
@@ -106,7 +107,9 @@ class MultiViewPrior(LatentPrior):
     views: int = 4
     camera_conditioned: bool = True
 
-    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    def predict(
+        self, x_t: Float[Tensor, " n *x"], t: Float[Tensor, " n"], condition: Condition
+    ) -> Float[Tensor, " n *x"]:
         """Noise as `FrozenPrior.predict`; ValueError without cameras, or if the rows are not whole groups."""
         if condition.camera is None:
             raise ValueError(
@@ -120,14 +123,14 @@ class MultiViewPrior(LatentPrior):
             )
         return super().predict(x_t, t, condition)
 
-    def unet_options(self, condition: Condition) -> dict[str, Any]:
+    def unet_options(self, condition: Condition) -> dict[str, object]:
         """The cameras [N, 16]."""
         assert condition.camera is not None
         return {"class_labels": camera_embedding_input(condition.camera).to(condition.hidden.dtype)}
 
 
-def camera_embedding_input(camera_to_world: Tensor) -> Tensor:
-    """Flattens cameras [N, 4, 4] to [N, 16], row by row, their positions scaled to length 1.
+def camera_embedding_input(camera_to_world: Float[Tensor, "n 4 4"]) -> Float[Tensor, "n 16"]:
+    """Flattens cameras row by row, their positions scaled to length 1.
 
     World and camera axes are those of `cameras.py`, which are MVDream's: z up, the camera looks along its -z.
     """
@@ -142,11 +145,13 @@ class JointAttention:
     Reshapes tokens [N, L, C] to [N / views, views L, C] and calls the `inner` processor.
     """
 
-    def __init__(self, views: int, inner: Any):
+    def __init__(self, views: int, inner: Callable[..., Tensor]):
         self.views, self.inner = views, inner
 
-    def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **options: Any) -> Tensor:
-        """Joint self-attention; returns the shape of hidden_states [N, L, C]."""
+    def __call__(
+        self, attn: nn.Module, hidden_states: Float[Tensor, "n l c"], *args: object, **options: object
+    ) -> Float[Tensor, "n l c"]:
+        """Joint self-attention."""
         joint = hidden_states.unflatten(0, (-1, self.views)).flatten(1, 2)
         return self.inner(attn, joint, *args, **options).view_as(hidden_states)
 

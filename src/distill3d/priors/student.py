@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from distill3d.diffusion import random as draw
@@ -71,12 +72,18 @@ class Student:
         self.optimizer = torch.optim.AdamW(self._trained().values(), lr=learning_rate)
 
     @torch.no_grad()
-    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, with_camera: Tensor) -> Tensor:
-        """Noise [N, *sample_shape] at x_t, t [N]; with_camera [N] (bool) says which rows use their camera."""
+    def predict(
+        self,
+        x_t: Float[Tensor, " n *x"],
+        t: Float[Tensor, " n"],
+        conditioning: Conditioning,
+        with_camera: Bool[Tensor, " n"],
+    ) -> Float[Tensor, " n *x"]:
+        """Noise at x_t and t; with_camera says which rows use their camera."""
         return self._predict(x_t, t, conditioning, with_camera)
 
-    def learn(self, x: Tensor, conditioning: Conditioning, generator: Generators) -> int:
-        """One step of AdamW on `loss` with random t and noise for x [B, ...]; returns its network evaluations."""
+    def learn(self, x: Float[Tensor, " b *x"], conditioning: Conditioning, generator: Generators) -> int:
+        """One step of AdamW on `loss` with random t and noise for x; returns its network evaluations."""
         t = draw.uniform(len(x), generator).to(x)
         noise = draw.normal(x, generator)
         with_camera = draw.uniform(len(x), generator).to(x.device) >= self.camera_dropout
@@ -87,7 +94,14 @@ class Student:
         self.optimizer.step()
         return len(x)
 
-    def loss(self, x: Tensor, t: Tensor, noise: Tensor, conditioning: Conditioning, with_camera: Tensor) -> Tensor:
+    def loss(
+        self,
+        x: Float[Tensor, " b *x"],
+        t: Float[Tensor, " b"],
+        noise: Float[Tensor, " b *x"],
+        conditioning: Conditioning,
+        with_camera: Bool[Tensor, " b"],
+    ) -> Float[Tensor, ""]:
         """Mean squared error of the network on x noised to t, in what it predicts (eps, v or x0)."""
         x = x.detach()
         alpha, sigma = coefficients(self.prior.schedule, t, x)

@@ -93,7 +93,7 @@ def load_autoencoder(folder: Path) -> nn.Module:
     return load_model(getattr(diffusers, name), folder, torch.float32)
 
 
-def load_controlnet(folder: Path, unet: Any, dtype: torch.dtype) -> Any:
+def load_controlnet(folder: Path, unet: Any, dtype: torch.dtype) -> nn.Module:
     """Loads a ControlNet from its folder; ValueError for another class, or one that was made for another UNet."""
     import diffusers
 

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill3d.priors.components.folder import freeze
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
+Images = Float[Tensor, "b 3 H W"]
+Latents = Float[Tensor, "b c h w"]
 
 
 class Codec(Protocol):
@@ -19,8 +22,8 @@ class Codec(Protocol):
     channels: int
     factor: int  # downsampling: height and width of an image over those of x
 
-    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
-    def decode(self, x: Tensor) -> Tensor: ...
+    def encode(self, images: Images, generator: torch.Generator | None = None) -> Latents: ...
+    def decode(self, x: Latents) -> Images: ...
     def modules(self) -> Mapping[str, nn.Module]: ...
 
 
@@ -29,11 +32,11 @@ class Pixels:
 
     channels, factor = 3, 1
 
-    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def encode(self, images: Images, generator: torch.Generator | None = None) -> Latents:
         """[B, 3, H, W] in [0, 1] to [-1, 1]; the generator is not used."""
         return images * 2 - 1
 
-    def decode(self, x: Tensor) -> Tensor:
+    def decode(self, x: Latents) -> Images:
         """[B, 3, H, W] in [-1, 1] to [0, 1]."""
         return (x / 2 + 0.5).clamp(0, 1)
 
@@ -79,7 +82,7 @@ class Autoencoder:
         if checkpointing:
             vae.enable_gradient_checkpointing()
 
-    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def encode(self, images: Images, generator: torch.Generator | None = None) -> Latents:
         """[B, 3, H, W] in [0, 1] to [B, channels, H / factor, W / factor]; differentiable.
 
         The mean of the posterior, or a draw from it if a generator is given (an AutoencoderTiny has no variance).
@@ -94,7 +97,7 @@ class Autoencoder:
         z = z.to(images.dtype)
         return (z - self._shift.to(z)) * self._scale.to(z)
 
-    def decode(self, x: Tensor) -> Tensor:
+    def decode(self, x: Latents) -> Images:
         """Latents to images in [0, 1]."""
         images = self.vae.decode(self._inside(x / self._scale.to(x) + self._shift.to(x))).sample
         return (images.to(x.dtype) / 2 + 0.5).clamp(0, 1)

@@ -11,11 +11,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+M = TypeVar("M", bound=nn.Module)
 CONFIGS = {"scheduler": "scheduler_config.json"}  # others: tokenizer_config.json, config.json
 
 
@@ -74,7 +76,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def libraries() -> tuple[Any, Any]:
+def libraries() -> tuple[ModuleType, ModuleType]:
     """diffusers and transformers; ImportError with the command to type if one is missing."""
     try:
         import diffusers
@@ -136,11 +138,12 @@ def load_model(model_class: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     return network
 
 
-def freeze(network: nn.Module, device: str | torch.device, dtype: torch.dtype) -> Any:
+def freeze(network: M, device: str | torch.device, dtype: torch.dtype) -> M:
     """Moves a network to its device, in evaluation mode and without gradients; ValueError when memory runs out."""
     with explain_out_of_memory(f"{type(network).__name__} on {device}"):
         # nn.Module's own `to`: the one of diffusers warns about float32 layers even if there are none.
-        return nn.Module.to(network, device=device, dtype=dtype).eval().requires_grad_(False)
+        nn.Module.to(network, device=device, dtype=dtype)
+        return network.eval().requires_grad_(False)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

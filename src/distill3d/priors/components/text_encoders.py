@@ -9,16 +9,19 @@ from __future__ import annotations
 import re
 import textwrap
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill3d.priors.components.folder import freeze
 from distill3d.prompts import weighted_parts
 from distill3d.types import Condition
+
+V = TypeVar("V", int, float)
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class Clip:
         self.window = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
         self._expansions: dict[str, str] = {}
 
-    def states(self, text: str, windows: int | None = None, warn: bool = True) -> list[Tensor]:
-        """The hidden states of all layers, the last one normalized, each [1, L, C]; L is a multiple of the window.
+    def states(self, text: str, windows: int | None = None, warn: bool = True) -> list[Float[Tensor, "1 l c"]]:
+        """The hidden states of all layers, the last one normalized; l is a multiple of the window.
 
         `windows` limits how much is read, with a warning about the rest unless `warn` is off; None reads everything.
         A word's weight w moves its features to e + w (h - e), where e are those of the empty text at the same places.
@@ -54,11 +57,11 @@ class Clip:
             return flat
         empty = self._layers(self._windows("", [], None))
         count = len(layers[0])
-        w = self._in_windows(weights, 1.0, 1.0, count).to(flat[0]).flatten()[None, :, None]
+        w = self._in_windows(weights, 1.0, 1.0, count, 1.0).to(flat[0]).flatten()[None, :, None]
         return [e + w * (h - e) for h, e in zip(flat, (layer.repeat(1, count, 1) for layer in empty), strict=True)]
 
-    def pooled(self, text: str) -> Tensor:
-        """The feature of the whole text, [1, P], projected if the encoder has a projection. Reads one window."""
+    def pooled(self, text: str) -> Float[Tensor, "1 p"]:
+        """The feature of the whole text, projected if the encoder has a projection. Reads one window."""
         out = self._read(self._windows("", self._tokens(text)[0], 1, warn=False))
         return out.text_embeds if hasattr(out, "text_embeds") else out.pooler_output
 
@@ -99,7 +102,7 @@ class Clip:
         begin, end, pad = (getattr(self.tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad"))
         return self._in_windows(tokens, begin, end, count, pad).to(self.device)
 
-    def _in_windows(self, values: list, begin: Any, end: Any, count: int, pad: Any = 1.0) -> Tensor:
+    def _in_windows(self, values: Sequence[V], begin: V, end: V, count: int, pad: V) -> Tensor:
         """Values per token as [count, window], with those of the begin, end and padding tokens added."""
         space, rows = self.window - 2, []
         for i in range(count):
@@ -132,8 +135,8 @@ class T5:
         self.length, self.masked, self.device = length, masked, torch.device(device)
         _check_vocabulary(tokenizer, encoder)
 
-    def states(self, text: str) -> Tensor:
-        """The last hidden state of a text, [1, length, C]; weights as in `Clip.states`."""
+    def states(self, text: str) -> Float[Tensor, "1 l c"]:
+        """The last hidden state of a text, l = length; weights as in `Clip.states`."""
         tokens, weights = _weighted_tokens(self.tokenizer, text)
         h = self._read(tokens, text)
         if all(w == 1.0 for w in weights):
@@ -193,6 +196,6 @@ def _weighted_tokens(tokenizer: Any, text: str) -> tuple[list[int], list[float]]
     return tokens, weights
 
 
-def _warn_truncated(encoder: Any, read: int, count: int, text: str) -> None:
+def _warn_truncated(encoder: nn.Module, read: int, count: int, text: str) -> None:
     short = textwrap.shorten(text, 60, placeholder=" ...")
     warnings.warn(f"{type(encoder).__name__} reads {read} of {count} tokens of {short!r}", stacklevel=5)
