@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from unlit import unlit_views
 
 from distill3d import cameras
 from distill3d.export.options import ExportOptions
 from distill3d.export.video import contact_sheet, save_image
-from distill3d.meshes.bake import unlit_views
-from distill3d.meshes.texture import TexturedMesh
+from distill3d.meshes.mesh import Mesh
 from distill3d.runs.objects import load_scene
 from distill3d.scenes.to_mesh import field_to_mesh
 
@@ -34,7 +34,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 
 @torch.no_grad()
-def compare(scene: Any, mesh: TexturedMesh, size: int) -> tuple[float, float, Tensor]:
+def compare(scene: Any, mesh: Mesh, size: int) -> tuple[float, float, Tensor]:
     """PSNR of whole pictures and of their insides, and the pictures, field above mesh [2 VIEWS, 3, size, size]."""
     views = cameras.turntable(VIEWS, ELEVATION, DISTANCE, FOV)
     field = [scene.render(views[i : i + 1], size, torch.full((1, 3), GRAY)) for i in range(VIEWS)]
@@ -66,7 +66,6 @@ def main() -> None:
         began = time.process_time()
         mesh = field_to_mesh(scene, options)
         seconds = time.process_time() - began
-        assert isinstance(mesh, TexturedMesh)
         whole, inside, pictures = compare(scene, mesh, arguments.size)
         print(f"{folder.name}: {whole:.1f} dB, inside {inside:.1f} dB; {len(mesh.faces)} faces, {seconds:.1f} s of CPU")
         wholes.append(whole)

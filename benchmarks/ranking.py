@@ -46,7 +46,7 @@ def seen(scene: Any, prompt: str) -> RunResult:
             mesh = extract_surface(scene.query, resolution=64, half_size=scene.half_size)
         except ValueError:  # there is no surface yet
             mesh = None
-    surface = {} if mesh is None else {"vertices": np.asarray(mesh.vertices), "faces": np.asarray(mesh.faces)}
+    surface = {} if mesh is None else {"vertices": mesh.vertices, "faces": mesh.faces}
     return RunResult(prompt, out.rgb.clamp(0, 1), CAMERAS, opacity=out.opacity, **surface)
 
 

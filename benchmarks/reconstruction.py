@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +26,7 @@ from distill3d.scenes.fit import Fitting, fit, psnr
 from distill3d.scenes.gaussians import Densification, GaussianOptions
 from distill3d.scenes.hashgrid.field import HashOptions
 from distill3d.scenes.hashgrid.layout import HashLayout
-from distill3d.scenes.mesh import MeshOptions
+from distill3d.scenes.mesh import MeshOptions, MeshScene
 from distill3d.scenes.voxels import VoxelOptions
 from distill3d.toybox.world import FOV, ToyMesh, View, build, draw
 from distill3d.types import Cameras
@@ -68,10 +66,7 @@ def entries() -> dict[str, Entry]:
 
 def textured(toy: ToyMesh) -> Any:
     """The toy's own surface, still to be painted."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "toy.ply"
-        toy.trimesh().export(path)
-        return MeshOptions(mesh=str(path), up="z", refit=False).build()
+    return MeshScene(toy.mesh(), MeshOptions(refit=False))
 
 
 def views(toy: ToyMesh, count: int, first: float, size: int) -> tuple[Cameras, Tensor]:

@@ -21,7 +21,7 @@ from distill3d.cli.main import main as cli
 from distill3d.evaluation.evaluator import ToyboxJudge
 from distill3d.evaluation.metrics import RunResult, measure
 from distill3d.export.video import contact_sheet, save_image
-from distill3d.meshes.mesh import read_mesh
+from distill3d.meshes.files import read_mesh
 from distill3d.runs.objects import read_config
 from distill3d.scenes.mesh import MeshOptions, MeshScene
 

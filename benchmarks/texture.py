@@ -20,14 +20,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import trimesh
+from unlit import unlit_views
 
 from distill3d.cameras import turntable
 from distill3d.distill.recipes import LAPTOP_TEXTURE
 from distill3d.evaluation.evaluator import ToyboxJudge
 from distill3d.export.video import contact_sheet, save_image
-from distill3d.meshes.bake import unlit_views
-from distill3d.meshes.files import save_mesh
-from distill3d.meshes.mesh import Mesh, placed, read_mesh, weld, with_texture
+from distill3d.meshes.files import read_mesh, save_mesh
+from distill3d.meshes.mesh import Mesh, placed, weld
 from distill3d.priors.loading import load_prior
 from distill3d.runs.objects import Config, generate, load_scene, render_views
 from distill3d.scenes.mesh import MeshOptions, MeshScene
@@ -161,7 +161,7 @@ def main() -> None:
     rows, sheet = [], []
     for name, prompt, kind, color, solid in meshes()[: arguments.meshes]:
         path = arguments.out / f"{name}.glb"
-        save_mesh(path, solid)
+        save_mesh(path, Mesh(np.array(solid.vertices), np.array(solid.faces), np.full(solid.vertices.shape, 0.4)))
         options = MeshOptions(mesh=str(path))
         export = dataclasses.replace(LAPTOP_TEXTURE.export, texture=512)
         recipe = dataclasses.replace(LAPTOP_TEXTURE, scene=options, export=export, steps=arguments.steps, frames=8)
@@ -198,10 +198,7 @@ def main() -> None:
 
 def baked_views(mesh: Mesh) -> torch.Tensor:
     """Pictures [VIEWS, 3, SIZE, SIZE] of a file's mesh with the file's own texture, by another renderer."""
-    mesh = placed(mesh)
-    assert mesh.uv is not None and mesh.uv_faces is not None
-    textured = with_texture(mesh, mesh.textures[0], mesh.uv, mesh.uv_faces)
-    return unlit_views(textured, turntable(VIEWS, ELEVATION, 2.8, 40.0), SIZE, GRAY)[:, :3]
+    return unlit_views(placed(mesh), turntable(VIEWS, ELEVATION, 2.8, 40.0), SIZE, GRAY)[:, :3]
 
 
 if __name__ == "__main__":

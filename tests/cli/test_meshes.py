@@ -14,8 +14,8 @@ from distill3d.cli import main as cli
 from distill3d.cli.objects import _config
 from distill3d.distill.recipes import LAPTOP, METHODS, PAPER, SDI
 from distill3d.export.options import ExportOptions
-from distill3d.meshes.files import save_mesh
-from distill3d.meshes.mesh import RADIUS, placed, read_mesh
+from distill3d.meshes.files import read_mesh, save_mesh
+from distill3d.meshes.mesh import RADIUS, Mesh, placed
 from distill3d.runs.objects import Config, generate, load_scene, read_config, render_views, resume
 from distill3d.scenes.mesh import MeshOptions, MeshScene
 
@@ -26,7 +26,8 @@ FEW = ["--steps", "2", "--views", "1", "--frames", "2", "--sdi.inversion-steps",
 def ball(tmp_path):
     """A gray ball far from the origin, as a file."""
     solid = trimesh.creation.icosphere(2, radius=5.0).apply_translation([10, 0, 3])
-    save_mesh(tmp_path / "ball.glb", solid)
+    vertices = np.array(solid.vertices)
+    save_mesh(tmp_path / "ball.glb", Mesh(vertices, np.array(solid.faces), np.full_like(vertices, 0.4)))
     return tmp_path / "ball.glb"
 
 

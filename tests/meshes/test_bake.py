@@ -1,17 +1,19 @@
 """Baking: the mesh has the colors that rays see, whatever the UV map does."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from unlit import unlit_views
 
 from distill3d.cameras import rays, turntable
 from distill3d.export.options import ExportOptions
-from distill3d.meshes.bake import Look, bake, paint_vertices, seen_colors, unlit_views
-from distill3d.meshes.files import with_vertex_colors
+from distill3d.meshes.bake import Look, bake, paint_vertices, seen_colors
+from distill3d.meshes.mesh import faces_per_edge
 from distill3d.meshes.surface import extract_surface, simplify
-from distill3d.meshes.texture import TexturedMesh, uv_texels
+from distill3d.meshes.texture import uv_texels
 from distill3d.render.volume import Sampling, render_rays
 from distill3d.scenes.to_mesh import field_to_mesh
 
@@ -59,22 +61,21 @@ def test_seams_do_not_show(baked):
     inside = shown[:, 3] == 1
     darkest = shown[:, :3].amin(1)[inside].min()
     assert darkest > 0.08  # the colors reach down to 0.1
-    gaps = TexturedMesh(
-        baked.vertices, baked.faces, baked.uv, baked.uv_faces, np.where(island(baked)[:, :, None], baked.texture, 0)
-    )
+    holes = np.where(island(baked)[:, :, None], baked.textures[0], np.uint8(0))
+    gaps = replace(baked, textures=(holes,))
     dark = unlit_views(gaps, turntable(4, 0.0, 2.8, 40.0), 96)
     assert dark[:, :3].amin(1)[inside].min() < darkest  # the test sees what it looks for
 
 
 def island(mesh):
-    return uv_texels(mesh.uv, mesh.uv_faces, len(mesh.texture))[0] >= 0
+    return uv_texels(mesh.uv, mesh.uv_faces, len(mesh.textures[0]))[0] >= 0
 
 
 def test_the_texture_is_the_fields_color_at_each_texel(baked, surface):
-    at_vertices = with_vertex_colors(baked).visual.vertex_colors[:, :3] / 255
+    at_vertices = baked.with_vertex_colors().vertex_colors
     expected = ball(torch.from_numpy(baked.vertices).float())[1].numpy()
     np.testing.assert_allclose(at_vertices, expected, atol=0.1)  # seen a little below the vertex
-    painted = paint_vertices(ball, surface).visual.vertex_colors[:, :3] / 255
+    painted = paint_vertices(ball, surface).vertex_colors
     np.testing.assert_allclose(painted, expected, atol=0.1)  # seen a little below the vertex
 
 
@@ -114,10 +115,9 @@ def test_where_nothing_is_seen_the_color_at_the_point_is_taken():
 
 def test_export_gives_what_was_asked_for():
     mesh = field_to_mesh(Ball(), ExportOptions(texture=64, faces=500, resolution=40, fit=0))
-    assert isinstance(mesh, TexturedMesh)
-    assert mesh.texture.shape == (64, 64, 3) and 400 < len(mesh.faces) <= 510
+    assert mesh.textures[0].shape == (64, 64, 3) and 400 < len(mesh.faces) <= 510
     painted = field_to_mesh(Ball(), ExportOptions(texture=None, faces=500, resolution=40))
-    assert painted.visual.kind == "vertex" and painted.is_watertight
+    assert painted.vertex_colors is not None and not painted.textures and (faces_per_edge(painted) == 2).all()
 
 
 def test_mistakes_are_value_errors():

@@ -1,48 +1,59 @@
-"""Mesh files: what was written is what other programs read."""
+"""Mesh files: what was written is what other programs read, and what is read is what the file says."""
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import trimesh
 from PIL import Image
-from trimesh.visual import ColorVisuals
+from trimesh.visual import TextureVisuals
 
-from distill3d.meshes.files import glb_bytes, save_mesh, srgb_to_linear, vertex_normals, with_vertex_colors
-from distill3d.meshes.texture import TexturedMesh, texture_colors, unwrap
+from distill3d.meshes.files import linear_to_srgb, read_mesh, save_mesh, srgb_to_linear
+from distill3d.meshes.mesh import Mesh, sample_texture
+from distill3d.meshes.texture import unwrap, uv_problem
 
 
 @pytest.fixture(scope="module")
 def painted():
     """An egg, long along x, whose vertex colors tell where they are."""
-    mesh = trimesh.creation.icosphere(subdivisions=3)
-    mesh.apply_scale([0.8, 0.4, 0.2])
-    colors = (mesh.vertices / [0.8, 0.4, 0.2] * 100 + 128).round().astype(np.uint8)
-    mesh.visual = ColorVisuals(mesh, vertex_colors=colors)
-    return mesh
+    ball = trimesh.creation.icosphere(subdivisions=3)
+    vertices = np.array(ball.vertices)
+    return Mesh(vertices * [0.8, 0.4, 0.2], np.array(ball.faces), (vertices * 100 + 128).round() / 255)
 
 
 @pytest.fixture(scope="module")
 def textured(painted):
-    vertices, faces = np.array(painted.vertices), np.array(painted.faces)
-    uv, uv_faces = unwrap(vertices, faces, size=64)
+    uv, uv_faces = unwrap(painted.vertices, painted.faces, size=64)
     ramp = np.linspace(0, 255, 64)
     texture = np.stack(np.broadcast_arrays(ramp[None], ramp[:, None], np.full((64, 64), 40.0)), -1).astype(np.uint8)
-    return TexturedMesh(vertices, faces, uv, uv_faces, texture)
+    return painted.with_texture(texture, uv, uv_faces)
 
 
-def parts(data):
-    """The JSON of a GLB file, and a function that gives the bytes of a view."""
-    length = int.from_bytes(data[12:16], "little")
-    document = json.loads(data[20 : 20 + length])
+class Glb:
+    """A GLB file, read after the specification."""
 
-    def view(i):
-        entry = document["bufferViews"][i]
-        start = 28 + length + entry["byteOffset"]
-        return data[start : start + entry["byteLength"]]
+    def __init__(self, path, mesh):
+        save_mesh(path / "egg.glb", mesh)
+        self.data = (path / "egg.glb").read_bytes()
+        self.length = int.from_bytes(self.data[12:16], "little")
+        self.document = json.loads(self.data[20 : 20 + self.length])
+        (self.primitive,) = self.document["meshes"][0]["primitives"]
 
-    return document, view
+    def view(self, number):
+        entry = self.document["bufferViews"][number]
+        start = 28 + self.length + entry["byteOffset"]
+        return self.data[start : start + entry["byteLength"]]
+
+    def attribute(self, name):
+        accessor = self.document["accessors"][self.primitive["attributes"][name]]
+        columns = {"VEC2": 2, "VEC3": 3, "VEC4": 4}[accessor["type"]]
+        kind = {5126: "<f4", 5123: "<u2"}[accessor["componentType"]]
+        assert accessor.get("normalized", False) == (kind == "<u2")
+        return np.frombuffer(self.view(accessor["bufferView"]), kind)[: accessor["count"] * columns].reshape(
+            -1, columns
+        )
 
 
 def test_glb_round_trip_is_y_up_with_the_front_towards_plus_z(painted, tmp_path):
@@ -50,19 +61,20 @@ def test_glb_round_trip_is_y_up_with_the_front_towards_plus_z(painted, tmp_path)
     back = trimesh.load(tmp_path / "egg.glb", force="mesh", process=False)
     np.testing.assert_allclose(back.bounds, [[-0.4, -0.2, -0.8], [0.4, 0.2, 0.8]], atol=0.01)
     np.testing.assert_allclose(back.vertices, painted.vertices[:, [1, 2, 0]], atol=1e-6)
-    assert back.volume == pytest.approx(painted.volume, rel=1e-4)
+    volume = trimesh.Trimesh(painted.vertices, painted.faces).volume
+    assert back.volume == pytest.approx(volume, rel=1e-4)
     assert [p.name for p in tmp_path.iterdir()] == ["egg.glb"]
 
 
-def test_the_glb_has_unit_normals_and_linear_colors(painted):
-    data = glb_bytes(painted)
-    _, view = parts(data)
-    normals = np.frombuffer(view(1), "<f4").reshape(-1, 3)
-    np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1, atol=1e-5)
-    linear = srgb_to_linear(painted.visual.vertex_colors[:, :3] / 255)
-    colors = np.frombuffer(view(2), "<u2").reshape(-1, 4)
-    np.testing.assert_allclose(colors[:, :3] / 65535, linear, atol=1e-5)
-    assert len(data) == int.from_bytes(data[8:12], "little") and len(data) % 4 == 0
+def test_the_glb_has_unit_normals_and_linear_colors(painted, tmp_path):
+    glb = Glb(tmp_path, painted)
+    np.testing.assert_allclose(np.linalg.norm(glb.attribute("NORMAL"), axis=1), 1, atol=1e-5)
+    colors = glb.attribute("COLOR_0")
+    np.testing.assert_allclose(colors[:, :3] / 65535, srgb_to_linear(painted.vertex_colors), atol=1e-5)
+    assert (colors[:, 3] == 65535).all() and glb.document["asset"] == {"version": "2.0", "generator": "distill3d"}
+    assert len(glb.data) == int.from_bytes(glb.data[8:12], "little") and len(glb.data) % 4 == 0
+    look = glb.document["materials"][glb.primitive["material"]]["pbrMetallicRoughness"]
+    assert look == {"metallicFactor": 0.0, "roughnessFactor": 0.9}
 
 
 def test_a_textured_glb_reads_back_with_its_geometry_and_colors(textured, tmp_path):
@@ -72,19 +84,17 @@ def test_a_textured_glb_reads_back_with_its_geometry_and_colors(textured, tmp_pa
     np.testing.assert_allclose(back.vertices[back.faces], corners, atol=1e-6)
     np.testing.assert_allclose(back.visual.uv[back.faces], textured.uv[textured.uv_faces], atol=1e-6)
     picture = np.asarray(back.visual.material.baseColorTexture)
-    np.testing.assert_array_equal(picture, textured.texture)
+    np.testing.assert_array_equal(picture, textured.textures[0])
     material = back.visual.material
     assert material.metallicFactor == 0 and material.roughnessFactor == pytest.approx(0.9)
 
 
-def test_vertices_are_doubled_at_seams_only(textured):
-    document, view = parts(glb_bytes(textured))
+def test_vertices_are_doubled_at_seams_only(textured, tmp_path):
+    position, normal = (Glb(tmp_path, textured).attribute(name) for name in ("POSITION", "NORMAL"))
     pairs = set(zip(textured.faces.reshape(-1).tolist(), textured.uv_faces.reshape(-1).tolist(), strict=True))
-    assert document["accessors"][0]["count"] == len(pairs)
+    assert len(position) == len(normal) == len(pairs)
     assert len(textured.vertices) < len(pairs) < 1.5 * len(textured.vertices)
     # The normals of doubled vertices are those of the whole surface: no seam in the shading.
-    position = np.frombuffer(view(0), "<f4").reshape(-1, 3)
-    normal = np.frombuffer(view(1), "<f4").reshape(-1, 3)
     _, same = np.unique(position, axis=0, return_inverse=True)
     for axis in range(3):
         low, high = np.full(same.max() + 1, np.inf), np.full(same.max() + 1, -np.inf)
@@ -93,11 +103,18 @@ def test_vertices_are_doubled_at_seams_only(textured):
         np.testing.assert_allclose(low, high, atol=1e-6)
 
 
-def test_the_embedded_picture_is_a_png_of_the_texture(textured):
-    document, view = parts(glb_bytes(textured))
-    picture = Image.open(io.BytesIO(view(document["images"][0]["bufferView"])))
-    assert picture.format == "PNG"
-    np.testing.assert_array_equal(np.asarray(picture), textured.texture)
+def test_the_embedded_image_is_a_png_of_the_texture(textured, tmp_path):
+    glb = Glb(tmp_path, textured)
+    image = Image.open(io.BytesIO(glb.view(glb.document["images"][0]["bufferView"])))
+    assert image.format == "PNG"
+    np.testing.assert_array_equal(np.asarray(image), textured.textures[0])
+
+
+@pytest.mark.parametrize(("scale", "wrap"), [(1, 33071), (2, 10497)])  # clamp to edge, repeat
+def test_a_map_beyond_the_texture_repeats_it_and_filters_are_linear(textured, scale, wrap, tmp_path):
+    document = Glb(tmp_path, replace(textured, uv=textured.uv * scale)).document
+    assert document["samplers"] == [{"magFilter": 9729, "minFilter": 9987, "wrapS": wrap, "wrapT": wrap}]
+    assert document["textures"] == [{"source": 0, "sampler": 0}]
 
 
 def test_a_textured_obj_names_its_material_and_picture(textured, tmp_path):
@@ -107,46 +124,186 @@ def test_a_textured_obj_names_its_material_and_picture(textured, tmp_path):
     back = trimesh.load(files[0], force="mesh", process=False)
     np.testing.assert_allclose(back.vertices[back.faces], textured.vertices[textured.faces], atol=1e-6)
     np.testing.assert_allclose(back.visual.uv[back.faces], textured.uv[textured.uv_faces], atol=1e-6)
-    np.testing.assert_array_equal(np.asarray(back.visual.material.image)[:, :, :3], textured.texture)
+    np.testing.assert_array_equal(np.asarray(back.visual.material.image)[:, :, :3], textured.textures[0])
 
 
 def test_a_ply_has_the_textures_colors_at_its_vertices(textured, tmp_path):
     save_mesh(tmp_path / "egg.ply", textured)
     back = trimesh.load(tmp_path / "egg.ply", process=False)
     np.testing.assert_allclose(back.vertices, textured.vertices, atol=1e-6)
-    corner = texture_colors(textured.texture, textured.uv[textured.uv_faces.reshape(-1)])
+    corner = sample_texture(textured.textures[0], textured.uv[textured.uv_faces.reshape(-1)])
     once = np.flatnonzero(
         np.bincount(np.unique(np.stack((textured.faces, textured.uv_faces)).reshape(2, -1), axis=1)[0]) == 1
     )
     first = np.array([np.flatnonzero(textured.faces.reshape(-1) == v)[0] for v in once])
     np.testing.assert_allclose(back.visual.vertex_colors[once, :3], corner[first], atol=0.51)
-    np.testing.assert_array_equal(with_vertex_colors(textured).faces, textured.faces)
+    np.testing.assert_array_equal(textured.with_vertex_colors().faces, textured.faces)
 
 
 @pytest.mark.parametrize("suffix", [".ply", ".obj"])
 def test_other_formats_keep_the_world_axes(painted, tmp_path, suffix):
     save_mesh(tmp_path / f"egg{suffix}", painted)
     back = trimesh.load(tmp_path / f"egg{suffix}", force="mesh")
-    np.testing.assert_allclose(back.bounds, painted.bounds, atol=1e-4)
-
-
-def test_own_normals_are_kept(textured):
-    up = np.tile([0.0, 0.0, 2.0], (len(textured.vertices), 1))
-    mesh = TexturedMesh(textured.vertices, textured.faces, textured.uv, textured.uv_faces, textured.texture, normals=up)
-    np.testing.assert_allclose(vertex_normals(mesh), up / 2)
-
-
-def test_mistakes_are_value_errors(painted, tmp_path):
-    with pytest.raises(ValueError, match="stl"):
-        save_mesh(tmp_path / "a.stl", painted)
-    with pytest.raises(ValueError, match="no faces"):
-        save_mesh(tmp_path / "a.glb", trimesh.Trimesh())
-    broken = painted.copy()
-    broken.vertices[3] = np.nan
-    with pytest.raises(ValueError, match="1 of 642 vertices are no numbers"):
-        save_mesh(tmp_path / "a.glb", broken)
-    assert not list(tmp_path.iterdir())
+    np.testing.assert_allclose(back.bounds, [painted.vertices.min(0), painted.vertices.max(0)], atol=1e-4)
 
 
 def test_the_transfer_curve_at_known_values():
     np.testing.assert_allclose(srgb_to_linear(np.array([0, 0.04045, 0.5, 1])), [0, 0.0031308, 0.2140411, 1], atol=1e-6)
+    values = np.linspace(0, 1, 1001)
+    np.testing.assert_allclose(linear_to_srgb(srgb_to_linear(values)), values, atol=1e-6)
+
+
+# Reading.
+
+
+def soup(mesh):
+    """Corners [F, 3, 3], whatever the numbering of the vertices."""
+    return np.asarray(mesh.vertices)[np.asarray(mesh.faces)]
+
+
+def noisy(mesh):
+    """The mesh with a texture of noise."""
+    return mesh.with_texture(
+        np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8), *unwrap(mesh.vertices, mesh.faces)
+    )
+
+
+@pytest.mark.parametrize("suffix", ["glb", "obj"])
+def test_what_is_written_is_what_is_read(suffix, painted, tmp_path):
+    mesh = noisy(painted)
+    save_mesh(tmp_path / f"a.{suffix}", mesh)
+    found = read_mesh(tmp_path / f"a.{suffix}")
+    np.testing.assert_allclose(soup(found), soup(mesh), atol=1e-6)
+    assert uv_problem(found) is None and found.uv is not None and found.vertex_colors is None
+    np.testing.assert_allclose(found.uv[found.uv_faces], mesh.uv[mesh.uv_faces], atol=1e-6)
+    np.testing.assert_array_equal(found.textures[0], mesh.textures[0])
+    face, weights = found.sample(200)
+    expected = sample_texture(mesh.textures[0], np.einsum("nc,ncr->nr", weights, mesh.uv[mesh.uv_faces[face]]))
+    np.testing.assert_allclose(found.colors(face, weights) * 255, expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("suffix", ["glb", "obj", "ply"])
+def test_vertex_colors_are_srgb_again(suffix, tmp_path):
+    ball = trimesh.creation.icosphere(1)
+    colors = np.random.default_rng(0).integers(0, 256, (len(ball.vertices), 3)) / 255
+    save_mesh(tmp_path / f"a.{suffix}", Mesh(np.array(ball.vertices), np.array(ball.faces), colors))
+    found = read_mesh(tmp_path / f"a.{suffix}")
+    np.testing.assert_allclose(soup(found), soup(ball), atol=1e-6)
+    np.testing.assert_allclose(found.corner_colors(), colors[ball.faces], atol=0.6 / 255)
+    assert found.vertex_colors is not None and uv_problem(found) == "it has none"
+
+
+def test_parts_lie_where_the_scene_has_them_and_a_mirror_keeps_the_outside(tmp_path):
+    scene = trimesh.Scene()
+    scene.add_geometry(trimesh.creation.box(), transform=trimesh.transformations.translation_matrix([5, 0, 0]))
+    mirror = np.diag([1.0, -1, 1, 1])
+    scene.add_geometry(trimesh.creation.icosphere(2), transform=mirror)
+    scene.export(tmp_path / "a.glb")
+    mesh = read_mesh(tmp_path / "a.glb")
+    assert len(mesh.faces) == 12 + 320 and mesh.vertices[:, 1].max() == 5.5  # glTF's x is the world's y
+    a, b, c = soup(mesh).transpose(1, 0, 2)
+    assert np.einsum("fi,fi->", a, np.cross(b, c)) / 6 == pytest.approx(1 + 4 / 3 * np.pi, rel=0.05)
+
+
+def test_the_upward_axis_can_be_chosen(tmp_path):
+    box = trimesh.creation.box((1, 2, 3))
+    box.export(tmp_path / "a.obj")
+    box.export(tmp_path / "a.glb")
+    np.testing.assert_allclose(np.ptp(read_mesh(tmp_path / "a.obj").vertices, axis=0), [1, 2, 3])
+    for mesh in (read_mesh(tmp_path / "a.obj", up="y"), read_mesh(tmp_path / "a.glb")):
+        np.testing.assert_allclose(np.ptp(mesh.vertices, axis=0), [3, 1, 2])
+
+
+def test_an_npz_file_holds_everything_exactly(textured, tmp_path):
+    two = replace(
+        textured,
+        vertex_colors=np.random.default_rng(0).random(textured.vertices.shape),
+        normals=textured.vertex_normals(),
+        textures=(textured.textures[0], textured.textures[0][:8, :4]),
+        texture_of=np.arange(len(textured.faces)) % 3 - 1,
+    )
+    for mesh in (two, textured, Mesh(textured.vertices, textured.faces)):
+        save_mesh(tmp_path / "a.npz", mesh)
+        found = read_mesh(tmp_path / "a.npz", up="y")  # it is in world axes, whatever its source was in
+        for name, value in vars(mesh).items():
+            for ours, theirs in zip(
+                *(v if name == "textures" else (v,) for v in (value, getattr(found, name))), strict=True
+            ):
+                assert (ours is None and theirs is None) or (
+                    ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
+                )
+
+
+def test_parts_with_textures_of_their_own_keep_them(tmp_path):
+    scene, images = trimesh.Scene(), [np.full((4, 4, 3), value, np.uint8) for value in (200, 40)]
+    for i, image in enumerate([*images, None]):
+        box = trimesh.creation.box().apply_translation([3 * i, 0, 0])
+        if image is not None:
+            box.visual = TextureVisuals(uv=np.full((8, 2), 0.5), image=Image.fromarray(image))
+        scene.add_geometry(box, geom_name=f"part {i}", node_name=f"part {i}")
+    scene.export(tmp_path / "a.glb")
+    mesh = read_mesh(tmp_path / "a.glb")
+    assert [texture[0, 0, 0] for texture in mesh.textures] == [200, 40] and len(mesh.faces) == 36
+    assert set(mesh.texture_of) == {-1, 0, 1} and uv_problem(mesh) == "it reaches beyond the texture"
+    with pytest.raises(ValueError, match="one texture for all faces"):
+        save_mesh(tmp_path / "b.glb", mesh)
+    save_mesh(tmp_path / "b.ply", mesh)
+
+
+def damaged(folder, name):
+    """One file for each thing that can be wrong."""
+    path = folder / name
+    box = trimesh.creation.box()
+    if name == "cloud.ply":
+        trimesh.PointCloud(box.vertices).export(path)
+    elif name == "nan.obj":
+        path.write_text("v 0 0 nan\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+    elif name == "point.obj":
+        path.write_text("v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n")
+    elif name == "corner.obj":
+        path.write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 5\n")
+    elif name == "splats.ply":
+        path.write_text("ply\nformat ascii 1.0\nelement vertex 0\nproperty float f_dc_0\nend_header\n")
+    elif name == "other.ply":
+        path.write_text("solid nothing")
+    elif name == "empty.obj":
+        path.write_bytes(b"")
+    elif name == "blank.obj":
+        path.write_text("# nothing\n")
+    elif name.startswith("cut"):
+        box.export(path)
+        path.write_bytes(path.read_bytes()[:-40])
+    elif name == "mesh.stl":
+        box.export(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.glb", "there is no file"),
+        ("mesh.stl", "is read from .glb, .gltf, .obj, .ply"),
+        ("cloud.ply", "no faces"),
+        ("nan.obj", "1 of 3 vertices are not finite"),
+        ("point.obj", "no extent"),
+        ("corner.obj", "cannot be read as a mesh"),
+        ("splats.ply", "Gaussian splats"),
+        ("other.ply", "not a PLY file"),
+        ("empty.obj", "is empty"),
+        ("blank.obj", "no faces"),
+        ("cut.glb", "cannot be read as a mesh"),
+        ("cut.ply", "cannot be read as a mesh"),
+    ],
+)
+def test_what_is_not_a_mesh_is_refused_in_one_line(name, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as caught:
+        read_mesh(damaged(tmp_path, name))
+    assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+def test_what_cannot_be_written_is_refused(painted, textured, tmp_path):
+    with pytest.raises(ValueError, match="stl"):
+        save_mesh(tmp_path / "a.stl", painted)
+    with pytest.raises(ValueError, match="UV map has coordinates that are not finite"):
+        save_mesh(tmp_path / "a.glb", replace(textured, uv=textured.uv * np.nan))
+    assert not list(tmp_path.iterdir())

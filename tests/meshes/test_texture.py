@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import trimesh
 
-from distill3d.meshes.texture import TexturedMesh, pad, paint_texels, texture_colors, unwrap, uv_texels
+from distill3d.meshes.mesh import Mesh
+from distill3d.meshes.texture import pad, paint_texels, unwrap, usable_uv, uv_problem, uv_texels
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +17,7 @@ def ball():
 @pytest.fixture(scope="module")
 def mapped(ball):
     uv, uv_faces = unwrap(*ball, size=256)
-    return TexturedMesh(*ball, uv, uv_faces, np.zeros((256, 256, 3), np.uint8))
+    return Mesh(*ball, uv=uv, uv_faces=uv_faces, textures=(np.zeros((256, 256, 3), np.uint8),))
 
 
 def area_of(points, faces):
@@ -111,27 +112,45 @@ def test_padding_keeps_what_is_there_and_takes_the_nearest():
     np.testing.assert_array_equal(pad(full, np.zeros((4, 4), bool)), full)
 
 
-def test_texture_colors_at_texel_centers_and_between():
-    texture = np.arange(12.0).reshape(2, 2, 3)
-    centers = np.array([[0.25, 0.75], [0.75, 0.75], [0.25, 0.25], [0.75, 0.25]])  # row 0 is the top
-    np.testing.assert_allclose(texture_colors(texture, centers), texture.reshape(4, 3))
-    np.testing.assert_allclose(texture_colors(texture, np.array([[0.5, 0.5]])), texture.mean((0, 1))[None])
-    np.testing.assert_allclose(texture_colors(texture, np.array([[0.0, 1.0]])), texture[:1, 0])
+def grid(cells=16):
+    """A flat sheet whose diagonals run through texel centers, mapped one to one."""
+    axis = np.linspace(0, 1, cells + 1)
+    y, x = np.meshgrid(axis, axis, indexing="ij")
+    vertices = np.stack((x, y, 0 * x), -1).reshape(-1, 3)
+    first = (np.arange(cells)[:, None] * (cells + 1) + np.arange(cells)).reshape(-1, 1)
+    corners = [[0, 1, cells + 2], [0, cells + 2, cells + 1]]
+    return vertices, np.concatenate([first + c for c in corners])
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda uv: uv, None),
+        (lambda uv: uv * 2 - 0.5, "it reaches beyond the texture"),
+        (lambda uv: np.abs(uv - 0.5), "its islands overlap"),  # mirrored halves share their texels
+        (lambda uv: uv * [1, 0], "it leaves faces without any place in the texture"),
+        (lambda uv: uv * np.nan, "it reaches beyond the texture"),
+    ],
+)
+def test_maps_that_cannot_be_painted_are_found_and_made_anew(change, problem):
+    vertices, faces = grid()
+    mesh = Mesh(vertices, faces, uv=change(vertices[:, :2]), uv_faces=faces)
+    assert uv_problem(mesh) == problem
+    uv, uv_faces, why = usable_uv(mesh, 64)
+    assert why == problem and uv.min() >= 0 and uv.max() <= 1 and uv_faces.shape == mesh.faces.shape
+    if problem is None:
+        np.testing.assert_allclose(uv[uv_faces], vertices[faces][..., :2], atol=1e-6)
 
 
 def test_mistakes_are_value_errors(ball, mapped):
     vertices, faces = ball
     wrong = vertices.copy()
     wrong[3] = np.nan
-    with pytest.raises(ValueError, match=r"1 of 642 vertices are no numbers"):
+    with pytest.raises(ValueError, match=r"1 of 642 vertices are not finite"):
         unwrap(wrong, faces)
     with pytest.raises(ValueError, match="no faces"):
         unwrap(vertices, faces[:0])
-    with pytest.raises(ValueError, match="beyond the 10"):
+    with pytest.raises(ValueError, match="indices from 0 to 9"):
         unwrap(vertices[:10], faces)
     with pytest.raises(ValueError, match=r"got 0; 1024 are usual"):
         paint_texels(mapped.uv, mapped.uv_faces, 0, lambda face, weights: face)
-    with pytest.raises(ValueError, match="UV map"):
-        TexturedMesh(vertices, faces, mapped.uv, mapped.uv_faces[:-1], mapped.texture)
-    with pytest.raises(ValueError, match=r"a texture is \[H, W, 3\]"):
-        TexturedMesh(vertices, faces, mapped.uv, mapped.uv_faces, mapped.texture[:, :, :1])

@@ -23,8 +23,7 @@ GRAY = torch.full((3, 3), 0.8)
 
 
 def toy(kind="chair"):
-    made = build(kind, "red")
-    return Mesh(made.vertices, made.faces, made.shaded, colored=True)
+    return build(kind, "red").mesh()
 
 
 def psnr(a, b):
@@ -33,7 +32,7 @@ def psnr(a, b):
 
 def box(**change):
     solid = trimesh.creation.box((1.0, 0.6, 1.4))
-    return Mesh(np.array(solid.vertices), np.array(solid.faces), np.ones((12, 3, 3)), **change)
+    return Mesh(np.array(solid.vertices), np.array(solid.faces), **change)
 
 
 def box_distance(resolution):
@@ -51,12 +50,12 @@ def test_the_distance_to_a_box_is_that_of_its_formula():
 
 def test_holes_do_not_matter_and_an_open_sheet_is_a_cell_thick():
     whole = box()
-    torn = Mesh(whole.vertices, whole.faces[1:], whole.corner_colors[1:])
+    torn = Mesh(whole.vertices, whole.faces[1:])
     inside, _ = signed_distance(torn, 24, 1.0)
     deep = box_distance(24) < -0.1
     assert (inside[deep] < 0).mean() > 0.95
     corners = np.array([[-0.7, -0.7, 0], [0.7, -0.7, 0], [0.7, 0.7, 0], [-0.7, 0.7, 0]])
-    sheet = Mesh(corners, np.array([[0, 1, 2], [0, 2, 3]]), np.ones((2, 3, 3)))
+    sheet = Mesh(corners, np.array([[0, 1, 2], [0, 2, 3]]))
     thin, _ = signed_distance(sheet, 33, 1.0)
     assert (thin[:, 8:25, 8:25] < 0).any(axis=0).all() and (thin < 0).sum(axis=0).max() <= 2
 

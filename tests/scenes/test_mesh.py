@@ -21,9 +21,9 @@ GRAY = torch.full((3, 3), 0.8)
 def ball(color=None, radius=1.0, levels=(8, 16, 32), **options):
     """A ball scene; color maps places [N, 3] to sRGB."""
     solid = trimesh.creation.icosphere(3, radius=radius)
-    corners = np.asarray(solid.vertices)[solid.faces] / radius
-    colors = np.full_like(corners, 0.5) if color is None else color(corners)
-    source = Mesh(np.array(solid.vertices), np.array(solid.faces), colors, colored=True)
+    places = np.asarray(solid.vertices) / radius
+    colors = np.full_like(places, 0.5) if color is None else color(places)
+    source = Mesh(np.array(solid.vertices), np.array(solid.faces), colors)
     return MeshScene(source, MeshOptions(colors=color is not None, levels=levels, **options))
 
 
@@ -79,13 +79,7 @@ def test_the_baked_texture_is_the_paint_and_the_geometry_the_sources():
     mesh = scene.textured(256)
     np.testing.assert_array_equal(mesh.vertices, scene.source.vertices)
     np.testing.assert_array_equal(mesh.faces, scene.source.faces)
-    again = MeshScene(
-        Mesh(
-            mesh.vertices, mesh.faces, np.ones((len(mesh.faces), 3, 3)), True, None, mesh.uv, mesh.uv_faces,
-            (mesh.texture,), np.zeros(len(mesh.faces), int),
-        ),
-        scene.options,
-    )  # fmt: skip
+    again = MeshScene(mesh, scene.options)
     face, weights = again.source.sample(4000)
     baked = torch.tensor(again.source.colors(face, weights)).float()
     painted = scene.color(scene.positions(face, weights))

@@ -6,7 +6,6 @@ from torch import nn
 
 from distill3d.cameras import turntable
 from distill3d.export.options import ExportOptions
-from distill3d.meshes.mesh import Mesh
 from distill3d.scenes.fit import Fitting, fit
 from distill3d.scenes.gaussians import GaussianOptions
 from distill3d.scenes.mesh import MeshScene
@@ -44,8 +43,7 @@ def test_a_scene_stands_for_copies_of_itself(tmp_path):
 
 
 def test_what_a_scene_cannot_do_says_so(tmp_path):
-    made = build("chair", "red")
-    mesh = Mesh(made.vertices, made.faces, made.shaded, colored=True)
+    mesh = build("chair", "red").mesh()
     with pytest.raises(ValueError, match="a Fog has nothing to export"):
         Fog().export(tmp_path, ExportOptions())
     for scene in (Fog(), MeshScene(mesh)):
@@ -55,8 +53,7 @@ def test_what_a_scene_cannot_do_says_so(tmp_path):
 
 def test_scenes_export_what_they_are(tmp_path):
     options = ExportOptions(texture=64, faces=500, resolution=24, fit=0)
-    made = build("chair", "red")
-    chair = MeshScene(Mesh(made.vertices, made.faces, made.shaded, colored=True))
+    chair = MeshScene(build("chair", "red").mesh())
     splats = GaussianOptions(count=9).build().eval()
     for scene, name in (
         (VoxelOptions(resolution=16).build().eval(), "mesh.glb"),

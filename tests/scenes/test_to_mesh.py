@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from unlit import unlit_views
 
 from distill3d.cameras import turntable
 from distill3d.export.options import ExportOptions
-from distill3d.meshes.bake import unlit_views
 from distill3d.scenes.to_mesh import field_to_mesh
 from distill3d.scenes.voxels import VoxelField, VoxelOptions
 
@@ -61,7 +61,7 @@ def test_fitting_finds_the_outlines_from_a_surface_that_lies_too_deep(field):
 
 def test_the_same_field_gives_the_same_mesh(field):
     first, second = (field_to_mesh(field, replace(SMALL, fit=2)) for _ in range(2))
-    assert np.array_equal(first.vertices, second.vertices) and np.array_equal(first.texture, second.texture)
+    assert np.array_equal(first.vertices, second.vertices) and np.array_equal(first.textures[0], second.textures[0])
 
 
 def test_a_fitted_ball_stays_smooth():

@@ -64,7 +64,8 @@ def test_a_toy_touches_its_sphere_and_repeats_with_its_seed(kind):
     assert np.linalg.norm(toy.vertices, axis=1).max() == pytest.approx(RADIUS)
     assert np.array_equal(toy.vertices, again.vertices)
     assert not np.array_equal(toy.vertices, build(kind, "red", seed=4).vertices)
-    assert len(toy.trimesh().faces) == len(toy.faces)
+    np.testing.assert_array_equal(toy.mesh().corner_colors(), toy.shaded)
+    np.testing.assert_array_equal(toy.mesh().vertices[toy.mesh().faces], toy.vertices[toy.faces])
 
 
 @pytest.mark.parametrize("kind", KINDS)

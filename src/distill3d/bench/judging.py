@@ -28,7 +28,7 @@ from distill3d.evaluation.language import knows_iqa
 from distill3d.evaluation.metrics import METRICS, Quantity, RunResult, check_metrics, measure
 from distill3d.evaluation.views import has_back_views
 from distill3d.files import replacing
-from distill3d.meshes.mesh import read_mesh
+from distill3d.meshes.files import read_mesh
 
 DIVERSITY = Quantity("diversity", "higher", "")  # measured over the seeds of a prompt, not from one cell
 QUANTITIES: dict[str, Quantity] = {**METRICS, DIVERSITY.name: DIVERSITY}

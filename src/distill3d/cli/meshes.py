@@ -70,7 +70,8 @@ class Refine(Machine):
 
 def run_texture(command: Texture) -> int:
     """Paints, and says where the files lie."""
-    from distill3d.meshes.mesh import read_mesh, uv_problem
+    from distill3d.meshes.files import read_mesh
+    from distill3d.meshes.texture import uv_problem
     from distill3d.runs.objects import Config, check_prompt, generate
 
     name = command.prior or PRIORS[command.recipe]

@@ -8,20 +8,16 @@ sums (see `render/volume`) over a short way from just outside the surface inward
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import trimesh
 from torch import Tensor
-from trimesh.visual import ColorVisuals
 
-from distill3d.meshes.files import vertex_normals
+from distill3d.meshes.mesh import Mesh
 from distill3d.meshes.surface import Query
-from distill3d.meshes.texture import TexturedMesh, paint_texels, texture_colors, unwrap
-from distill3d.render.raster import rasterize
+from distill3d.meshes.texture import paint_texels, unwrap
 from distill3d.render.volume import alpha_weights
-from distill3d.types import Cameras
 
 CHUNK = 1 << 15  # texels at once: bounds the memory
 
@@ -37,37 +33,32 @@ class Look:
     slant: float = 45.0  # degrees from the straight one
 
 
-def bake(
-    query: Query, mesh: trimesh.Trimesh, size: int = 1024, half_size: float = 1.0, look: Look = Look()
-) -> TexturedMesh:
+def bake(query: Query, mesh: Mesh, size: int = 1024, half_size: float = 1.0, look: Look = Look()) -> Mesh:
     """Unwraps a mesh and paints it with a field's colors; texels between the islands repeat the nearest one.
 
     Args:
         query: maps points [N, 3] to density [N], color [N, 3] in [0, 1] and something ignored.
         mesh: the field's surface.
         size: texels a side.
-        half_size: the field is asked inside [-half_size, half_size]^3 only.
+        half_size: the field is queried inside [-half_size, half_size]^3 only.
 
     Raises:
-        ValueError: for a mesh that is none, or no size.
+        ValueError: for no size (`check_texture_size`).
     """
-    vertices, faces = np.array(mesh.vertices, np.float64), np.array(mesh.faces, np.int64)
-    uv, uv_faces = unwrap(vertices, faces, size)
-    normals = vertex_normals(mesh)
+    uv, uv_faces = unwrap(mesh.vertices, mesh.faces, size)
+    normals = mesh.vertex_normals()
 
     def colors(face: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        points, outward = (np.einsum("nc,ncd->nd", weights, a[faces[face]]) for a in (vertices, normals))
-        return to_bytes(seen_colors(query, points, outward, half_size, look))
+        points, outward = (np.einsum("nc,ncd->nd", weights, a[mesh.faces[face]]) for a in (mesh.vertices, normals))
+        return (seen_colors(query, points, outward, half_size, look) * 255).round().to(torch.uint8).numpy()
 
-    return TexturedMesh(vertices, faces, uv, uv_faces, paint_texels(uv, uv_faces, size, colors))
+    return mesh.with_texture(paint_texels(uv, uv_faces, size, colors), uv, uv_faces)
 
 
-def paint_vertices(query: Query, mesh: trimesh.Trimesh, half_size: float = 1.0, look: Look = Look()) -> trimesh.Trimesh:
-    """The same mesh with the field's colors at its vertices (sRGB, 8 bits)."""
-    colors = to_bytes(seen_colors(query, np.asarray(mesh.vertices), vertex_normals(mesh), half_size, look))
-    painted = mesh.copy()
-    painted.visual = ColorVisuals(painted, vertex_colors=colors)
-    return painted
+def paint_vertices(query: Query, mesh: Mesh, half_size: float = 1.0, look: Look = Look()) -> Mesh:
+    """The same mesh with the field's colors at its vertices; arguments as for `bake`."""
+    colors = seen_colors(query, mesh.vertices, mesh.vertex_normals(), half_size, look)
+    return replace(mesh, vertex_colors=colors.double().numpy())
 
 
 @torch.no_grad()
@@ -113,35 +104,3 @@ def _along(query: Query, origin: Tensor, direction: Tensor, half_size: float, lo
     total = weights.sum(1, keepdim=True)
     blend = (weights[:, :, None] * color).sum(1) / total.clamp_min(1e-4)
     return torch.where(total > 1e-4, blend, color[:, int(t.abs().argmin())])
-
-
-def to_bytes(color: Tensor) -> np.ndarray:
-    """Colors in [0, 1] as 8 bits."""
-    return (color * 255).round().to(torch.uint8).numpy()
-
-
-@torch.no_grad()
-def unlit_views(mesh: TexturedMesh, cameras: Cameras, size: int, background: float = 0.9, samples: int = 4) -> Tensor:
-    """Pictures [B, 3, size, size] and opacity of a textured mesh without light, as our own rasterizer draws it.
-
-    Args:
-        background: gray in [0, 1].
-        samples: squared, the samples a pixel, which soften the edges.
-
-    Returns:
-        [B, 4, size, size] in [0, 1]: color over the background, and the share of the pixel that is covered.
-    """
-    fine = size * samples
-    views = []
-    for view in range(len(cameras)):
-        world = cameras.camera_to_world[view].double()
-        points = (torch.from_numpy(mesh.vertices) - world[:3, 3]) @ world[:3, :3]
-        fov = float(cameras.fov_y[view])
-        face, weights = (a.numpy() for a in rasterize(points, torch.from_numpy(mesh.faces), fov, fine, fine))
-        hit = face >= 0
-        uv = np.einsum("nc,ncd->nd", weights[hit], mesh.uv[mesh.uv_faces[face[hit]]])
-        picture = np.full((fine, fine, 4), background)
-        picture[hit, :3] = texture_colors(mesh.texture, uv) / 255
-        picture[:, :, 3] = hit
-        views.append(torch.from_numpy(picture).permute(2, 0, 1).float())
-    return torch.nn.functional.avg_pool2d(torch.stack(views), samples)

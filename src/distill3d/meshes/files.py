@@ -1,88 +1,90 @@
-"""Meshes as files: GLB, OBJ with its material, PLY.
+"""Mesh files: GLB, glTF, OBJ and PLY are read, GLB, OBJ and PLY are written, all as one `Mesh`.
 
-A mesh is in world space (z up, front +x) with sRGB colors until it is written. glTF wants y up, the front
-towards +z and vertex colors that are linear (textures stay sRGB); the GLB writer converts, OBJ and PLY are
-written as they are.
+A `Mesh` is z-up with the front towards +x and has sRGB colors. glTF is y-up with the front towards +z, its vertex and
+base colors are linear and its textures sRGB: reader and writer convert. OBJ and PLY are read and written as they are.
+A .npz file holds every array of a mesh exactly.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import re
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import trimesh
+from PIL import Image
 
 from distill3d.files import replacing
-from distill3d.meshes.texture import TexturedMesh, check_mesh, texture_colors
+from distill3d.meshes.mesh import Mesh
 
-Mesh = trimesh.Trimesh | TexturedMesh
-"""With vertex colors, or with a texture."""
+if TYPE_CHECKING:
+    import trimesh
 
-SUFFIXES = (".glb", ".obj", ".ply")
-# Numbers of OpenGL that glTF uses.
-VERTICES, INDICES = 34962, 34963
-UINT16, UINT32, FLOAT32 = 5123, 5125, 5126
-LINEAR, MIPMAPPED, REPEAT, CLAMP = 9729, 9987, 10497, 33071
+Up = Literal["auto", "y", "z"]
+GLTF = (".glb", ".gltf")
+TO_GLTF, FROM_GLTF = [1, 2, 0], [2, 0, 1]  # the world's (x, y, z) is (z, x, y) in glTF
+LINEAR, MIPMAPPED, REPEAT, CLAMP = 9729, 9987, 10497, 33071  # OpenGL's numbers for filters and wrap modes
+
+
+def read_mesh(path: str | os.PathLike[str], up: Up = "auto") -> Mesh:
+    """Reads a mesh; the parts of a file are joined, each placed as the file's scene has it.
+
+    The order of faces and of their corners is kept.
+
+    Args:
+        path: a .glb, .gltf, .obj, .ply or .npz file.
+        up: the file's upward axis; "auto" is y for glTF and z for OBJ and PLY. With y up the front is +z.
+
+    Raises:
+        ValueError: if the file is missing, damaged, of another kind, without faces, without extent, or has vertices
+            that are not finite.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        raise ValueError(f"a mesh is read from .glb, .gltf, .obj, .ply, got {path.name!r}")
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty")
+    try:
+        mesh = READERS[suffix](path)
+        if not np.ptp(mesh.vertices[mesh.faces].reshape(-1, 3), axis=0).max() > 0:
+            raise ValueError("the mesh has no extent, all its vertices lie at one place")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if suffix != ".npz" and (up == "y" or (up == "auto" and suffix in GLTF)):
+        normals = None if mesh.normals is None else mesh.normals[:, FROM_GLTF]
+        mesh = replace(mesh, vertices=mesh.vertices[:, FROM_GLTF], normals=normals)
+    return mesh
 
 
 def save_mesh(path: str | os.PathLike[str], mesh: Mesh) -> list[Path]:
-    """Writes a mesh as .glb, .obj or .ply by the suffix, each file whole or not at all.
+    """Writes a mesh as .glb, .obj, .ply or .npz by the suffix, each file whole or not at all.
 
-    An .obj with a texture comes with an .mtl and a .png of its own name beside it, written before it. A .ply holds
-    no texture: each vertex gets the color that the texture has there.
+    An .obj with a texture comes with an .mtl and a .png file beside it, written first. A .ply file holds no texture:
+    each vertex gets the color of the texture. A .npz file holds the mesh exactly, for `read_mesh`.
 
     Returns:
         the files that were written, the mesh itself first.
 
     Raises:
-        ValueError: for another suffix, a mesh without faces or vertices that are no numbers.
+        ValueError: for another suffix, or a mesh that the format cannot hold.
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
+    if suffix not in WRITERS:
         raise ValueError(f"a mesh is written as .glb, .obj or .ply, got {suffix or 'no suffix'!r}")
-    check_mesh(np.asarray(mesh.vertices), np.asarray(mesh.faces))
-    if suffix == ".obj" and isinstance(mesh, TexturedMesh):
-        return _save_obj(path, mesh)
-    with replacing(path) as draft:
-        if suffix == ".glb":
-            draft.write_bytes(glb_bytes(mesh))
-        else:
-            (with_vertex_colors(mesh) if isinstance(mesh, TexturedMesh) else mesh).export(draft)
-    return [path]
-
-
-def with_vertex_colors(mesh: TexturedMesh) -> trimesh.Trimesh:
-    """The same surface, each vertex with the texture's mean color over the corners that it has."""
-    color = texture_colors(mesh.texture, mesh.uv[mesh.uv_faces.reshape(-1)])
-    total = np.zeros((len(mesh.vertices), 3))
-    np.add.at(total, mesh.faces.reshape(-1), color)
-    count = np.bincount(mesh.faces.reshape(-1), minlength=len(mesh.vertices)).clip(1)
-    vertex_colors = (total / count[:, None]).round().astype(np.uint8)
-    return trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_colors=vertex_colors, process=False)
-
-
-def glb_bytes(mesh: Mesh) -> bytes:
-    """A mesh as binary glTF 2.0: one matt material, vertex normals, y up, a texture or linear vertex colors.
-
-    A vertex on a seam of the UV map is written once for each of its places in the picture.
-    """
-    if isinstance(mesh, TexturedMesh):
-        return _textured_glb(mesh)
-    visual: Any = mesh.visual
-    color = srgb_to_linear(np.asarray(visual.vertex_colors)[:, :3] / 255.0)
-    # Sixteen bits, for eight are too few for dark linear colors; the fourth is alpha, and keeps 4-byte alignment.
-    rgba = (np.concatenate((color, np.ones((len(color), 1))), axis=1) * 65535).round()
-    file = _Glb()
-    attributes = file.surface(np.asarray(mesh.vertices), vertex_normals(mesh))
-    attributes["COLOR_0"] = file.accessor(rgba.astype("<u2"), "VEC4", UINT16, VERTICES, normalized=True)
-    return file.bytes(attributes, np.asarray(mesh.faces), {})
+    if mesh.uv is not None and not np.isfinite(mesh.uv).all():
+        raise ValueError("the UV map has coordinates that are not finite (NaN or infinite)")
+    if suffix in (".glb", ".obj") and (len(mesh.textures) > 1 or (mesh.textures and mesh.texture_of is not None)):
+        raise ValueError(f"{suffix} files are written with one texture for all faces; write .ply with vertex colors")
+    beside = WRITERS[suffix](path, mesh)
+    return [path, *beside]
 
 
 def srgb_to_linear(color: np.ndarray) -> np.ndarray:
@@ -90,134 +92,228 @@ def srgb_to_linear(color: np.ndarray) -> np.ndarray:
     return np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
 
 
-def vertex_normals(mesh: Mesh) -> np.ndarray:
-    """Unit normals [V, 3]; straight up where all faces of a vertex have no area."""
-    if isinstance(mesh, TexturedMesh):
-        solid = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
-        normal = np.array(solid.vertex_normals if mesh.normals is None else mesh.normals)
-    else:
-        normal = np.array(mesh.vertex_normals)
-    length = np.linalg.norm(normal, axis=1, keepdims=True)
-    return np.where(length > 1e-6, normal / np.maximum(length, 1e-6), [0.0, 0.0, 1.0])
+def linear_to_srgb(color: np.ndarray) -> np.ndarray:
+    """sRGB-encoded values in [0, 1] of light intensity, which is clipped to [0, 1]; inverts `srgb_to_linear`."""
+    color = np.clip(color, 0, 1)
+    return np.where(color <= 0.0031308, 12.92 * color, 1.055 * color ** (1 / 2.4) - 0.055)
 
 
-def split_seams(mesh: TexturedMesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What formats with one UV a vertex need: vertex [W] and place [W] of each written vertex, and faces [F, 3]."""
-    pair = mesh.faces.astype(np.int64) * len(mesh.uv) + mesh.uv_faces
-    kept, faces = np.unique(pair.reshape(-1), return_inverse=True)
-    return kept // len(mesh.uv), kept % len(mesh.uv), faces.reshape(-1, 3)
+# Readers. Each returns the mesh in the file's own axes.
 
 
-def png_bytes(texture: np.ndarray) -> bytes:
-    """A picture [H, W, 3] uint8 as PNG."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(texture).save(file, "PNG")
-    return file.getvalue()
+def _read_gltf(path: Path) -> Mesh:
+    return _joined(_parts(path, linear_to_srgb))
 
 
-def _textured_glb(mesh: TexturedMesh) -> bytes:
-    vertex, place, faces = split_seams(mesh)
-    file = _Glb()
-    attributes = file.surface(mesh.vertices[vertex], vertex_normals(mesh)[vertex])
-    uv = np.stack((mesh.uv[:, 0], 1 - mesh.uv[:, 1]), axis=1)[place]  # glTF counts from the top
-    attributes["TEXCOORD_0"] = file.accessor(uv.astype("<f4"), "VEC2", FLOAT32, VERTICES)
-    # A map of ours ends inside the picture; one that a mesh brought may tile it.
-    wrap = CLAMP if uv.min() >= 0 and uv.max() <= 1 else REPEAT
-    picture = {
-        "images": [{"bufferView": file.view(png_bytes(mesh.texture)), "mimeType": "image/png"}],
-        "samplers": [{"magFilter": LINEAR, "minFilter": MIPMAPPED, "wrapS": wrap, "wrapT": wrap}],
-        "textures": [{"source": 0, "sampler": 0}],
-    }
-    return file.bytes(attributes, faces, picture)
+def _read_obj(path: Path) -> Mesh:
+    return _joined(_parts(path))
 
 
-@dataclass(frozen=True)
-class _Stored:
-    content: bytes
-    offset: int
+def _read_ply(path: Path) -> Mesh:
+    with path.open("rb") as file:
+        head = file.read(8192)
+    if not head.startswith(b"ply"):
+        raise ValueError("this is not a PLY file, although its name ends in .ply")
+    if b"f_dc_0" in head or b" scale_0" in head:
+        raise ValueError("this file holds Gaussian splats, not a mesh; a mesh has faces")
+    return _joined(_parts(path))
 
 
-class _Glb:
-    """Collects the buffer of a GLB file and what points into it."""
-
-    def __init__(self) -> None:
-        self.parts: list[_Stored] = []
-        self.views: list[dict[str, int]] = []
-        self.accessors: list[dict[str, Any]] = []
-
-    @property
-    def length(self) -> int:
-        return self.parts[-1].offset + len(self.parts[-1].content) if self.parts else 0
-
-    def view(self, content: bytes, target: int | None = None) -> int:
-        """Appends bytes (padded to four) and returns the number of their view."""
-        self.views.append({"buffer": 0, "byteOffset": self.length, "byteLength": len(content)})
-        if target is not None:
-            self.views[-1]["target"] = target
-        self.parts.append(_Stored(content + bytes(-len(content) % 4), self.length))
-        return len(self.views) - 1
-
-    def accessor(self, array: np.ndarray, kind: str, component: int, target: int, **more: Any) -> int:
-        """Appends an array, an element a row, and returns the number of its accessor."""
-        view = self.view(np.ascontiguousarray(array).tobytes(), target)
-        entry = {"bufferView": view, "componentType": component, "count": len(array), "type": kind}
-        self.accessors.append(entry | more)
-        return len(self.accessors) - 1
-
-    def surface(self, vertices: np.ndarray, normals: np.ndarray) -> dict[str, int]:
-        """The attributes of position and normal, turned to glTF's axes."""
-        to_gltf = [1, 2, 0]  # (x, y, z) -> (y, z, x): the world's z is glTF's y, its front +x is glTF's +z
-        position = np.ascontiguousarray(vertices[:, to_gltf], dtype="<f4")
-        bounds = {"min": position.min(0).tolist(), "max": position.max(0).tolist()}
-        return {
-            "POSITION": self.accessor(position, "VEC3", FLOAT32, VERTICES, **bounds),
-            "NORMAL": self.accessor(normals[:, to_gltf].astype("<f4"), "VEC3", FLOAT32, VERTICES),
-        }
-
-    def bytes(self, attributes: dict[str, int], faces: np.ndarray, picture: dict[str, Any]) -> bytes:
-        """The file: one mesh with one material, whose color is texture 0 if there is a picture."""
-        index = self.accessor(faces.reshape(-1).astype("<u4"), "SCALAR", UINT32, INDICES)
-        look: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": 0.9}
-        if picture:
-            look["baseColorTexture"] = {"index": 0}
-        document = {
-            "asset": {"version": "2.0", "generator": "distill3d"},
-            "scene": 0,
-            "scenes": [{"nodes": [0]}],
-            "nodes": [{"mesh": 0}],
-            "meshes": [{"primitives": [{"attributes": attributes, "indices": index, "material": 0}]}],
-            "materials": [{"pbrMetallicRoughness": look}],
-            "buffers": [{"byteLength": self.length}],
-            "bufferViews": self.views,
-            "accessors": self.accessors,
-        } | picture
-        text = json.dumps(document, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 4)
-        chunks = _chunk(b"JSON", text) + _chunk(b"BIN\0", b"".join(part.content for part in self.parts))
-        return b"glTF" + np.array([2, 12 + len(chunks)], "<u4").tobytes() + chunks
+def _read_npz(path: Path) -> Mesh:
+    try:
+        with np.load(path) as file:
+            names = sorted((name for name in file if name.startswith("textures_")), key=lambda name: int(name[9:]))
+            arrays: dict[str, Any] = {name: file[name] for name in file if name not in names}
+            return Mesh(**arrays, textures=tuple(file[name] for name in names))
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"cannot be read as a mesh: {str(error).splitlines()[0]}") from error
 
 
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return np.array(len(content), "<u4").tobytes() + kind + content
+def _parts(path: Path, to_srgb: Callable[[np.ndarray], np.ndarray] = np.asarray) -> list[Mesh]:
+    """The geometries of a file that have faces; `to_srgb` converts base and vertex colors in [0, 1]."""
+    import trimesh
+
+    try:
+        scene = trimesh.load_scene(path, process=False)
+        nodes = (scene.graph[node] for node in sorted(scene.graph.nodes_geometry))
+        solids = ((scene.geometry[name], transform) for transform, name in nodes)
+        return [_part(solid, transform, to_srgb) for solid, transform in solids if len(getattr(solid, "faces", ()))]
+    except Exception as error:  # each of trimesh's readers fails in its own way
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"this file cannot be read as a mesh, is it damaged? {reason}") from error
 
 
-def _save_obj(path: Path, mesh: TexturedMesh) -> list[Path]:
-    """The picture, the material that names it, and last the mesh that names the material."""
+def _part(solid: trimesh.Trimesh, transform: np.ndarray, to_srgb: Callable[[np.ndarray], np.ndarray]) -> Mesh:
+    """One geometry in its place."""
+    vertices, faces = np.asarray(solid.vertices, np.float64), np.asarray(solid.faces, np.int64)
+    # trimesh caches normals that a file has, and computes them otherwise.
+    normals = np.asarray(solid.vertex_normals, np.float64) if "vertex_normals" in solid._cache else None
+    if not np.array_equal(transform, np.eye(4)):
+        vertices = vertices @ transform[:3, :3].T + transform[:3, 3]
+        if np.linalg.det(transform[:3, :3]) < 0:
+            faces = faces[:, ::-1]
+        if normals is not None:
+            normals = normals @ np.linalg.pinv(transform[:3, :3])
+            normals = normals / np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-12)
+    image, base = _material(getattr(solid.visual, "material", None))
+    colors = np.ones_like(vertices) * base * _vertex_colors(solid.visual)
+    uv = getattr(solid.visual, "uv", None)
+    textures = () if uv is None or image is None else (image,)
+    if uv is None:
+        return Mesh(vertices, faces, to_srgb(colors), normals)
+    return Mesh(vertices, faces, to_srgb(colors), normals, np.asarray(uv, np.float64), faces, textures)
+
+
+def _vertex_colors(visual: Any) -> np.ndarray | float:
+    """Colors [V, 3] in [0, 1] as the file has them, 1 without any; beside a material trimesh has an attribute."""
+    if visual.kind in ("vertex", "face"):
+        return _fractions(visual.vertex_colors)[:, :3]
+    colors = getattr(visual, "vertex_attributes", {}).get("color")
+    return 1.0 if colors is None else _fractions(colors)[:, :3]
+
+
+def _material(material: Any) -> tuple[np.ndarray | None, np.ndarray | float]:
+    """Base color texture [H, W, 3] uint8 or None, and base color [3] in [0, 1] as the file has it, of a material."""
+    image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
+    base = getattr(material, "baseColorFactor", None)
+    if base is None and image is None:
+        base = getattr(material, "diffuse", None)
+    texture = None if image is None else np.asarray(image.convert("RGB"))
+    return texture, 1.0 if base is None else _fractions(base)[:3]
+
+
+def _fractions(values: Any) -> np.ndarray:
+    """Color values in [0, 1]; integers are fractions of their type's largest value."""
+    values = np.asarray(values)
+    return values / np.iinfo(values.dtype).max if values.dtype.kind in "ui" else values.astype(np.float64)
+
+
+def _joined(parts: Sequence[Mesh]) -> Mesh:
+    """All parts as one mesh."""
+    if not parts:
+        raise ValueError("the mesh has no faces; a surface needs triangles, a point cloud has none")
+    offsets = np.cumsum([0] + [len(part.vertices) for part in parts[:-1]])
+    faces = np.concatenate([part.faces + offset for part, offset in zip(parts, offsets, strict=True)])
+    colors = np.concatenate([part.vertex_colors for part in parts if part.vertex_colors is not None])
+    normals = [part.normals for part in parts if part.normals is not None]
+    uv = uv_faces = texture_of = None
+    if any(part.uv is not None for part in parts):
+        # Parts without UV coordinates get some outside of the texture, which `uv_problem` finds.
+        uv = np.concatenate([np.full((len(p.vertices), 2), -1.0) if p.uv is None else p.uv for p in parts])
+        uv_faces = faces
+    textures = tuple(texture for part in parts for texture in part.textures)
+    if len(textures) < len(parts) or len(parts) > 1:
+        number = iter(range(len(textures)))
+        texture_of = np.repeat([next(number) if p.textures else -1 for p in parts], [len(p.faces) for p in parts])
+    return Mesh(
+        vertices=np.concatenate([part.vertices for part in parts]),
+        faces=faces,
+        vertex_colors=None if np.allclose(colors, 1) else colors,
+        normals=np.concatenate(normals) if len(normals) == len(parts) else None,
+        uv=uv,
+        uv_faces=uv_faces,
+        textures=textures,
+        texture_of=texture_of if textures and texture_of is not None and texture_of.any() else None,
+    )
+
+
+# Writers. Each returns the files that it writes beside the mesh.
+
+
+def _write_glb(path: Path, mesh: Mesh) -> list[Path]:
+    """Binary glTF 2.0 with one matte material and normals.
+
+    A vertex on a seam is written once for each of its places in the texture.
+    """
+    import trimesh
+    from trimesh.exchange.gltf import export_glb
+    from trimesh.visual import TextureVisuals
+    from trimesh.visual.material import PBRMaterial
+
+    vertex, faces, uv = np.arange(len(mesh.vertices)), mesh.faces, None
+    material = PBRMaterial(metallicFactor=0.0, roughnessFactor=0.9)
+    if mesh.textures and mesh.uv is not None:
+        vertex, place, faces = _split_seams(mesh)
+        uv = mesh.uv[place]
+        material.baseColorTexture = Image.fromarray(mesh.textures[0])
+    attributes = {}
+    if mesh.vertex_colors is not None:
+        # trimesh writes colors of 8 bits, too few for dark linear colors; `finish` makes a color of this attribute.
+        rgba = np.insert(srgb_to_linear(mesh.vertex_colors[vertex]), 3, 1.0, axis=1)
+        attributes["_COLOR_0"] = (rgba * 65535).round().astype("<u2")
+    solid = trimesh.Trimesh(
+        vertices=mesh.vertices[vertex][:, TO_GLTF],
+        faces=faces,
+        vertex_normals=mesh.vertex_normals()[vertex][:, TO_GLTF],
+        visual=TextureVisuals(uv=uv, material=material),
+        vertex_attributes=attributes,
+        process=False,
+    )
+
+    def finish(tree: dict[str, Any]) -> None:
+        tree["asset"]["generator"] = "distill3d"
+        names = tree["meshes"][0]["primitives"][0]["attributes"]
+        if attributes:
+            names["COLOR_0"] = names.pop("_COLOR_0")
+            tree["accessors"][names["COLOR_0"]]["normalized"] = True
+        if uv is not None:
+            # A map of ours ends inside the texture; one that a mesh brought may repeat it.
+            wrap = CLAMP if uv.min() >= 0 and uv.max() <= 1 else REPEAT
+            tree["samplers"] = [{"magFilter": LINEAR, "minFilter": MIPMAPPED, "wrapS": wrap, "wrapT": wrap}]
+            tree["textures"][0]["sampler"] = 0
+
+    with replacing(path) as draft:
+        draft.write_bytes(export_glb(trimesh.Scene(solid), include_normals=True, tree_postprocessor=finish))
+    return []
+
+
+def _write_obj(path: Path, mesh: Mesh) -> list[Path]:
+    """Vertices on a seam stay one vertex with several texture coordinates, which trimesh would split."""
+    if not mesh.textures or mesh.uv is None or mesh.uv_faces is None:
+        return _write_by_trimesh(path, mesh)
     stem = re.sub(r"\s+", "_", path.stem)  # many readers end a file's name at a space
-    material, picture = path.with_name(f"{stem}.mtl"), path.with_name(f"{stem}.png")
-    normals = vertex_normals(mesh)
+    material, image = path.with_name(f"{stem}.mtl"), path.with_name(f"{stem}.png")
     corners = np.stack((mesh.faces, mesh.uv_faces, mesh.faces), axis=-1).reshape(-1, 9) + 1
     lines = [f"mtllib {material.name}", "usemtl surface"]
     lines += ["v {:.7g} {:.7g} {:.7g}".format(*row) for row in mesh.vertices.tolist()]
     lines += ["vt {:.7g} {:.7g}".format(*row) for row in mesh.uv.tolist()]
-    lines += ["vn {:.4f} {:.4f} {:.4f}".format(*row) for row in normals.tolist()]
+    lines += ["vn {:.4f} {:.4f} {:.4f}".format(*row) for row in mesh.vertex_normals().tolist()]
     lines += ["f {}/{}/{} {}/{}/{} {}/{}/{}".format(*row) for row in corners.tolist()]
-    with replacing(picture) as draft:
-        draft.write_bytes(png_bytes(mesh.texture))
+    with replacing(image) as draft:
+        Image.fromarray(mesh.textures[0]).save(draft)
     with replacing(material) as draft:
-        draft.write_text(f"newmtl surface\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {picture.name}\n")
+        draft.write_text(f"newmtl surface\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {image.name}\n")
     with replacing(path) as draft:
         draft.write_text("\n".join(lines) + "\n")
-    return [path, material, picture]
+    return [material, image]
+
+
+def _write_by_trimesh(path: Path, mesh: Mesh) -> list[Path]:
+    """PLY, and OBJ without a texture: with the colors of the vertices if there are any."""
+    import trimesh
+
+    mesh = mesh.with_vertex_colors() if mesh.textures else mesh
+    colors = None if mesh.vertex_colors is None else (mesh.vertex_colors * 255).round().astype(np.uint8)
+    with replacing(path) as draft:
+        trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_colors=colors, process=False).export(draft)
+    return []
+
+
+def _write_npz(path: Path, mesh: Mesh) -> list[Path]:
+    content = {f"textures_{i}": texture for i, texture in enumerate(mesh.textures)}
+    arrays = {field.name: getattr(mesh, field.name) for field in fields(mesh) if field.name != "textures"}
+    with replacing(path) as draft:
+        np.savez_compressed(draft, **content, **{name: value for name, value in arrays.items() if value is not None})
+    return []
+
+
+def _split_seams(mesh: Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For formats with one UV per vertex: indices [W] into vertices and into uv, and faces [F, 3]."""
+    assert mesh.uv is not None and mesh.uv_faces is not None
+    pair = mesh.faces * len(mesh.uv) + mesh.uv_faces
+    kept, faces = np.unique(pair.reshape(-1), return_inverse=True)
+    return kept // len(mesh.uv), kept % len(mesh.uv), faces.reshape(-1, 3)
+
+
+READERS = {".glb": _read_gltf, ".gltf": _read_gltf, ".obj": _read_obj, ".ply": _read_ply, ".npz": _read_npz}
+WRITERS = {".glb": _write_glb, ".obj": _write_obj, ".ply": _write_by_trimesh, ".npz": _write_npz}

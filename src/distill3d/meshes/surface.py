@@ -13,6 +13,8 @@ from scipy.ndimage import binary_dilation, gaussian_filter, label
 from skimage.measure import marching_cubes
 from torch import Tensor
 
+from distill3d.meshes.mesh import Mesh
+
 Query = Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]
 """Maps points [N, 3] to density [N], color [N, 3] in [0, 1] and something that is ignored here, such as
 `VoxelField.query`."""
@@ -26,7 +28,7 @@ def extract_surface(
     half_size: float = 1.0,
     soften: float = 0.0,
     min_share: float = 0.02,
-) -> trimesh.Trimesh:
+) -> Mesh:
     """The surface of a field at a density, by marching cubes; faces turn counter-clockwise seen from outside.
 
     Cavities that cannot be looked into are filled: nobody sees their walls, and they would take faces and texels.
@@ -65,11 +67,9 @@ def extract_surface(
         if not padded.max() > 0:
             raise ValueError(f"nothing to export: all of it is thinner than what is smoothed away ({soften} steps)")
     vertices, faces, _, _ = marching_cubes(padded, 0.0, gradient_direction="ascent")
-    mesh = trimesh.Trimesh((vertices - 1) * spacing - half_size, faces, process=True)
-    mesh = without_floaters(mesh, min_share)
-    if mesh.volume < 0:
-        mesh.invert()
-    return mesh
+    solid = trimesh.Trimesh((vertices - 1) * spacing - half_size, faces, process=True)
+    _remove_floaters(solid, min_share)
+    return _outward(solid)
 
 
 def tight(query: Query, half_size: float, points: int, empty: float) -> float:
@@ -136,16 +136,7 @@ def _cavities(solid: np.ndarray) -> np.ndarray:
     return binary_dilation(cut_off, iterations=2) & ~solid
 
 
-def without_floaters(mesh: trimesh.Trimesh, min_share: float) -> trimesh.Trimesh:
-    """The same mesh, changed in place, with the parts whose area is at least `min_share` of the largest one's."""
-    labels = trimesh.graph.connected_component_labels(mesh.face_adjacency, node_count=len(mesh.faces))
-    area = np.bincount(labels, weights=mesh.area_faces)
-    mesh.update_faces((area >= min_share * area.max())[labels])
-    mesh.remove_unreferenced_vertices()
-    return mesh
-
-
-def simplify(mesh: trimesh.Trimesh, faces: int) -> trimesh.Trimesh:
+def simplify(mesh: Mesh, faces: int) -> Mesh:
     """About `faces` triangles of the same shape, by quadric error metrics (Garland and Heckbert 1997).
 
     Collapsing edges folds and pinches a noisy surface here and there; the result is repaired (see `repair`), which may
@@ -160,29 +151,43 @@ def simplify(mesh: trimesh.Trimesh, faces: int) -> trimesh.Trimesh:
         raise ValueError(f"a surface needs at least 4 faces, got {faces}; 20000 are usual")
     if len(mesh.faces) <= faces:
         return mesh
-    given: Any = (np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces, np.int32))
+    given: Any = (mesh.vertices.astype(np.float32), mesh.faces.astype(np.int32))
     fewer: Any = fast_simplification.simplify(*given, target_count=faces)
-    return repair(trimesh.Trimesh(*fewer, process=True))
+    return repair(Mesh(*fewer))
 
 
-def repair(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
-    """Makes a mesh, in place, as closed as cheap means can: each edge between two faces, all facing outwards.
+def repair(mesh: Mesh) -> Mesh:
+    """The geometry of a mesh, as closed as cheap means can make it: two faces at each edge, all facing outwards.
 
-    Folds (two faces on the same three vertices) are taken out, sheets that touch along an edge are parted, small
-    holes filled. What is left can be asked: `mesh.is_watertight`.
+    Folds (two faces on the same three vertices) are removed, sheets that touch along an edge are separated, small
+    holes filled. `faces_per_edge` tells what is left.
     """
-    mesh.update_faces(mesh.nondegenerate_faces())
-    _, first, count = np.unique(np.sort(mesh.faces, axis=1), axis=0, return_inverse=True, return_counts=True)
-    mesh.update_faces(count[first.reshape(-1)] == 1)
-    mesh.remove_unreferenced_vertices()
-    if not mesh.is_watertight:
-        trimesh.repair.fill_holes(mesh)
-        for _ in range(4):  # a face that touches along two edges is parted from one at a time
-            if not _part_sheets(mesh):
+    solid = trimesh.Trimesh(mesh.vertices, mesh.faces, process=True)
+    solid.update_faces(solid.nondegenerate_faces())
+    _, first, count = np.unique(np.sort(solid.faces, axis=1), axis=0, return_inverse=True, return_counts=True)
+    solid.update_faces(count[first.reshape(-1)] == 1)
+    solid.remove_unreferenced_vertices()
+    if not solid.is_watertight:
+        trimesh.repair.fill_holes(solid)
+        for _ in range(4):  # a face that touches along two edges is separated from one at a time
+            if not _part_sheets(solid):
                 break
-    if mesh.volume < 0:
-        mesh.invert()
-    return mesh
+    return _outward(solid)
+
+
+def _outward(solid: trimesh.Trimesh) -> Mesh:
+    """The mesh with its faces turned counter-clockwise as seen from outside."""
+    if solid.volume < 0:
+        solid.invert()
+    return Mesh(np.array(solid.vertices, np.float64), np.array(solid.faces, np.int64))
+
+
+def _remove_floaters(solid: trimesh.Trimesh, min_share: float) -> None:
+    """Removes, in place, the parts with an area below `min_share` of the largest one's."""
+    labels = trimesh.graph.connected_component_labels(solid.face_adjacency, node_count=len(solid.faces))
+    area = np.bincount(labels, weights=solid.area_faces)
+    solid.update_faces((area >= min_share * area.max())[labels])
+    solid.remove_unreferenced_vertices()
 
 
 def _part_sheets(mesh: trimesh.Trimesh) -> bool:

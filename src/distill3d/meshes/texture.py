@@ -1,67 +1,21 @@
-"""Meshes with a picture on them: the UV map, the texels of each face, and what lies between the islands.
+"""UV maps and what is painted into them: unwrapping, the texels of each face, and what lies between the islands.
 
-A UV map cuts a surface into islands and lays them flat into one square picture. (0, 0) is the lower left corner
-of the picture and (1, 1) the upper right, as OBJ and OpenGL have it; glTF, which counts from the top, is
-converted by the writer (`mesh_files`). Row 0 of a texture is its top.
+A UV map cuts a surface into islands and lays them flat into one square texture. (0, 0) is the lower left corner of
+the texture and (1, 1) the upper right, as in OBJ and OpenGL; row 0 of a texture is its top.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from distill3d.meshes.mesh import Mesh, check_mesh, weld
 from distill3d.render.raster import rasterize_plane
 
-BAND = 1 << 20  # texels that are worked on at once: bounds the memory
-
-
-@dataclass(frozen=True)
-class TexturedMesh:
-    """Triangles with a UV map and a texture, in world space (z up, front +x).
-
-    A vertex on a seam has one place in space and several in the picture: corners name both.
-    """
-
-    vertices: np.ndarray  # [V, 3] float64
-    faces: np.ndarray  # [F, 3] int64, counter-clockwise seen from outside
-    uv: np.ndarray  # [T, 2] float64, (0, 0) the lower left of the picture
-    uv_faces: np.ndarray  # [F, 3] int64, rows of uv
-    texture: np.ndarray  # [H, W, 3] uint8 sRGB, row 0 is the top
-    normals: np.ndarray | None = None  # [V, 3] unit, where the mesh brought its own; else they follow from the faces
-
-    def __post_init__(self) -> None:
-        check_mesh(self.vertices, self.faces)
-        if self.uv_faces.shape != self.faces.shape or self.uv.ndim != 2 or self.uv.shape[1] != 2:
-            raise ValueError(
-                f"a UV map needs [T, 2] places and one of them a corner, got {list(self.uv.shape)} places and "
-                f"{list(self.uv_faces.shape)} corners for {len(self.faces)} faces"
-            )
-        if not np.isfinite(self.uv).all():
-            raise ValueError("the UV map has places that are no numbers (NaN or infinite)")
-        if self.uv_faces.min() < 0 or self.uv_faces.max() >= len(self.uv):
-            raise ValueError(f"the UV map's corners name places beyond the {len(self.uv)} that there are")
-        if self.texture.ndim != 3 or self.texture.shape[2] != 3 or not self.texture.size:
-            raise ValueError(f"a texture is [H, W, 3], got {list(self.texture.shape)}")
-        if self.normals is not None and self.normals.shape != self.vertices.shape:
-            raise ValueError(f"normals are one a vertex, got {list(self.normals.shape)}")
-
-
-def check_mesh(vertices: np.ndarray, faces: np.ndarray) -> None:
-    """Raises ValueError for what is no triangle mesh: no faces, NaN vertices, corners that name no vertex."""
-    if vertices.ndim != 2 or vertices.shape[1] != 3:
-        raise ValueError(f"vertices are [V, 3], got {list(vertices.shape)}")
-    if not len(faces):
-        raise ValueError("the mesh has no faces; a surface needs triangles (a cloud of points has none)")
-    if faces.ndim != 2 or faces.shape[1] != 3:
-        raise ValueError(f"faces are triangles [F, 3], got {list(faces.shape)}")
-    if faces.min() < 0 or faces.max() >= len(vertices):
-        raise ValueError(f"the mesh's faces name vertices beyond the {len(vertices)} that there are")
-    wrong = ~np.isfinite(vertices).all(1)
-    if wrong.any():
-        raise ValueError(f"{int(wrong.sum())} of {len(vertices)} vertices are no numbers (NaN or infinite)")
+BAND = 1 << 20  # texels that are painted at once: bounds the memory
+OVERLAP = 0.005  # fraction of a UV map's area that may be covered twice: islands may touch
 
 
 def check_texture_size(size: int) -> None:
@@ -161,13 +115,40 @@ def pad(texture: np.ndarray, covered: np.ndarray) -> np.ndarray:
     return texture[row, column]
 
 
-def texture_colors(texture: np.ndarray, uv: np.ndarray) -> np.ndarray:
-    """Bilinear samples [N, C] float64, in the texture's own unit, at places uv [N, 2]; edges are clamped."""
-    height, width = texture.shape[:2]
-    x = (uv[:, 0] * width - 0.5).clip(0, width - 1)
-    y = ((1 - uv[:, 1]) * height - 0.5).clip(0, height - 1)
-    left, top = np.floor(x).astype(int), np.floor(y).astype(int)
-    right, bottom = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
-    fx, fy = (x - left)[:, None], (y - top)[:, None]
-    upper = texture[top, left] * (1 - fx) + texture[top, right] * fx
-    return upper * (1 - fy) + (texture[bottom, left] * (1 - fx) + texture[bottom, right] * fx) * fy
+def uv_problem(mesh: Mesh) -> str | None:
+    """Why a mesh's UV map cannot hold a texture that is painted anew; None if it can."""
+    if mesh.uv is None or mesh.uv_faces is None:
+        return "it has none"
+    corner = mesh.uv[mesh.uv_faces]
+    if not np.isfinite(corner).all() or corner.min() < -1e-4 or corner.max() > 1 + 1e-4:
+        return "it reaches beyond the texture"
+    side, other = corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]
+    flat = np.abs(side[:, 0] * other[:, 1] - side[:, 1] * other[:, 0]) < 1e-12
+    a, b, c = mesh.vertices[mesh.faces].transpose(1, 0, 2)
+    area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
+    if area[flat].sum() > 0.01 * area.sum():
+        return "it leaves faces without any place in the texture"
+    # An odd scale, for edges that run through many texel centers would count as overlaps there. Where islands overlap,
+    # the order of the faces decides who is seen.
+    points = torch.from_numpy(mesh.uv * [509.31, 503.77] + [0.173, 0.291])
+    faces = torch.from_numpy(mesh.uv_faces)
+    first, _ = rasterize_plane(points, faces, 512, 512)
+    last, _ = rasterize_plane(points, faces.flip(0), 512, 512)
+    last = torch.where(last >= 0, len(faces) - 1 - last, -1)
+    if float((first != last).sum()) > OVERLAP * float((first >= 0).sum()):
+        return "its islands overlap"
+    return None
+
+
+def usable_uv(mesh: Mesh, size: int) -> tuple[np.ndarray, np.ndarray, str | None]:
+    """The mesh's own UV map if a texture can be painted into it, else a new one for a picture of `size` texels.
+
+    Returns:
+        uv [T, 2] in [0, 1], uv_faces [F, 3], and why the map is new (None if it is the mesh's own).
+    """
+    problem = uv_problem(mesh)
+    if problem is None:
+        assert mesh.uv is not None and mesh.uv_faces is not None
+        return mesh.uv.clip(0, 1), mesh.uv_faces, None
+    shared, faces = weld(mesh.vertices, mesh.faces)
+    return *unwrap(shared, faces, size), problem

@@ -16,7 +16,8 @@ from torch import Tensor
 from distill3d.distill.loop import ObjectRun, OnStep
 from distill3d.distill.recipes import LAPTOP, Recipe
 from distill3d.export import video
-from distill3d.meshes.mesh import RADIUS, place, placed, read_mesh
+from distill3d.meshes.files import read_mesh
+from distill3d.meshes.mesh import RADIUS, place, placed
 from distill3d.objectives import Method
 from distill3d.priors.loading import load_prior
 from distill3d.prompts import ViewPrompts

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy.spatial import KDTree
 
-from distill3d.meshes.mesh import Mesh, weld
+from distill3d.meshes.mesh import Mesh, faces_per_edge
 from distill3d.render.raster import column_crossings
 from distill3d.scenes.hashgrid.field import HashField
 from distill3d.scenes.mesh import MIN_COLOR
@@ -62,10 +62,7 @@ def _winds_around(mesh: Mesh, resolution: int, half_size: float, axis: int) -> n
 
 def _closed(mesh: Mesh) -> bool:
     """Whether each edge belongs to an even number of faces."""
-    _, faces = weld(mesh.vertices, mesh.faces)
-    edges = np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
-    _, count = np.unique(edges, axis=0, return_counts=True)
-    return bool((count % 2 == 0).all())
+    return bool((faces_per_edge(mesh) % 2 == 0).all())
 
 
 def _raw(signed: np.ndarray, cell: float) -> np.ndarray:

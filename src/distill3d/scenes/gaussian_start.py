@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -42,11 +41,7 @@ def splats_on_mesh(mesh: Mesh, count: int, generator: torch.Generator) -> Splats
         ValueError: where the mesh has no area, or vertices or colors that are not finite.
     """
     vertices, faces = torch.tensor(mesh.vertices).float(), torch.tensor(mesh.faces).long()
-    colors = torch.tensor(mesh.corner_colors)
-    if mesh.textures:  # their colors at the corners
-        face, corner = np.repeat(np.arange(len(mesh.faces)), 3), np.tile(np.eye(3), (len(mesh.faces), 1))
-        colors = torch.tensor(mesh.colors(face, corner).reshape(-1, 3, 3))
-    colors = colors.float()
+    colors = torch.tensor(mesh.corner_colors()).float()
     if not bool(vertices.isfinite().all() and colors.isfinite().all()):
         raise ValueError("splats cannot start from this mesh: it has NaN or infinite vertices or colors")
     corners = vertices[faces]  # [F, 3, 3]

@@ -16,18 +16,9 @@ from torch import Tensor, nn
 
 from distill3d.cameras import project
 from distill3d.export.options import ExportOptions
-from distill3d.meshes.mesh import (
-    Mesh,
-    Placement,
-    Up,
-    place,
-    read_mesh,
-    save_arrays,
-    usable_uv,
-    weld,
-    with_texture,
-)
-from distill3d.meshes.texture import TexturedMesh, paint_texels
+from distill3d.meshes.files import Up, read_mesh, save_mesh
+from distill3d.meshes.mesh import Mesh, Placement, place, weld
+from distill3d.meshes.texture import paint_texels, usable_uv
 from distill3d.render.edges import Edges, antialias, mesh_edges
 from distill3d.render.mesh import RasterOutput, downsample, rasterize_views, vertex_normals
 from distill3d.render.shading import needs_normals, over_background, shade
@@ -66,7 +57,7 @@ class MeshOptions(SceneOptions):
 
     def with_own_files(self, folder: Path) -> Self:
         """Copies the mesh into a run's folder, exactly as it was read."""
-        save_arrays(folder / OWN_MESH, read_mesh(self.mesh, self.up))
+        save_mesh(folder / OWN_MESH, read_mesh(self.mesh, self.up))
         return replace(self, mesh=OWN_MESH)
 
     def located(self, folder: Path) -> Self:
@@ -165,13 +156,11 @@ class MeshScene(nn.Module, Scene):
 
     def export(self, folder: Path, options: ExportOptions) -> list[Path]:
         """Writes mesh.glb with the faces of the source, in its own coordinates, and a texture or vertex colors."""
-        from distill3d.meshes.files import save_mesh, with_vertex_colors
-
-        mesh = with_vertex_colors(self.textured()) if options.texture is None else self.textured(options.texture)
+        mesh = self.textured().with_vertex_colors() if options.texture is None else self.textured(options.texture)
         return save_mesh(options.mesh_path(folder), mesh)
 
     @torch.no_grad()
-    def textured(self, size: int = 1024) -> TexturedMesh:
+    def textured(self, size: int = 1024) -> Mesh:
         """The mesh in the file's own coordinates (world axes), with the colors baked into a texture of `size` texels.
 
         It uses the file's UV map if that can hold a texture, otherwise a new one (see `uv_problem`).
@@ -182,7 +171,7 @@ class MeshScene(nn.Module, Scene):
             points = self.positions(face, weights).to(self.rest.device)
             return torch.cat([(self.color(part) * 255).round().byte().cpu() for part in points.split(1 << 18)]).numpy()
 
-        return with_texture(self._moved(), paint_texels(uv, uv_faces, size, colors), uv, uv_faces)
+        return self._moved().with_texture(paint_texels(uv, uv_faces, size, colors), uv, uv_faces)
 
     def _moved(self) -> Mesh:
         """The source with its current vertices."""

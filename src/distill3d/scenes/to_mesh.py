@@ -13,7 +13,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import trimesh
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,10 +20,9 @@ from distill3d.cameras import orbit
 from distill3d.export.options import ExportOptions
 from distill3d.export.splats import load_splats
 from distill3d.meshes.bake import bake, paint_vertices
-from distill3d.meshes.files import Mesh, save_mesh
-from distill3d.meshes.mesh import from_textured, read_mesh, weld
+from distill3d.meshes.files import read_mesh, save_mesh
+from distill3d.meshes.mesh import Mesh, faces_per_edge, weld
 from distill3d.meshes.surface import extract_surface, halved, simplify
-from distill3d.meshes.texture import TexturedMesh
 from distill3d.render.volume import FieldValues
 from distill3d.scenes.fit import Fitting, fit
 from distill3d.scenes.mesh import MeshOptions, MeshScene
@@ -67,7 +65,7 @@ def field_to_mesh(field: Field, options: ExportOptions = ExportOptions()) -> Mes
     return fit_to_field(field, baked, options.fit, options.resolution) if options.fit else baked
 
 
-def fit_to_field(field: Field, mesh: TexturedMesh, steps: int, resolution: int = 128) -> TexturedMesh:
+def fit_to_field(field: Field, mesh: Mesh, steps: int, resolution: int = 128) -> Mesh:
     """The same faces with vertices moved and texture repainted so that the mesh looks like the field.
 
     Minimizes the mean squared difference from renderings of the field in `FIT_VIEWS` views, with a penalty on uneven
@@ -83,11 +81,11 @@ def fit_to_field(field: Field, mesh: TexturedMesh, steps: int, resolution: int =
     with torch.no_grad():
         images = [field.render(cameras[i : i + 1], resolution, gray[None]).rgb for i in range(FIT_VIEWS)]
     levels = (resolution // 4, resolution // 2, resolution)
-    painted = MeshScene(from_textured(mesh), MeshOptions(refit=False, colors=True, levels=levels, move=FIT_MOVE))
+    painted = MeshScene(mesh, MeshOptions(refit=False, colors=True, levels=levels, move=FIT_MOVE))
     fitting = Fitting(steps, views=2, learning_rate=0.05, l1_weight=0.0)
     with torch.enable_grad():  # export is usually called under no_grad
         fit(painted, cameras, torch.cat(images).clamp(0, 1), gray, fitting, {"smooth_shape": FIT_SMOOTH})
-    return painted.textured(len(mesh.texture))
+    return painted.textured(len(mesh.textures[0]))
 
 
 FIT_VIEWS, FIT_GRAY, FIT_MOVE = 24, 0.9, 0.02
@@ -108,10 +106,10 @@ def describe_file(path: Path) -> str:
         with suppress(ValueError):
             return f"{len(load_splats(path))} splats"
     mesh = read_mesh(path)
-    vertices, faces = weld(mesh.vertices, mesh.faces)  # files split them along seams
+    vertices, _ = weld(mesh.vertices, mesh.faces)  # files split them along seams
     colors = "vertex colors"
     if mesh.textures:
         height, width = mesh.textures[0].shape[:2]
         colors = f"texture {width} x {height}"
-    closed = "closed" if trimesh.Trimesh(vertices, faces, process=False).is_watertight else "not closed"
-    return f"{len(vertices)} vertices, {len(faces)} faces, {colors}, {closed}"
+    closed = "closed" if (faces_per_edge(mesh) == 2).all() else "not closed"
+    return f"{len(vertices)} vertices, {len(mesh.faces)} faces, {colors}, {closed}"

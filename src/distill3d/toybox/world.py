@@ -7,8 +7,8 @@ from functools import cached_property
 
 import numpy as np
 import torch
-import trimesh
 
+from distill3d.meshes.mesh import Mesh
 from distill3d.render.raster import rasterize
 from distill3d.toybox.shapes import ACCENT, COLORS, KINDS, MAIN, Toy
 from distill3d.toybox.solids import corner_normals
@@ -41,10 +41,10 @@ class ToyMesh:
         shade = (0.50 + 0.22 * sky + 0.38 * key) * (0.90 + 0.10 * ground)
         return np.clip(self.face_colors[:, None, :] * shade[..., None], 0, 1)
 
-    def trimesh(self) -> trimesh.Trimesh:
-        """The same surface for trimesh (face colors, unshaded)."""
-        colors = (np.c_[self.face_colors, np.ones(len(self.faces))] * 255).astype(np.uint8)
-        return trimesh.Trimesh(self.vertices, self.faces, face_colors=colors, process=False)
+    def mesh(self) -> Mesh:
+        """The toy with the colors that it is drawn in; each face has three vertices of its own."""
+        corners = self.vertices[self.faces].reshape(-1, 3)
+        return Mesh(corners, np.arange(len(corners)).reshape(-1, 3), self.shaded.reshape(-1, 3))
 
 
 def build(kind: str, color: str, accent: str | None = None, seed: int = 0) -> ToyMesh:
