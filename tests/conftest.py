@@ -91,36 +91,65 @@ def build_pipeline(tiny_vae: bool = False, kind: str = "epsilon"):
     specials = ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: i for i, word in enumerate(words + specials)}
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=24)
-    text_encoder = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(vocabulary), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=24, initializer_factor=5.0,
-        bos_token_id=vocabulary[specials[0]], eos_token_id=vocabulary[specials[1]],
-        pad_token_id=vocabulary[specials[1]],
-    ))  # fmt: skip
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=24,
+            initializer_factor=5.0,
+            bos_token_id=vocabulary[specials[0]],
+            eos_token_id=vocabulary[specials[1]],
+            pad_token_id=vocabulary[specials[1]],
+        )
+    )
     unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8,
-        cross_attention_dim=16, attention_head_dim=4,
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=16,
+        attention_head_dim=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
+    )
     if tiny_vae:
         vae = AutoencoderTiny(
-            encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
-            num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1), scaling_factor=1.3,
-        )  # fmt: skip
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1),
+            scaling_factor=1.3,
+        )
     else:
         vae = AutoencoderKL(
-            block_out_channels=(8, 16), norm_num_groups=4, sample_size=16,
-            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        )  # fmt: skip
+            block_out_channels=(8, 16),
+            norm_num_groups=4,
+            sample_size=16,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+        )
     scheduler = DDIMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False,
-        set_alpha_to_one=False, steps_offset=1, prediction_type=kind,
-    )  # fmt: skip
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=kind,
+    )
     pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -144,7 +173,7 @@ def kl_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def controlnet(kl_folder, tmp_path_factory):
-    """A random ControlNet for that model, its zero convolutions drawn too, so that it says something."""
+    """A random ControlNet for that model, its zero convolutions random too, so that it has an effect."""
     from diffusers import ControlNetModel, UNet2DConditionModel
 
     torch.manual_seed(2)
@@ -160,7 +189,7 @@ def controlnet(kl_folder, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def views_folder(kl_folder, tmp_path_factory):
-    """That model with a random network that is told cameras, marked as one of four views."""
+    """That model with a random network that is conditioned on cameras, marked as a multi-view one."""
     from diffusers import UNet2DConditionModel
 
     copy = tmp_path_factory.mktemp("views") / "toy"

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-SIZE = 8  # of a latent; pictures are twice as large
+from distill3d.priors import load_prior
+from distill3d.priors.options import PriorOptions
+
+SIZE = 8  # of a latent; images are twice as large
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Toy:
 
     pipeline: Any
     folder: Path
-    size: int | None = None  # of its pictures, where the model has none of its own
+    size: int | None = None  # of its images, where the model has none of its own
 
     @property
     def name(self) -> str:
@@ -39,10 +42,18 @@ def clip(projected: bool, width: int = 16):
 
     end = len(clip_tokenizer()) - 1
     config = CLIPTextConfig(
-        vocab_size=end + 1, hidden_size=width, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
-        max_position_embeddings=24, initializer_factor=5.0, bos_token_id=end - 1, eos_token_id=end, pad_token_id=end,
+        vocab_size=end + 1,
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=24,
+        initializer_factor=5.0,
+        bos_token_id=end - 1,
+        eos_token_id=end,
+        pad_token_id=end,
         projection_dim=width,
-    )  # fmt: skip
+    )
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
 
 
@@ -66,40 +77,66 @@ def autoencoder(channels: int = 4, **options):
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(8, 16), norm_num_groups=4, sample_size=16, latent_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, **options,
-    )  # fmt: skip
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        sample_size=16,
+        latent_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        **options,
+    )
 
 
 def unet(**options):
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel(**{
-        "sample_size": SIZE, "block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8,
-        "cross_attention_dim": 32, "attention_head_dim": 4,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), **options,
-    })  # fmt: skip
+    return UNet2DConditionModel(
+        **{
+            "sample_size": SIZE,
+            "block_out_channels": (16, 32),
+            "layers_per_block": 1,
+            "norm_num_groups": 8,
+            "cross_attention_dim": 32,
+            "attention_head_dim": 4,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            **options,
+        }
+    )
 
 
 def ddim(**options):
     from diffusers import DDIMScheduler
 
-    return DDIMScheduler(**{
-        "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False,
-        "set_alpha_to_one": False, "steps_offset": 1, **options,
-    })  # fmt: skip
+    return DDIMScheduler(
+        **{
+            "beta_schedule": "scaled_linear",
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "clip_sample": False,
+            "set_alpha_to_one": False,
+            "steps_offset": 1,
+            **options,
+        }
+    )
 
 
 def build_sdxl():
     from diffusers import StableDiffusionXLPipeline
 
-    network = unet(addition_embed_type="text_time", addition_time_embed_dim=8,
-                   projection_class_embeddings_input_dim=6 * 8 + 16)  # fmt: skip
+    network = unet(
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 16
+    )
     return StableDiffusionXLPipeline(
-        vae=autoencoder(), text_encoder=clip(False), text_encoder_2=clip(True), tokenizer=clip_tokenizer(),
-        tokenizer_2=clip_tokenizer(), unet=network, scheduler=ddim(), add_watermarker=False,
-    )  # fmt: skip
+        vae=autoencoder(),
+        text_encoder=clip(False),
+        text_encoder_2=clip(True),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        unet=network,
+        scheduler=ddim(),
+        add_watermarker=False,
+    )
 
 
 def build_zero_snr():
@@ -108,27 +145,45 @@ def build_zero_snr():
 
     scheduler = ddim(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
     return StableDiffusionPipeline(
-        vae=autoencoder(), text_encoder=clip(False), tokenizer=clip_tokenizer(), unet=unet(cross_attention_dim=16),
-        scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=autoencoder(),
+        text_encoder=clip(False),
+        tokenizer=clip_tokenizer(),
+        unet=unet(cross_attention_dim=16),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def build_if():
     from diffusers import IFPipeline
 
     network = unet(
-        sample_size=16, in_channels=3, out_channels=6, encoder_hid_dim=12, addition_embed_type="text",
-        addition_embed_type_num_heads=2, cross_attention_dim=32, resnet_time_scale_shift="scale_shift",
+        sample_size=16,
+        in_channels=3,
+        out_channels=6,
+        encoder_hid_dim=12,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=2,
+        cross_attention_dim=32,
+        resnet_time_scale_shift="scale_shift",
         down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
         mid_block_type="UNetMidBlock2DSimpleCrossAttn",
         up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-    )  # fmt: skip
+    )
     scheduler = ddim(beta_schedule="squaredcos_cap_v2", steps_offset=0)
     scheduler.register_to_config(variance_type="fixed_small")  # what the pipeline asks of its DDPM scheduler
     return IFPipeline(
-        tokenizer=t5_tokenizer(), text_encoder=t5(12), unet=network, scheduler=scheduler, safety_checker=None,
-        feature_extractor=None, watermarker=None, requires_safety_checker=False,
-    )  # fmt: skip
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5(12),
+        unet=network,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        watermarker=None,
+        requires_safety_checker=False,
+    )
 
 
 def flow_scheduler(**options):
@@ -141,30 +196,56 @@ def build_sd3(with_t5: bool = True):
     from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
     network = SD3Transformer2DModel(
-        sample_size=SIZE, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
-        num_attention_heads=2, joint_attention_dim=40, caption_projection_dim=16, pooled_projection_dim=32,
+        sample_size=SIZE,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=40,
+        caption_projection_dim=16,
+        pooled_projection_dim=32,
         pos_embed_max_size=8,
-    )  # fmt: skip
+    )
     return StableDiffusion3Pipeline(
-        transformer=network, scheduler=flow_scheduler(shift=3.0),
+        transformer=network,
+        scheduler=flow_scheduler(shift=3.0),
         vae=autoencoder(scaling_factor=1.5, shift_factor=0.06),
-        text_encoder=clip(True), tokenizer=clip_tokenizer(), text_encoder_2=clip(True), tokenizer_2=clip_tokenizer(),
-        text_encoder_3=t5(40) if with_t5 else None, tokenizer_3=t5_tokenizer() if with_t5 else None,
-    )  # fmt: skip
+        text_encoder=clip(True),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clip(True),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=t5(40) if with_t5 else None,
+        tokenizer_3=t5_tokenizer() if with_t5 else None,
+    )
 
 
 def build_flux(guidance: bool):
     from diffusers import FluxPipeline, FluxTransformer2DModel
 
     network = FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=24, pooled_projection_dim=16, guidance_embeds=guidance, axes_dims_rope=(2, 2, 4),
-    )  # fmt: skip
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        pooled_projection_dim=16,
+        guidance_embeds=guidance,
+        axes_dims_rope=(2, 2, 4),
+    )
     scheduler = flow_scheduler(use_dynamic_shifting=True) if guidance else flow_scheduler(shift=1.0)
     return FluxPipeline(
-        transformer=network, scheduler=scheduler, vae=autoencoder(scaling_factor=0.36, shift_factor=0.1),
-        text_encoder=clip(False), tokenizer=clip_tokenizer(), text_encoder_2=t5(24), tokenizer_2=t5_tokenizer(),
-    )  # fmt: skip
+        transformer=network,
+        scheduler=scheduler,
+        vae=autoencoder(scaling_factor=0.36, shift_factor=0.1),
+        text_encoder=clip(False),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=t5(24),
+        tokenizer_2=t5_tokenizer(),
+    )
 
 
 BUILDERS = {
@@ -197,3 +278,15 @@ def toys(tmp_path_factory):
         return made[name]
 
     return make
+
+
+@pytest.fixture
+def fails():
+    """fails(name, match, **options): loading a prior raises a ValueError of one line that matches."""
+
+    def check(name, match, **options):
+        with pytest.raises(ValueError, match=match) as caught:
+            load_prior(name, options=PriorOptions(**options))
+        assert "\n" not in str(caught.value)
+
+    return check

@@ -1,4 +1,4 @@
-"""Each family against diffusers' own pipeline: what its denoising loop computes, and the picture it ends with."""
+"""Each family against diffusers' own pipeline: what its denoising loop computes, and the image it ends with."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def load(toys):
     return load
 
 
-def told(prior):
+def conditioning_of(prior):
     return Conditioning(prior.embed(PROMPTS), prior.embed([""] * 2))
 
 
 def run_pipeline(toy, steps, scale):
-    """The pipeline's picture, and for each step (time in [0, 1], sample, what its network said after guidance)."""
+    """The pipeline's image, and for each step (time, sample, guided model output)."""
     pipeline, seen = toy.pipeline, []
     if "Flux" in toy.name:
         options = {"height": toy.size, "width": toy.size, "true_cfg_scale": scale, "negative_prompt": [""] * 2}
@@ -50,12 +50,12 @@ def run_pipeline(toy, steps, scale):
         options["clean_caption"] = False
     step = type(pipeline.scheduler).step
 
-    def watched(said, t, sample, **more):
-        tensors = (said, sample)
+    def watched(output, t, sample, **more):
+        tensors = (output, sample)
         if "Flux" in toy.name:
             tensors = (pipeline._unpack_latents(x, toy.size, toy.size, pipeline.vae_scale_factor) for x in tensors)
         seen.append((float(t), *(x.clone() for x in tensors)))
-        return step(pipeline.scheduler, said, t, sample, **more)
+        return step(pipeline.scheduler, output, t, sample, **more)
 
     pipeline.scheduler.step = watched
     try:
@@ -85,13 +85,13 @@ def test_predict_is_what_the_denoising_loop_computes(toys, load, name, scale):
     prior = load(name)
     _, seen = run_pipeline(toys(name), 5, scale)
     compared = 0
-    for t, (_, said, sample) in zip(times_of(prior, seen), seen, strict=False):
+    for t, (_, output, sample) in zip(times_of(prior, seen), seen, strict=False):
         if t == 1.0:
-            continue  # pure noise: no schedule of ours reaches it, because eps and x0 could not be told apart
+            continue  # pure noise: no schedule of ours reaches it, because eps and x0 could not be distinguished
         t = t.expand(2)
         with torch.no_grad():
-            eps, rows = guided_prediction(prior, sample, t, told(prior), scale)
-        theirs = to_eps(prior.kind, said.double(), sample.double(), *coefficients(prior.schedule, t, sample.double()))
+            eps, rows = guided_prediction(prior, sample, t, conditioning_of(prior), scale)
+        theirs = to_eps(prior.kind, output.double(), sample.double(), *coefficients(prior.schedule, t, sample.double()))
         torch.testing.assert_close(eps, theirs.float(), rtol=1e-5, atol=1e-5 * max(1.0, scale))
         assert rows == (2 if scale == 1 else 4)
         compared += 1
@@ -102,11 +102,11 @@ def test_predict_is_what_the_denoising_loop_computes(toys, load, name, scale):
 def test_sampling_is_the_pipelines_to_the_last_pixel(toys, load, name):
     prior = load(name)
     images, seen = run_pipeline(toys(name), 5, 4.0)
-    model = Guided(prior, told(prior), 4.0)
+    model = Guided(prior, conditioning_of(prior), 4.0)
     with torch.no_grad():
         ours = ddim.sample(model, seen[0][2], prior.schedule, times_of(prior, seen))
         ours = prior.decode(ours)
-    # Flows are kept 1e-4 away from both ends of time; a level of an 8-bit picture is 4e-3.
+    # Flows are kept 1e-4 away from both ends of time; a level of an 8-bit image is 4e-3.
     torch.testing.assert_close(ours, images, rtol=0, atol=1.5e-3)
     assert images.std() > 0.05  # there is something to see
 
@@ -164,7 +164,7 @@ def test_the_gradient_reaches_the_pixels(load, name):
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
     x = prior.encode(images)
     out = sdi(inversion_steps=3).guidance(
-        x, prior, told(prior), step=0, total=10, generator=torch.Generator().manual_seed(0)
+        x, prior, conditioning_of(prior), step=0, total=10, generator=torch.Generator().manual_seed(0)
     )
     attach(x, out.gradient).backward()
     assert images.grad.isfinite().all() and images.grad.abs().max() > 0

@@ -1,5 +1,4 @@
-"""Names, the local cache of the hub, and what is said before anything is downloaded. No network: what
-huggingface_hub would hear from it is put in its place."""
+"""Names, the local cache of the hub, and the download size. No network: the answers of the hub are put in its place."""
 
 import errno
 import shutil
@@ -45,8 +44,8 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def says(monkeypatch):
-    """says(answer): what the hub answers when asked about a repository, an exception or {file: size}."""
+def hub_answers(monkeypatch):
+    """hub_answers(answer): sets its answer about a repository, an exception or {file: size}."""
 
     def say(answer):
         def model_info(self, repo_id, **options):
@@ -82,8 +81,9 @@ def test_a_snapshot_in_the_cache_is_loaded_offline(cache, monkeypatch, kl_folder
     assert hub.cached(name) == hub.resolve(name)
     prior = load_prior(name)
     assert prior.name == name and prior.sample_shape == (4, 8, 8)
-    ours, theirs = (p.predict(torch.ones(1, 4, 8, 8), torch.tensor([0.5]), p.embed(["cat"])) for p in
-                    (prior, load_prior(kl_folder)))  # fmt: skip
+    ours, theirs = (
+        p.predict(torch.ones(1, 4, 8, 8), torch.tensor([0.5]), p.embed(["cat"])) for p in (prior, load_prior(kl_folder))
+    )
     assert torch.equal(ours, theirs)
 
 
@@ -108,8 +108,8 @@ def test_a_short_name_is_no_folder_that_happens_to_lie_here(cache, monkeypatch, 
     assert hub.resolve("./if").is_dir()
 
 
-def test_a_full_disk_is_not_a_missing_network(cache, says):
-    says(OSError(errno.ENOSPC, "No space left on device"))
+def test_a_full_disk_is_not_a_missing_network(cache, hub_answers):
+    hub_answers(OSError(errno.ENOSPC, "No space left on device"))
     fails(
         "sdxl",
         "cannot be saved in the local cache: No space left on device; free space there, or choose another folder",
@@ -121,41 +121,61 @@ def test_a_withdrawn_model_that_is_still_in_the_cache_is_used(cache, kl_folder):
     assert hub.resolve("runwayml/stable-diffusion-v1-5").name == REVISION
 
 
-def test_answers_of_the_hub_are_told_apart(cache, says):
+def test_answers_of_the_hub_are_distinguished(cache, hub_answers):
     response: Any = SimpleNamespace(headers={}, request=None, status_code=403)
-    says(errors.GatedRepoError("gated", response=response))
+    hub_answers(errors.GatedRepoError("gated", response=response))
     fails("sd35", "stable-diffusion-3.5-medium is gated: accept its terms on the hub, then type  hf auth login")
-    says(errors.RepositoryNotFoundError("gone", response=response))
+    hub_answers(errors.RepositoryNotFoundError("gone", response=response))
     fails("nobody/nothing", "neither a local folder nor a repository on the hub")
-    says(KeyError("a bug"))
+    hub_answers(KeyError("a bug"))
     with pytest.raises(KeyError):
         hub.resolve("nobody/nothing")
 
 
-def test_nothing_is_downloaded_before_its_size_is_told(cache, says, monkeypatch, capsys, kl_folder):
+def test_nothing_is_downloaded_before_its_size_is_printed(cache, hub_answers, monkeypatch, capsys, kl_folder):
     weights, large = "diffusion_pytorch_model", 3_400_000_000
-    says({"model_index.json": 500, "unet/config.json": 1500, f"unet/{weights}.safetensors": large,
-          f"unet/{weights}.bin": large, f"vae/{weights}.safetensors": 334_000_000})  # fmt: skip
+    hub_answers(
+        {
+            "model_index.json": 500,
+            "unet/config.json": 1500,
+            f"unet/{weights}.safetensors": large,
+            f"unet/{weights}.bin": large,
+            f"vae/{weights}.safetensors": 334_000_000,
+        }
+    )
     asked = {}
 
     def download(hub_id, allow_patterns):
-        asked.update(files=allow_patterns, said=capsys.readouterr().err)
+        asked.update(files=allow_patterns, printed=capsys.readouterr().err)
         return str(kl_folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert hub.resolve("somebody/large") == kl_folder
-    assert asked["said"] == "downloading somebody/large: 3.7 GB\n"
+    assert asked["printed"] == "downloading somebody/large: 3.7 GB\n"
     assert not [f for f in asked["files"] if f.endswith(".bin")] and len(asked["files"]) == 4
 
 
 FILES = [
-    "model_index.json", "README.md", "v1-5-pruned.safetensors", "v1-5-pruned.ckpt", "scheduler/scheduler_config.json",
-    "tokenizer/vocab.json", "tokenizer/merges.txt", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
-    "unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.non_ema.safetensors",
-    "unet/diffusion_pytorch_model.bin", "vae/config.json", "vae/diffusion_pytorch_model.safetensors",
-    "text_encoder_3/model-00001-of-00002.safetensors", "text_encoder_3/model-00002-of-00002.safetensors",
-    "text_encoder_3/model.safetensors.index.json", "tokenizer_3/spiece.model", "safety_checker/model.safetensors",
-]  # fmt: skip
+    "model_index.json",
+    "README.md",
+    "v1-5-pruned.safetensors",
+    "v1-5-pruned.ckpt",
+    "scheduler/scheduler_config.json",
+    "tokenizer/vocab.json",
+    "tokenizer/merges.txt",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "unet/diffusion_pytorch_model.non_ema.safetensors",
+    "unet/diffusion_pytorch_model.bin",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder_3/model-00001-of-00002.safetensors",
+    "text_encoder_3/model-00002-of-00002.safetensors",
+    "text_encoder_3/model.safetensors.index.json",
+    "tokenizer_3/spiece.model",
+    "safety_checker/model.safetensors",
+]
 
 
 def test_one_copy_of_the_weights_is_wanted():
@@ -165,9 +185,15 @@ def test_one_copy_of_the_weights_is_wanted():
         hub.wanted_files(FILES, weights=False),
     )
     for wanted in (full, half):
-        assert {"model_index.json", "tokenizer/merges.txt", "tokenizer_3/spiece.model", "vae/config.json",
-                "vae/diffusion_pytorch_model.safetensors", "text_encoder_3/model-00002-of-00002.safetensors",
-                "text_encoder_3/model.safetensors.index.json"} <= set(wanted)  # fmt: skip
+        assert {
+            "model_index.json",
+            "tokenizer/merges.txt",
+            "tokenizer_3/spiece.model",
+            "vae/config.json",
+            "vae/diffusion_pytorch_model.safetensors",
+            "text_encoder_3/model-00002-of-00002.safetensors",
+            "text_encoder_3/model.safetensors.index.json",
+        } <= set(wanted)
         assert not [f for f in wanted if "safety" in f or "pruned" in f or "non_ema" in f or f.endswith(".bin")]
     assert {f for f in full if f.startswith("unet/d")} == {"unet/diffusion_pytorch_model.safetensors"}
     assert {f for f in half if f.startswith("unet/d")} == {"unet/diffusion_pytorch_model.fp16.safetensors"}

@@ -43,9 +43,9 @@ def test_offloading_needs_another_device(kl_folder):
 def test_bfloat16_agrees_with_float32(t):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 4, 16, 16, generator=generator)
-    said = []
+    outputs = []
     for dtype in ("float32", "bfloat16"):
         prior = load_prior("toybox", dtype=dtype)
-        said.append(prior.predict(x, torch.full((2,), t), prior.embed(["a red mushroom", "a blue car"])))
+        outputs.append(prior.predict(x, torch.full((2,), t), prior.embed(["a red mushroom", "a blue car"])))
     # Eight bits of mantissa, through some forty layers that add up: half a percent a number, and less on the whole.
-    assert (said[0] - said[1]).norm() < 0.03 * said[0].norm()
+    assert (outputs[0] - outputs[1]).norm() < 0.03 * outputs[0].norm()

@@ -40,12 +40,12 @@ def cameras(groups, elevation=20.0):
     return orbit(azimuth, elevation, 2.5, 40.0).camera_to_world
 
 
-def told(prior, groups, text="a cat"):
+def conditioning_of(prior, groups, text="a cat"):
     b = VIEWS * groups
     return Conditioning(prior.embed([text] * b), prior.embed([""] * b)).with_camera(cameras(groups))
 
 
-def said(prior, x, t, conditioning):
+def predict(prior, x, t, conditioning):
     return prior.predict(x, t, conditioning.positive)
 
 
@@ -76,41 +76,41 @@ def test_groups_of_one_view_are_the_plain_model(kl_folder):
 
 
 def test_views_that_are_alike_see_nothing_new(prior, views_folder, tmp_path):
-    """Attention over four copies of a view is attention over the view: the plain network's answer, camera told."""
+    """Attention over four copies of a view is attention over the view: the plain network's answer for that camera."""
     shutil.copytree(views_folder, tmp_path / "one")
     mark(tmp_path / "one", views=1)
     one = load_prior(tmp_path / "one")
     alone = Conditioning(one.embed(["a cat"]), one.embed([""])).with_camera(cameras(1)[:1])
     x, t = randn(1, 4, 8, 8), torch.tensor([0.6])
     four = torch.zeros(4, dtype=torch.long)
-    got = said(prior, x[four], t[four], alone[four])
-    torch.testing.assert_close(got, said(one, x, t, alone)[four], rtol=1e-4, atol=1e-5)
+    got = predict(prior, x[four], t[four], alone[four])
+    torch.testing.assert_close(got, predict(one, x, t, alone)[four], rtol=1e-4, atol=1e-5)
 
 
 def test_permuted_views_give_permuted_answers(prior):
-    x, t, conditioning = randn(4, 4, 8, 8), torch.full((4,), 0.6), told(prior, 1)
+    x, t, conditioning = randn(4, 4, 8, 8), torch.full((4,), 0.6), conditioning_of(prior, 1)
     order = torch.tensor([2, 0, 3, 1])
-    got = said(prior, x[order], t, conditioning[order])
-    torch.testing.assert_close(got, said(prior, x, t, conditioning)[order], rtol=1e-4, atol=1e-5)
+    got = predict(prior, x[order], t, conditioning[order])
+    torch.testing.assert_close(got, predict(prior, x, t, conditioning)[order], rtol=1e-4, atol=1e-5)
 
 
 def test_views_see_their_own_group_and_no_other(prior):
-    x, t, conditioning = randn(8, 4, 8, 8), torch.tensor([0.7] * 4 + [0.3] * 4), told(prior, 2)
-    before = said(prior, x, t, conditioning)
+    x, t, conditioning = randn(8, 4, 8, 8), torch.tensor([0.7] * 4 + [0.3] * 4), conditioning_of(prior, 2)
+    before = predict(prior, x, t, conditioning)
     changed = x.clone()
     changed[5] += 1
-    after = said(prior, changed, t, conditioning)
+    after = predict(prior, changed, t, conditioning)
     moved = (after - before).abs().amax((1, 2, 3))
     assert (moved[:4] == 0).all() and (moved[4:] > 1e-4).all()
 
 
 def test_the_camera_changes_the_answer(prior):
-    x, t, conditioning = randn(4, 4, 8, 8), torch.full((4,), 0.6), told(prior, 1)
+    x, t, conditioning = randn(4, 4, 8, 8), torch.full((4,), 0.6), conditioning_of(prior, 1)
     other = conditioning.with_camera(cameras(1, elevation=60.0))
-    assert (said(prior, x, t, other) - said(prior, x, t, conditioning)).abs().max() > 1e-3
+    assert (predict(prior, x, t, other) - predict(prior, x, t, conditioning)).abs().max() > 1e-3
 
 
-def test_a_camera_is_told_without_its_distance():
+def test_the_distance_of_a_camera_does_not_matter():
     near, far = (orbit([30.0, 120.0], 20.0, d, 40.0).camera_to_world for d in (1.5, 4.0))
     torch.testing.assert_close(camera_embedding_input(near), camera_embedding_input(far))
     position = camera_embedding_input(near).view(-1, 4, 4)[:, :3, 3]
@@ -119,7 +119,7 @@ def test_a_camera_is_told_without_its_distance():
 
 
 def test_cameras_follow_the_rows_of_a_condition(prior):
-    conditioning, poses = told(prior, 2), cameras(2)
+    conditioning, poses = conditioning_of(prior, 2), cameras(2)
     assert torch.equal(conditioning.positive.camera, poses)
     rows = torch.tensor([4, 5, 6, 7])
     assert torch.equal(conditioning[rows].negative.camera, poses[rows])
@@ -128,16 +128,25 @@ def test_cameras_follow_the_rows_of_a_condition(prior):
 
 
 OBJECTIVES = {
-    "mvdream": mvdream(), "mvdream-shared": mvdream(shared_noise=True), "sds": sds(7.5), "sjc": sjc(7.5),
-    "sdi": sdi(inversion_steps=3), "sdi-heun": sdi(inversion_steps=2, eta=0.0, solver="heun"), "hifa": hifa(7.5),
-    "nfsd": nfsd(), "csd": csd(), "csd-words": csd(1.0, "ugly", 0.5), "bridge": sds_bridge(), "ism": ism(steps=2),
-}  # fmt: skip
+    "mvdream": mvdream(),
+    "mvdream-shared": mvdream(shared_noise=True),
+    "sds": sds(7.5),
+    "sjc": sjc(7.5),
+    "sdi": sdi(inversion_steps=3),
+    "sdi-heun": sdi(inversion_steps=2, eta=0.0, solver="heun"),
+    "hifa": hifa(7.5),
+    "nfsd": nfsd(),
+    "csd": csd(),
+    "csd-words": csd(1.0, "ugly", 0.5),
+    "bridge": sds_bridge(),
+    "ism": ism(steps=2),
+}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_batch_of_groups_equals_its_groups(prior, name):
     objective = dataclasses.replace(OBJECTIVES[name], views=VIEWS)
-    x, conditioning = 0.5 * randn(8, 4, 8, 8), told(prior, 2)
+    x, conditioning = 0.5 * randn(8, 4, 8, 8), conditioning_of(prior, 2)
 
     def seeds(rows):
         return [torch.Generator().manual_seed(i) for i in rows]
@@ -168,7 +177,12 @@ def test_inversion_of_groups_keeps_each_at_one_time(prior):
 
     objective = dataclasses.replace(sdi(inversion_steps=4), views=VIEWS)
     objective.guidance(
-        randn(8, 4, 8, 8), Watch(), told(prior, 2), step=3, total=9, generator=torch.Generator().manual_seed(0)
+        randn(8, 4, 8, 8),
+        Watch(),
+        conditioning_of(prior, 2),
+        step=3,
+        total=9,
+        generator=torch.Generator().manual_seed(0),
     )
     assert all((t.view(-1, 4) == t.view(-1, 4)[:, :1]).all() for t in seen)
     assert len(seen) >= 4
@@ -177,7 +191,7 @@ def test_inversion_of_groups_keeps_each_at_one_time(prior):
 def test_views_that_are_alike_invert_alike(prior):
     """Only if the end of the inversion, which is drawn and not asked about, is one for the group."""
     objective = dataclasses.replace(sdi(inversion_steps=4, eta=0.0), views=VIEWS)
-    same = told(prior, 2).with_camera(cameras(1)[:1].repeat(8, 1, 1))
+    same = conditioning_of(prior, 2).with_camera(cameras(1)[:1].repeat(8, 1, 1))
     x = randn(1, 4, 8, 8).repeat(8, 1, 1, 1)
     kappa = objective.guidance(
         x, prior, same, step=3, total=9, generator=torch.Generator().manual_seed(0)
@@ -192,7 +206,7 @@ def test_shared_noise_is_that_of_the_first_view(prior):
         return objective.guidance(
             randn(8, 4, 8, 8),
             prior,
-            told(prior, 2),
+            conditioning_of(prior, 2),
             step=0,
             total=1,
             generator=[torch.Generator().manual_seed(i) for i in range(8)],
@@ -205,7 +219,7 @@ def test_shared_noise_is_that_of_the_first_view(prior):
 
 
 def test_mistakes_are_named(prior, views_folder, kl_folder, tmp_path):
-    x, t, conditioning = randn(8, 4, 8, 8), torch.full((8,), 0.5), told(prior, 2)
+    x, t, conditioning = randn(8, 4, 8, 8), torch.full((8,), 0.5), conditioning_of(prior, 2)
     with pytest.raises(ValueError, match=r"is conditioned on cameras, and there are none: .*with_camera"):
         prior.predict(x, t, prior.embed(["a cat"] * 8))
     with pytest.raises(ValueError, match="groups of 4 views at one time t each, got 6 rows"):

@@ -26,18 +26,12 @@ def noise(*shape):
     return torch.randn(*shape, generator=generator())
 
 
-def said(prior, size=8):
+def predict(prior, size=8):
     return prior.predict(noise(2, 4, size, size), torch.tensor([0.8, 0.3]), prior.embed(["a cat", ""]))
 
 
 def load(folder, **options):
     return load_prior(folder, options=PriorOptions(**options))
-
-
-def fails(folder, match, **options):
-    with pytest.raises(ValueError, match=match) as caught:
-        load(folder, **options)
-    assert "\n" not in str(caught.value)
 
 
 def lora_file(path, network, part, rank=2, alpha=None):
@@ -67,7 +61,7 @@ def test_lora_is_added_to_the_weights(kl_folder, tmp_path, scale):
     assert names.keys() == others.keys()
     for name, value in names.items():
         torch.testing.assert_close(others[name], value + scale * added.get(name, 0.0))
-    assert torch.equal(said(prior), said(plain)) == (scale == 0)
+    assert torch.equal(predict(prior), predict(plain)) == (scale == 0)
 
 
 @pytest.mark.parametrize(("name", "part"), [("sdxl", "unet"), ("sd3", "transformer"), ("flux-dev", "transformer")])
@@ -80,10 +74,10 @@ def test_lora_on_other_families(toys, tmp_path, name, part):
     weights = dict(plain.network.named_parameters())
     for key, value in added.items():
         torch.testing.assert_close(dict(prior.network.named_parameters())[key], weights[key] + value)
-    assert (said(prior) - said(plain)).abs().max() > 1e-4
+    assert (predict(prior) - predict(plain)).abs().max() > 1e-4
 
 
-def test_mistaken_lora_is_named(kl_folder, toys, tmp_path):
+def test_mistaken_lora_is_named(fails, kl_folder, toys, tmp_path):
     pytest.importorskip("peft")
     fails(kl_folder, "LoRA weights: there is no file .*none.safetensors", lora=(str(tmp_path / "none.safetensors"),))
     (tmp_path / "style.bin").touch()
@@ -108,9 +102,13 @@ def tiny_vae(folder, channels=4):
 
     torch.manual_seed(1)
     vae = AutoencoderTiny(
-        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1), latent_channels=channels, scaling_factor=1.3,
-    )  # fmt: skip
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+        latent_channels=channels,
+        scaling_factor=1.3,
+    )
     vae.save_pretrained(folder)
     return vae
 
@@ -120,11 +118,11 @@ def test_another_autoencoder(kl_folder, tmp_path):
     prior = load(kl_folder, vae=str(tmp_path / "tiny"))
     with torch.no_grad():
         torch.testing.assert_close(prior.encode(images), 1.3 * vae.eval().encode(images * 2 - 1).latents)
-    torch.testing.assert_close(said(prior), said(load(kl_folder)))
+    torch.testing.assert_close(predict(prior), predict(load(kl_folder)))
     assert load(kl_folder, vae=str(kl_folder)).modules()["vae"].config.latent_channels == 4  # a whole model's
 
 
-def test_mistaken_autoencoders_are_named(kl_folder, toys, tmp_path, monkeypatch):
+def test_mistaken_autoencoders_are_named(fails, kl_folder, toys, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     tiny_vae(tmp_path / "wide", channels=16)
@@ -168,7 +166,7 @@ def test_checkpointing_keeps_less_for_the_gradient(kl_folder):
     assert kept(load(kl_folder, checkpointing=True)) < 0.5 * kept(load(kl_folder))
 
 
-def test_tiling_sees_a_large_picture_in_parts(kl_folder):
+def test_tiling_sees_a_large_image_in_parts(kl_folder):
     """The toy autoencoder's tiles are 16 pixels: one of 48 is cut up, and differs, but little away from seams."""
     plain, tiled = load(kl_folder, image_size=48), load(kl_folder, image_size=48, tiling=True)
     images = noise(1, 3, 48, 48).sigmoid()
@@ -177,10 +175,10 @@ def test_tiling_sees_a_large_picture_in_parts(kl_folder):
     assert gradient(tiled, images).abs().max() > 0
 
 
-def test_the_size_of_pictures(kl_folder, toys):
+def test_the_image_size(fails, kl_folder, toys):
     prior = load(kl_folder, image_size=32)
     assert prior.image_size == 32 and prior.sample_shape == (4, 16, 16)
-    assert said(prior, 16).shape == (2, 4, 16, 16)
+    assert predict(prior, 16).shape == (2, 4, 16, 16)
     fails(kl_folder, "the image size of toy must be a multiple of 4, got 30", image_size=30)
     assert load(toys("sdxl").folder, image_size=32).unet_options(prior.embed(["cat"]))["added_cond_kwargs"][
         "time_ids"
@@ -191,10 +189,10 @@ def test_the_size_of_pictures(kl_folder, toys):
     assert flux.schedule.shift > small.schedule.shift > 1
 
 
-def test_distilled_guidance_is_told_to_the_network(toys):
+def test_distilled_guidance_reaches_the_network(toys):
     folder = toys("flux-dev").folder
     low, high = (load(folder, image_size=16, distilled_guidance=g) for g in (1.0, 5.0))
-    assert (said(low) - said(high)).abs().max() > 1e-4
+    assert (predict(low) - predict(high)).abs().max() > 1e-4
 
 
 def test_a_controlnet_is_what_diffusers_pipeline_makes_of_it(kl_folder, controlnet):
@@ -203,22 +201,23 @@ def test_a_controlnet_is_what_diffusers_pipeline_makes_of_it(kl_folder, controln
     unet = UNet2DConditionModel.from_pretrained(kl_folder, subfolder="unet")
     network = ControlNetModel.from_pretrained(controlnet)
     prior = load(kl_folder, controlnet=str(controlnet), control_scale=0.7)
-    x, t, picture = noise(2, 4, 8, 8), torch.tensor([0.8, 0.3]), noise(2, 3, 16, 16).sigmoid()
-    conditioning = Conditioning(prior.embed(["a cat", ""]), prior.embed(["", ""])).with_control(picture)
+    x, t, image = noise(2, 4, 8, 8), torch.tensor([0.8, 0.3]), noise(2, 3, 16, 16).sigmoid()
+    conditioning = Conditioning(prior.embed(["a cat", ""]), prior.embed(["", ""])).with_control(image)
     text = conditioning.positive
     with torch.no_grad():
-        down, middle = network(x, 1000 * t, text.hidden, picture, conditioning_scale=0.7, return_dict=False)
-        wanted = unet(x, 1000 * t, text.hidden, down_block_additional_residuals=down,
-                      mid_block_additional_residual=middle).sample  # fmt: skip
+        down, middle = network(x, 1000 * t, text.hidden, image, conditioning_scale=0.7, return_dict=False)
+        wanted = unet(
+            x, 1000 * t, text.hidden, down_block_additional_residuals=down, mid_block_additional_residual=middle
+        ).sample
     torch.testing.assert_close(prior.predict(x, t, text), wanted, rtol=1e-4, atol=1e-5)
-    assert (wanted - said(load(kl_folder))).abs().max() > 1e-3
+    assert (wanted - predict(load(kl_folder))).abs().max() > 1e-3
     out = sdi(inversion_steps=3).guidance(x, prior, conditioning, step=0, total=10, generator=generator())
     assert out.gradient.isfinite().all()
     with pytest.raises(ValueError, match=r"has a ControlNet: add an image for it with Conditioning.with_control"):
-        said(prior)
+        predict(prior)
 
 
-def test_a_controlnet_of_sdxl_is_told_what_its_network_is_told(toys, tmp_path):
+def test_a_controlnet_of_sdxl_gets_the_conditions_of_its_unet(toys, tmp_path):
     from diffusers import ControlNetModel
 
     torch.manual_seed(3)
@@ -228,35 +227,41 @@ def test_a_controlnet_of_sdxl_is_told_what_its_network_is_told(toys, tmp_path):
         torch.nn.init.normal_(p, std=0.3)
     network.save_pretrained(tmp_path / "net")
     prior = load(toy.folder, controlnet=str(tmp_path / "net"))
-    x, t, picture = noise(2, 4, 8, 8), torch.tensor([0.8, 0.3]), noise(2, 3, 16, 16).sigmoid()
-    text = Conditioning(prior.embed(["a cat", ""]), prior.embed(["", ""])).with_control(picture).positive
+    x, t, image = noise(2, 4, 8, 8), torch.tensor([0.8, 0.3]), noise(2, 3, 16, 16).sigmoid()
+    text = Conditioning(prior.embed(["a cat", ""]), prior.embed(["", ""])).with_control(image).positive
     with torch.no_grad():
-        down, middle = network(x, 1000 * t, text.hidden, picture, return_dict=False, **prior.unet_options(text))
-        wanted = toy.pipeline.unet(x, 1000 * t, text.hidden, down_block_additional_residuals=down,
-                                   mid_block_additional_residual=middle, **prior.unet_options(text)).sample  # fmt: skip
+        down, middle = network(x, 1000 * t, text.hidden, image, return_dict=False, **prior.unet_options(text))
+        wanted = toy.pipeline.unet(
+            x,
+            1000 * t,
+            text.hidden,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=middle,
+            **prior.unet_options(text),
+        ).sample
     torch.testing.assert_close(prior.predict(x, t, text), wanted, rtol=1e-4, atol=1e-5)
-    assert (wanted - said(load(toy.folder))).abs().max() > 1e-3
+    assert (wanted - predict(load(toy.folder))).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("control", ["depth", "normal"])
-def test_a_controlnet_is_told_what_is_rendered(kl_folder, controlnet, control):
+def test_a_controlnet_gets_the_rendered_map(kl_folder, controlnet, control):
     prior = load(kl_folder, controlnet=str(controlnet), control=control)
     run = ObjectRun(LAPTOP, ViewPrompts("a cube", perp_neg=True), prior)
     cameras = LAPTOP.cameras.sample(LAPTOP.views, run.generator)
     rendering = run.render(0, cameras)
     conditioning = condition_views(run.prompts, prior, rendering, cameras)
-    pictures = conditioning.positive.control
-    assert pictures.shape == (LAPTOP.views, 3, 16, 16) and torch.equal(pictures, conditioning.negative.control)
-    assert torch.equal(conditioning.perp.control, pictures.repeat_interleave(2, 0))
+    maps = conditioning.positive.control
+    assert maps.shape == (LAPTOP.views, 3, 16, 16) and torch.equal(maps, conditioning.negative.control)
+    assert torch.equal(conditioning.perp.control, maps.repeat_interleave(2, 0))
     seen = rendering.opacity[:, 0] > 0.5
-    assert seen.any() and pictures.std() > 0.01
+    assert seen.any() and maps.std() > 0.01
     x = prior.encode(rendering.rgb)
     out = run.objective.guidance(x, prior, conditioning, step=0, total=10, generator=generator())
     assert out.gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("part", ["unet", "vae"])
-def test_mistaken_controlnets_are_named(kl_folder, toys, controlnet, tmp_path, part):
+def test_mistaken_controlnets_are_named(fails, kl_folder, toys, controlnet, tmp_path, part):
     fails(kl_folder, "contains a .*: a ControlNet must be a ControlNetModel", controlnet=str(kl_folder / part))
     fails(kl_folder, "has no config.json: use a folder of a ControlNet", controlnet=str(tmp_path))
     fails(toys("sdxl").folder, "is for another model: its .* is .*, that of the UNet", controlnet=str(controlnet))
@@ -280,11 +285,11 @@ def test_an_offloaded_network_never_lies_on_the_device_as_a_whole(kl_folder, mon
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch, of its own compiler
-def test_a_compiled_network_says_the_same(kl_folder):
+def test_a_compiled_network_predicts_the_same(kl_folder):
     prior, plain = load(kl_folder, compile=True), load(kl_folder)
     assert prior.network._compiled_call_impl is not None and plain.network._compiled_call_impl is None
     with torch.compiler.set_stance("force_eager"):  # compiling takes a minute
-        assert torch.equal(said(prior), said(plain))
+        assert torch.equal(predict(prior), predict(plain))
 
 
 @pytest.mark.parametrize(

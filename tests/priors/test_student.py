@@ -1,4 +1,4 @@
-"""The trainable companion of a latent prior, at toy size."""
+"""The trainable student of a latent prior, at toy size."""
 
 import builtins
 import dataclasses
@@ -42,9 +42,11 @@ TIMES, EVERY = torch.tensor([0.3, 0.8]), torch.tensor([True, True])
 
 def test_a_new_student_is_the_prior(prior, conditioning):
     student = Student(prior, generator())
-    said = prior.predict(noise(), TIMES, conditioning.positive)
-    for posed in (EVERY, ~EVERY):
-        torch.testing.assert_close(student.predict(noise(), TIMES, conditioning, posed), said, rtol=1e-5, atol=1e-5)
+    expected = prior.predict(noise(), TIMES, conditioning.positive)
+    for with_camera in (EVERY, ~EVERY):
+        torch.testing.assert_close(
+            student.predict(noise(), TIMES, conditioning, with_camera), expected, rtol=1e-5, atol=1e-5
+        )
     objective = dataclasses.replace(vsd(student, 1.0), timesteps=timesteps.listed([[0.3, 0.8]]))
     out = objective.guidance(noise(), prior, conditioning, step=0, total=1, generator=generator())
     assert out.gradient.abs().max() < 1e-4 < out.prediction.abs().max()
@@ -81,8 +83,8 @@ def test_learning_reaches_every_new_weight(prior, conditioning):
     for seed in range(2):  # behind a zero weight the gradient arrives at the second step
         assert student.learn(noise(seed), conditioning, generator(seed)) == 2
     assert all(not torch.equal(p, before[name]) for name, p in trained(student).items())
-    told, free = (student.predict(noise(), TIMES, conditioning, posed) for posed in (EVERY, ~EVERY))
-    assert (told - free).abs().max() > 1e-7  # the camera is heard
+    with_it, free = (student.predict(noise(), TIMES, conditioning, with_camera) for with_camera in (EVERY, ~EVERY))
+    assert (with_it - free).abs().max() > 1e-7  # the camera has an effect
     plain = Conditioning(*(dataclasses.replace(c, camera=None) for c in (conditioning.positive, conditioning.negative)))
     torch.testing.assert_close(student.predict(noise(), TIMES, plain, EVERY), free)
 
@@ -102,10 +104,10 @@ def test_esd_asks_with_and_without_the_camera_in_one_call(prior, conditioning):
     student = Student(prior, generator())
     for seed in range(3):
         student.learn(noise(seed), conditioning, generator(seed))
-    told, free = (student.predict(noise(), TIMES, conditioning, posed) for posed in (EVERY, ~EVERY))
-    rows, posed = torch.arange(2).repeat(2), torch.tensor([True, True, False, False])
-    both = student.predict(noise()[rows], TIMES[rows], conditioning[rows], posed)
-    torch.testing.assert_close(both, torch.cat([told, free]), rtol=1e-5, atol=1e-6)
+    with_it, free = (student.predict(noise(), TIMES, conditioning, with_camera) for with_camera in (EVERY, ~EVERY))
+    rows, with_camera = torch.arange(2).repeat(2), torch.tensor([True, True, False, False])
+    both = student.predict(noise()[rows], TIMES[rows], conditioning[rows], with_camera)
+    torch.testing.assert_close(both, torch.cat([with_it, free]), rtol=1e-5, atol=1e-6)
     out = esd(student).guidance(noise(), prior, conditioning, step=0, total=1, generator=generator())
     assert out.nfe == 4 + 4 + 2 and out.gradient.isfinite().all()
 
@@ -135,11 +137,11 @@ def test_its_chance_is_its_own(prior):
 
 def test_a_low_precision_prior_has_a_student_in_float32(toy):
     prior = load_prior(toy[1], dtype=torch.bfloat16)
-    told = Conditioning(prior.embed(["a cube", "a cat"]), prior.embed(["", ""]))
+    plain = Conditioning(prior.embed(["a cube", "a cat"]), prior.embed(["", ""]))
     student = Student(prior, generator())
-    before = student.predict(noise(), TIMES, told, EVERY)
-    torch.testing.assert_close(before, prior.predict(noise(), TIMES, told.positive), rtol=0.05, atol=0.05)
-    student.learn(noise(), told, generator())
+    before = student.predict(noise(), TIMES, plain, EVERY)
+    torch.testing.assert_close(before, prior.predict(noise(), TIMES, plain.positive), rtol=0.05, atol=0.05)
+    student.learn(noise(), plain, generator())
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in trained(student).values())
 
 

@@ -51,7 +51,7 @@ def test_texts_of_unlike_length_share_a_batch_and_change_nothing(prior):
 
 
 @pytest.mark.parametrize("name", ["sdxl", "if", "sd3", "flux-dev"])
-def test_other_families_read_long_texts_or_say_what_they_leave_out(toys, name):
+def test_other_families_read_long_texts_or_warn_what_they_leave_out(toys, name):
     toy = toys(name)
     prior = load_prior(toy.folder, options=PriorOptions(image_size=toy.size))
     text, end = "a cat, " * 20, "a red cube"
@@ -100,7 +100,7 @@ def token_file(path, *vectors, key="emb_params"):
 
 
 def test_a_word_of_textual_inversion_stands_for_its_vectors(kl_folder, tmp_path):
-    """Taught the vectors of c, a, t under another name, the encoder says of it what it says of them."""
+    """A token with the vectors of c, a, t gives the same features as these letters."""
     plain = load_prior(kl_folder)
     encoder, tokenizer = (
         plain.text_cache.encoders().modules["text_encoder"],
@@ -202,5 +202,5 @@ def test_prepare_knows_every_text_and_frees_the_encoders(kl_folder):
     prior = load_prior(kl_folder)
     prior.prepare(["a brand new text", "and another"])
     assert "text_encoder" not in prior.modules()
-    told = Conditioning(prior.embed(["a brand new text"]), prior.embed(["and another"]))
-    assert len(told) == 1 and "text_encoder" not in prior.modules()
+    conditioning = Conditioning(prior.embed(["a brand new text"]), prior.embed(["and another"]))
+    assert len(conditioning) == 1 and "text_encoder" not in prior.modules()
