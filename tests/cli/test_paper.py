@@ -5,9 +5,9 @@ import json
 import pytest
 
 from distill3d.cli import main as cli
-from distill3d.cli.experiments import Cfg, TwoD, command_line
-from distill3d.cli.paper import Inversion, Paper
-from distill3d.priors.options import PriorOptions
+from distill3d.cli.bench import Judging
+from distill3d.cli.paper import Cfg, Inversion, Paper, Scope, TwoD
+from distill3d.cli.shared import Model, command_line
 
 TABLES = {"table.md", "table.tex", "table.csv"}
 SMALL = {
@@ -44,10 +44,10 @@ def test_an_experiment_on_objects_leaves_its_files(name, prompts, kl_folder, mon
     assert set(settings) == variants and next(iter(settings.values()))["recipe"]["steps"] == 2
     assert len(list((out / "cells").iterdir())) == len(variants) * (2 if name == "diversity" else 1)
     text = (out / f"{name}.md").read_text()
-    for told in (str(kl_folder), "Prompts: a dog.", "Seeds: 0", f"distill3d paper {name} --prompts dog.txt"):
-        assert told in text
+    for part in (str(kl_folder), "Prompts: a dog.", "Seeds: 0", f"distill3d paper {name} --prompts dog.txt"):
+        assert part in text
     assert f"{name}.png" in capsys.readouterr().out
-    assert picture_width(out / f"{name}.png") == 2160  # 7.2 inches at 300 dots
+    assert image_width(out / f"{name}.png") == 2160  # 7.2 inches at 300 dots
 
 
 def test_2d_leaves_its_files(prompts, kl_folder, capsys):
@@ -58,7 +58,7 @@ def test_2d_leaves_its_files(prompts, kl_folder, capsys):
     files = {p.name for p in out.iterdir() if not p.name.startswith(".")}
     assert files == {"2d.png", "2d.md", "pictures", "pictures.csv"} | TABLES
     assert "| SDI, cached noise | 0.0000" in capsys.readouterr().out.replace("**", "").replace("0.00 |", "0.0000 |")
-    assert picture_width(out / "2d.png") == 2160
+    assert image_width(out / "2d.png") == 2160
 
 
 def test_a_dollar_in_a_prompt_is_a_dollar(prompts, kl_folder):
@@ -70,21 +70,20 @@ def test_a_dollar_in_a_prompt_is_a_dollar(prompts, kl_folder):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
-        (["table"], "table"),
         (["table1", "--methods", "sds,magic"], "unknown method 'magic'"),
         (["table1", "--budget", "lots"], "the budget must be steps, nfe or a number"),
         (["ism", "--steps", "0"], "at least one step"),
         (["ism", "--prompts", "empty.txt"], "holds no prompt"),
         (["ism", "--prompts", "nowhere.txt"], "no prompt file nowhere.txt"),
-        (["ism", "--seeds", "a,b"], "--seeds is a list of whole numbers"),
+        (["ism", "--seeds", "a,b"], "--seeds needs integers"),
         (["ism", "--recipe", "soup"], "unknown recipe 'soup'"),
         (["ism", "--prior", "nonsense"], "unknown prior 'nonsense'"),
         (["ism", "--out", "dog.txt"], "cannot write to dog.txt"),
         (["ablation", "--views", "0"], "at least 2 views"),
         (["ablation", "--metrics", "beauty"], "unknown metric 'beauty'"),
-        (["ablation", "--evaluator", "nowhere"], "no evaluator in nowhere"),
+        (["ablation", "--evaluator", "nowhere"], "nowhere"),
         (["cfg", "--scales", "7.5", "7.5"], "is given twice"),
         (["cfg", "--scales", "nan"], "finite"),
         (["diversity", "--prior", "toybox"], "knows no object in 'a dog'"),
@@ -94,7 +93,7 @@ def test_a_dollar_in_a_prompt_is_a_dollar(prompts, kl_folder):
         (["2d", "--out", "dog.txt"], "cannot write to dog.txt"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(arguments, told, prompts, kl_folder, monkeypatch, capsys):
+def test_an_error_is_one_line_and_status_2(arguments, expected, prompts, kl_folder, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(prompts)
     before = sorted(prompts.iterdir())
@@ -103,38 +102,39 @@ def test_a_mistake_is_one_line_and_status_2(arguments, told, prompts, kl_folder,
     assert cli.run(["paper", *arguments, *(given if len(arguments) > 1 else [])]) == 2
     error = capsys.readouterr().err.strip()
     lines = [line for line in error.splitlines() if line.startswith("distill3d: ")]
-    assert len(lines) == 1 and told in lines[0] and "Traceback" not in error
+    assert len(lines) == 1 and expected in lines[0] and "Traceback" not in error
     assert sorted(prompts.iterdir()) == before  # nothing half-made
 
 
 def test_full_is_the_papers_size():
     """What is asked for, up to the prior, which is not at hand."""
     from distill3d.bench.paper.experiments import EXPERIMENTS
-    from distill3d.cli.experiments import protocol_for
     from distill3d.distill.recipes import PAPER
 
     for name in EXPERIMENTS:
-        command = cli.parse(["paper", name, "--full"]).experiment
-        protocol, recipe, named = protocol_for(command)
-        assert (protocol.prior, named, protocol.views, len(protocol.prompts)) == ("sd21", "paper", 50, 43)
-        assert recipe.steps == (5000 if name == "ism" else 10000) and recipe.scene == PAPER.scene
+        protocol, setting = cli.parse(["paper", name, "--full"]).experiment.protocol()
+        found = (protocol.prior, setting.name, protocol.views, len(protocol.prompts))
+        assert found == ("sd21", "paper", 50, 43)
+        assert setting.recipe.steps == (5000 if name == "ism" else 10000)
+        assert {variant.recipe.steps for variant in protocol.variants} == {setting.recipe.steps}
+        assert setting.recipe.scene == PAPER.scene
 
 
 def test_the_command_line_that_repeats_an_experiment():
-    assert command_line("cfg", Cfg()) == "distill3d paper cfg"
-    options = PriorOptions(tiling=True, image_size=64)
-    changed = Cfg(full=True, scales=(1.0, 5.0), picture_side=32, prior_options=options)
-    typed = command_line("cfg", changed)
-    assert cli.parse(typed.split()[1:]) == Paper(changed)
-    flat = TwoD(scale=2.0, force=True)
-    assert cli.parse(command_line("2d", flat).split()[1:]) == Paper(flat)
-    assert command_line("inversion", Inversion(prompts=("a red dot", "cat"), scales=(2.0,), force=True)) == (
+    paper = ["distill3d", "paper"]
+    assert command_line([*paper, "cfg"], Cfg()) == "distill3d paper cfg"
+    model = Model(vae="taesd", image_size=64, lora=("a", "b"))
+    changed = Cfg(Scope(full=True), Judging(view_size=32), model, scales=(1.0, 5.0))
+    assert cli.parse(command_line([*paper, "cfg"], changed).split()[1:]) == Paper(changed)
+    two = TwoD(scale=2.0, force=True)
+    assert cli.parse(command_line([*paper, "2d"], two).split()[1:]) == Paper(two)
+    assert command_line([*paper, "inversion"], Inversion(("a red dot", "cat"), scales=(2.0,), force=True)) == (
         "distill3d paper inversion --prompts 'a red dot' cat --scales 2.0 --force"
     )
 
 
-def picture_width(path):
+def image_width(path):
     from PIL import Image
 
-    with Image.open(path) as picture:
-        return picture.size[0]
+    with Image.open(path) as image:
+        return image.size[0]

@@ -1,4 +1,4 @@
-"""Priors on the command line: options, prompt files, texts per view, doctor, and mistakes in one line."""
+"""Priors on the command line: options, prompt files, texts per view, doctor, and errors in one line."""
 
 import json
 import shutil
@@ -9,8 +9,8 @@ import torch
 from distill3d.cli import main as cli
 from distill3d.runs.objects import read_config
 
-SMALL = ["--steps", "2", "--views", "1", "--frames", "2", "--scene.resolution", "12", "--sdi.inversion-steps", "2",
-         "--export.resolution", "32", "--export.fit", "1"]  # fmt: skip
+SMALL = ["--steps", "2", "--views-per-step", "1", "--frames", "2", "--set", "scene.resolution=12", "--set",
+         "objective.inversion_steps=2", "--set", "export.resolution=32", "--set", "export.fit=1"]  # fmt: skip
 
 
 def fails(capsys, arguments, *parts):
@@ -20,7 +20,8 @@ def fails(capsys, arguments, *parts):
 
 
 def test_generate_with_options_and_texts_per_view(kl_folder, tmp_path):
-    flags = ["--prior", str(kl_folder), "--out", str(tmp_path), "--image-size", "24", "--checkpointing"]
+    flags = ["--prior", str(kl_folder), "--out", str(tmp_path), "--image-size", "24"]
+    flags += ["--set", "prior_options.checkpointing=true"]
     assert cli.run(["generate", "ein grüner Würfel", "--back", "a plain wall", *flags, *SMALL]) == 0
     (folder,) = tmp_path.iterdir()
     config = read_config(folder)
@@ -29,12 +30,12 @@ def test_generate_with_options_and_texts_per_view(kl_folder, tmp_path):
     assert json.loads((folder / "config.json").read_text())["prompt"] == "ein grüner Würfel"
 
 
-def test_a_prompt_file_makes_a_picture_of_each_line(kl_folder, tmp_path):
+def test_a_prompt_file_makes_an_image_of_each_line(kl_folder, tmp_path):
     (tmp_path / "prompts.txt").write_text("a red dot\n\n红色的立方体\n", encoding="utf-8")
     flags = ["--prior", str(kl_folder), "--steps", "1", "--out", str(tmp_path / "runs")]
     assert cli.run(["image", f"@{tmp_path / 'prompts.txt'}", *flags]) == 0
-    told = [json.loads((run / "config.json").read_text())["prompt"] for run in (tmp_path / "runs").iterdir()]
-    assert sorted(told) == ["a red dot", "红色的立方体"]
+    prompts = [json.loads((run / "config.json").read_text())["prompt"] for run in (tmp_path / "runs").iterdir()]
+    assert sorted(prompts) == ["a red dot", "红色的立方体"]
 
 
 @pytest.mark.parametrize("command", ["image", "generate"])
@@ -45,7 +46,7 @@ def test_a_bad_line_is_found_before_the_good_ones_are_made(command, tmp_path, ca
     assert "'a walrus'" in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
-def test_mistakes_are_one_line_and_nothing_is_written(kl_folder, tmp_path, capsys, monkeypatch):
+def test_errors_are_one_line_and_nothing_is_written(kl_folder, tmp_path, capsys, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -54,8 +55,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(kl_folder, tmp_path, capsy
     fails(capsys, [*generate, "sdxl"], "stable-diffusion-xl-base-1.0 is not in the local cache", "or use a folder")
     fails(capsys, [*generate, "sdx"], "unknown prior 'sdx'", "toybox, sd15", "hub id")
     fails(capsys, [*image, str(kl_folder), "--lora", "none.safetensors"], "there is no file none.safetensors")
-    fails(capsys, [*image, str(kl_folder), "--controlnet", str(kl_folder)], "a picture has none: use generate")
-    fails(capsys, [*generate, str(kl_folder), "--control", "canny"], "depth or normal, got 'canny'")
+    fails(capsys, [*image, str(kl_folder), "--controlnet", str(kl_folder)], "a ControlNet", "use generate")
     fails(capsys, [*generate, str(kl_folder), "--offload"], "choose one with --device")
     fails(capsys, ["image", "@none.txt", *out], "prompt file none.txt cannot be read")
     broken = shutil.copytree(kl_folder, tmp_path / "broken")
@@ -65,21 +65,12 @@ def test_mistakes_are_one_line_and_nothing_is_written(kl_folder, tmp_path, capsy
 
 
 def test_out_of_memory_says_what_helps(kl_folder, tmp_path, capsys):
-    """A picture that no machine holds: torch's own refusal, in our words."""
+    """An image that no machine holds: torch's own error, in one line."""
     flags = ["--prior", str(kl_folder), "--image-size", str(2**24), "--steps", "1", "--out", str(tmp_path)]
     fails(capsys, ["image", "a dot", *flags], "out of memory", "--dtype bfloat16", "--image-size")
 
 
-def test_a_mistake_of_ours_is_none_of_memory(monkeypatch):
-    def broken(command):
-        raise RuntimeError("shapes do not match")
-
-    monkeypatch.setitem(cli.HANDLERS, cli.Doctor, broken)
-    with pytest.raises(RuntimeError, match="shapes"):
-        cli.run(["doctor"])
-
-
-def test_doctor_tells_names_parts_memory_and_speed(kl_folder, capsys):
+def test_doctor_shows_names_parts_memory_and_speed(kl_folder, capsys):
     for _ in range(2):  # the second time, embeddings lie on disk: what the encoder weighs is told all the same
         capsys.readouterr()
         assert cli.run(["doctor", "--prior", str(kl_folder), "--dtype", "bfloat16"]) == 0
@@ -94,7 +85,7 @@ def test_doctor_tells_names_parts_memory_and_speed(kl_folder, capsys):
     for part, module in prior.modules().items():
         size = sum(p.numel() * p.element_size() for p in module.parameters()) / 2**20
         assert f"{size:.1f} MiB {'float32' if part == 'vae' else 'bfloat16'}" in lines[part]
-    assert "evaluations a second" in lines["network:"] and "pictures a second" in lines["encoder:"]
+    assert "NFE per second" in lines["network:"] and "images per second" in lines["encoder:"]
 
 
 def test_doctor_sees_the_cache(kl_folder, tmp_path, monkeypatch, capsys):
@@ -107,8 +98,8 @@ def test_doctor_sees_the_cache(kl_folder, tmp_path, monkeypatch, capsys):
         (home / "refs" / "main").write_text("0" * 40)
         shutil.copytree(kl_folder, home / "snapshots" / ("0" * 40))
     next(home.rglob("unet/*.safetensors")).unlink()
-    assert cli.run(["doctor", "--prior", "None"]) == 0
+    assert cli.run(["doctor", "--prior", "none"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
-    states = {"sd15": "in the local cache", "sd21-v": "in the local cache in part", "sdxl": "not downloaded"}
+    states = {"sd15": "in the local cache", "sd21-v": "partly in the local cache", "sdxl": "not downloaded"}
     for name, state in states.items():
         assert lines[name].endswith(f"({state})")

@@ -1,10 +1,17 @@
-"""`distill3d recipes`: what differs, and only that."""
+"""`distill3d recipes`: what differs, and only that. That written recipes read back is in test_settings."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+import tomllib
+
+import pytest
 
 from distill3d.cli import main as cli
-from distill3d.cli.recipes import settings, table
+from distill3d.cli.recipes import rows, table
 from distill3d.distill.recipes import LAPTOP, PRIORS, RECIPES
+from distill3d.runs.config import to_plain
 
 
 def rows_of(text):
@@ -15,25 +22,41 @@ def test_it_shows_what_differs(capsys):
     assert cli.run(["recipes"]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[0].split() == list(RECIPES)
-    rows = rows_of(out)
-    assert rows["steps"].split()[1:] == [str(recipe.steps) for recipe in RECIPES.values()]
-    assert rows["prior"].split()[1:] == list(PRIORS.values())
-    assert "scene" in rows and "adam-eps" in rows and "supervision.kind" not in rows
+    found = rows_of(out)
+    assert found["steps"].split()[1:] == [str(recipe.steps) for recipe in RECIPES.values()]
+    assert found["prior"].split()[1:] == list(PRIORS.values())
+    assert "scene.kind" in found and "adam_eps" in found and "supervision.prior" not in found
     assert cli.run(["recipes", "--all"]) == 0
-    assert "supervision.kind" in rows_of(capsys.readouterr().out)
+    assert "supervision.prior" in rows_of(capsys.readouterr().out)
 
 
 def test_a_recipe_differs_from_itself_in_nothing_and_from_a_change_in_that():
-    mine = settings(LAPTOP)
-    assert table({"a": mine, "b": mine}, everything=False) == [f"{'':0}  a  b".rstrip()]
-    other = settings(dataclasses.replace(LAPTOP, sdi=dataclasses.replace(LAPTOP.sdi, scale=3.0)))
+    mine = dict(rows(to_plain(LAPTOP)))
+    assert table({"a": mine, "b": mine}, everything=False) == ["  a  b"]
+    changed = dataclasses.replace(LAPTOP, objective=dataclasses.replace(LAPTOP.objective, scale=3.0))
+    other = dict(rows(to_plain(changed)))
     assert [line.split() for line in table({"a": mine, "b": other}, everything=False)[1:]] == [
-        ["sdi.scale", "7.5", "3"]
+        ["objective.scale", "7.5", "3"]
     ]
 
 
-def test_every_setting_is_a_flag_of_generate(capsys):
-    assert cli.run(["generate", "--help"]) == 0
-    told = "".join(capsys.readouterr().out.split())
-    missing = [name for name in settings(LAPTOP) if f"--{name}" not in told and name not in ("scene", "background")]
-    assert missing in ([], ["shading"])
+def test_a_weight_is_one_row():
+    found = dict(rows(to_plain(LAPTOP)))
+    assert found["penalties.sparsity"] == "1 to 3 over 0.3 to 0.8" and found["penalties.smooth_color"] == "3"
+
+
+@pytest.mark.parametrize("of", ["generate", "texture", "image"])
+def test_every_recipe_is_written_as_toml(of, capsys):
+    names = list(RECIPES) if of == "generate" else ["laptop", "paper"] if of == "texture" else ["ddim", "SDI", "vsd"]
+    for name in names:
+        assert cli.run(["recipes", name, "--of", of]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(f"# distill3d {of} --config FILE reads this.") and tomllib.loads(out)["recipe"]
+    assert cli.run(["recipes", "soup", "--of", of]) == 2
+    assert "unknown recipe 'soup'; allowed: " in capsys.readouterr().err
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    command = f"{sys.executable} -m distill3d recipes --all | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=os.environ)
+    assert (done.returncode, done.stderr) == (0, "") and "laptop" in done.stdout

@@ -111,11 +111,7 @@ def open_folder(out: Path, protocol: Protocol) -> None:
         ValueError: where it cannot be written, holds something else, or holds a bench of another version or of other
             conditions; its content stays as it is.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        content = [path.name for path in out.iterdir() if not path.name.startswith(".")]
-    except OSError as error:
-        raise ValueError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from error
+    begun = check_folder(out)
     wanted: dict[str, Any] = {
         "format": FORMAT,
         "version": distill3d.__version__,
@@ -123,12 +119,26 @@ def open_folder(out: Path, protocol: Protocol) -> None:
         "variants": {variant.name: to_plain(variant) for variant in protocol.variants},
     }
     wanted = json.loads(json.dumps(wanted))  # what will be read back: lists instead of tuples
-    if "bench.json" in content:
+    if begun:
         wanted["variants"] = _compatible(out, wanted)
-    elif content:
-        raise ValueError(f"{out} is not empty and is not a bench folder: choose another folder with --out")
     with replacing(out / "bench.json") as draft:
         draft.write_text(json.dumps(wanted, indent=2))
+
+
+def check_folder(out: Path) -> bool:
+    """Whether `out` holds a bench; it is made if needed.
+
+    Raises:
+        ValueError: where it cannot be written or holds something else.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        content = [path.name for path in out.iterdir() if not path.name.startswith(".")]
+    except OSError as error:
+        raise ValueError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from error
+    if content and "bench.json" not in content:
+        raise ValueError(f"{out} is not empty and is not a bench folder: choose another folder with --out")
+    return bool(content)
 
 
 def _compatible(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from distill3d.bench import tables
 from distill3d.bench.cells import Outcome, make_cell, read_outcome
 from distill3d.bench.judging import Judges, Scored, diversities, score
-from distill3d.bench.protocol import Protocol, Task, locked, open_folder
+from distill3d.bench.protocol import Protocol, Task, check_folder, locked, open_folder
 from distill3d.bench.report import write_report
 from distill3d.distill.loop import ObjectRun, Progress
 from distill3d.distill.supervision import prompts_for, run_texts
@@ -56,6 +56,7 @@ def run_bench(
             something else.
     """
     _check_and_embed(protocol, prior)
+    check_folder(out)  # before there is a lock file in it
     with locked(out):
         open_folder(out, protocol)
         (out / "cells").mkdir(exist_ok=True)

@@ -2,147 +2,203 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import tyro
+from tyro.conf import arg
 
-from distill3d.cli.shared import Device, Dtype, precision
-from distill3d.distill.recipes import PRIORS, RECIPES, Recipe
-from distill3d.priors.options import PriorOptions
+from distill3d.cli.objects import base_recipe, plain_method
+from distill3d.cli.settings import layered, nested, read_file
+from distill3d.cli.shared import (
+    Flag,
+    Folder,
+    Int,
+    Listed,
+    Model,
+    Name,
+    Settings,
+    Text,
+    command_line,
+    duration,
+    integers,
+    method_key,
+    split,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    from distill3d.bench.cells import Outcome
+    from distill3d.bench.protocol import Protocol, Task
     from distill3d.bench.run import Listeners
+    from distill3d.distill.loop import Progress
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What is compared."""
+
+    methods: Annotated[tuple[str, ...], arg(metavar="NAMES")] = ("sdi", "sds")
+    """Methods, separated by commas or spaces, as for generate."""
+    prompts: Annotated[Listed, arg(metavar="PROMPTS")] = ()
+    """Prompts in quotes, a text file with one per line, or a list: toybox (24 toys) or 43 (some of DreamFusion's)."""
+    seeds: Annotated[tuple[str, ...], arg(metavar="SEEDS")] = ("0",)
+    """Seeds, separated by commas or spaces."""
+    negative: Text = None
+    """What the objects should not be (the negative prompt)."""
+    force: Flag = False
+    """Run even if the bundled prior does not know what a prompt names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How well, and how long."""
+
+    recipe: Name = None
+    """Settings that all methods share: laptop (default), paper or splats; see distill3d recipes."""
+    steps: Int = None
+    """Optimization steps; default: the recipe's."""
+    budget: Annotated[str, arg(metavar="BUDGET")] = "steps"
+    """What is equal: steps, nfe (network evaluations, as many as the first method takes), or a number of these."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """How the objects are judged."""
+
+    views: Int = None
+    """Rendered views of each object; default: 50 (paper without --full: 24)."""
+    view_size: Int = None
+    """Pixels per side of these views; default: the prior's image size, at most 256."""
+    metrics: Annotated[Listed, arg(metavar="NAMES")] = ()
+    """Metrics separated by commas or spaces, or all that can be measured; default: the most important ones."""
+    evaluator: Name = None
+    """Folder of a CLIP model; default: the bundled evaluator for the bundled prior, else none."""
+    reference: Folder = None
+    """Folder of reference images for sharpness and distances; default: true renders for the bundled prior."""
+
+    @property
+    def names(self) -> str | None:
+        """The metrics separated by commas; None if none are given."""
+        return ",".join(split(self.metrics, "--metrics")) if self.metrics else None
+
+
+@dataclass(frozen=True)
 class Bench:
-    """Compare methods: the same prompts, seeds, scene, cameras and budget for all.
+    """Compare methods on objects: the same prompts, seeds, scene, cameras and budget for all.
 
     Writes a folder for each object, tables (Markdown, CSV, LaTeX) and report.html. It can be stopped at any time; the
-    same command goes on where it was. Methods, prompts and seeds may be added later.
+    same command continues. Methods, prompts and seeds can be added later.
     """
 
-    methods: str = "sdi,sds"
-    """Objectives with commas between: sdi, sds, sjc, nfsd, csd, hifa, ism, mvdream, sds_bridge, vsd, esd."""
-    prompts: str | None = None
-    """A text file with one prompt a line; 43 (a draw of DreamFusion's), toybox (24 toys); default: toybox for the
-    bundled prior, else 43."""
-    seeds: str = "0"
-    """Seeds with commas between."""
-    views: int = 50
-    """Pictures around each object that are judged."""
-    budget: str = "steps"
-    """What is equal: steps (the recipe's), nfe (network evaluations of the first method), or a number of these."""
-    metrics: str | None = None
-    """Metrics with commas between, or all that can be measured; default: the most telling of these."""
-    prior: str | None = None
-    """The frozen 2D model, as for generate; default: the recipe's."""
-    device: Device = "cpu"
-    """Where to compute."""
-    dtype: Dtype = "auto"
-    """Precision of the prior's network; auto is bfloat16 where the device computes it in hardware, else float32."""
+    compared: Annotated[Compared, arg(name="comparison")] = field(default_factory=Compared)
+    quality: Budget = field(default_factory=Budget)
+    judging: Judging = field(default_factory=Judging)
+    model: Model = field(default_factory=Model)
     out: Path = Path("bench")
     """Folder for everything."""
-    negative: str = ""
-    """What the objects should not be (the unconditional text)."""
-    evaluator: Path | None = None
-    """Folder of a CLIP model that judges; default: the toybox's own for the bundled prior, else none."""
-    reference: Path | None = None
-    """Folder of pictures that sharpness and distances refer to; default: true renders for the bundled prior."""
-    picture_side: int | None = None
-    """Pixels a side of the pictures that are judged; default: as the prior's, at most 256."""
-    force: bool = False
-    """Run even if the bundled prior knows nothing named in a prompt."""
-    prior_options: Annotated[PriorOptions, tyro.conf.arg(name="")] = field(default_factory=PriorOptions)
-    recipe: str = "laptop"
-    """Named settings to start from."""
-    settings: Annotated[
-        tyro.conf.AvoidSubcommands[Recipe], tyro.conf.arg(name="recipe", help="single settings of the recipe")
-    ] = field(default_factory=lambda: RECIPES["laptop"])
+    other: Settings = field(default_factory=Settings)
+
+    def protocol(self) -> Protocol:
+        """What is compared, for a prior of 64 pixels. --set sdi.scale=5 changes a setting of one method.
+
+        Raises:
+            ValueError: for anything wrong with it.
+        """
+        from distill3d.bench.protocol import Protocol, Variant
+        from distill3d.distill.recipes import PRIORS, RECIPES
+        from distill3d.runs.config import PriorConfig, from_plain, to_plain
+        from distill3d.runs.objects import Config
+
+        file = read_file(self.other.config)
+        base = base_recipe(self.quality.recipe, file, RECIPES)
+        plain = layered(to_plain(Config("", recipe=RECIPES[base], prior=PRIORS[base])), file)
+        own = plain["recipe"].pop("objective")
+        names = [method_key(name) for name in split(self.compared.methods, "--methods")]
+        methods = [(name, plain_method(name, base)) for name in names]
+        plain["objectives"] = {name: own if own["kind"] == m["kind"] else m for name, m in methods}
+        flags = {"negative": self.compared.negative, "recipe.steps": self.quality.steps, **self.model.changes()}
+        plain = layered(plain, nested(flags), assignments=self.other.set)
+        objectives, recipe = plain.pop("objectives"), plain.pop("recipe")
+        configs = {
+            name: from_plain(Config, {**plain, "recipe": {**recipe, "objective": objective}})
+            for name, objective in objectives.items()
+        }
+        shared = next(iter(configs.values()))
+        return Protocol(
+            tuple(Variant(name, configs[name].recipe) for name in names),
+            prompts_from(self.compared.prompts, shared.prior),
+            integers(self.compared.seeds, "--seeds"),
+            views=50 if self.judging.views is None else self.judging.views,
+            size=self.judging.view_size or 64,
+            **{name: getattr(shared, name) for name in PriorConfig.__dataclass_fields__},
+        )
+
+    def run(self) -> int:
+        """Makes what is missing, prints the table and where the files are; returns the exit status."""
+        from distill3d.bench.budget import with_budget
+        from distill3d.bench.judging import check_names, choose_metrics, find_judges
+        from distill3d.bench.run import run_bench
+        from distill3d.bench.tables import markdown
+        from distill3d.priors.loading import load_prior
+        from distill3d.runs.objects import check_prompt
+
+        judging, protocol = self.judging, self.protocol()
+        if judging.names not in (None, "all"):
+            check_names(judging.names.split(","))
+        for prompt in protocol.prompts:
+            check_prompt(prompt, protocol.prior, self.compared.force)
+        prior = load_prior(protocol.prior, protocol.device, protocol.dtype, protocol.prior_options)
+        variants = with_budget(protocol.variants, self.quality.budget, prior)
+        size = judging.view_size or min(prior.image_size, 256)
+        protocol = replace(protocol, variants=variants, size=size)
+        judges = find_judges(protocol, judging.evaluator, judging.reference)
+        chosen, typed = choose_metrics(judging.names, protocol, judges), command_line(["distill3d", "bench"], self)
+        with bench_bars(protocol) as listeners:
+            found = run_bench(self.out, protocol, prior, judges, chosen, typed, listeners)
+        print(markdown(found.table))
+        print(f"{found.report}\n{self.out / 'table.md'}, table.tex, table.csv, cells.csv")
+        return 0
 
 
-def run_bench_command(command: Bench) -> int:
-    """Runs the comparison, prints the table and says where the files lie."""
-    from distill3d.bench.budget import with_budget
-    from distill3d.bench.judging import check_names, choose_metrics, find_judges
-    from distill3d.bench.prompts import prompt_list
-    from distill3d.bench.protocol import Protocol, Variant
-    from distill3d.bench.run import run_bench
-    from distill3d.bench.tables import markdown
-    from distill3d.priors.loading import load_prior
-    from distill3d.runs.objects import check_prompt
+def prompts_from(words: Sequence[str], prior: str) -> tuple[str, ...]:
+    """The prompts of --prompts: names of lists, files, and prompts as they are; each once, in order.
 
-    name = command.prior or PRIORS[command.recipe]
-    variants = tuple(Variant(method, method, command.settings) for method in words(command.methods, "--methods"))
-    if command.metrics not in (None, "all"):
-        check_names(words(command.metrics, "--metrics"))
-    protocol = Protocol(
-        variants, prompt_list(command.prompts or ("toybox" if name == "toybox" else "43")),
-        numbers(command.seeds), prior=name, negative=command.negative, views=command.views,
-        size=command.picture_side or 64, device=command.device, dtype=precision(command.dtype, command.device),
-        prior_options=command.prior_options,
-    )  # fmt: skip
-    for prompt in protocol.prompts:
-        check_prompt(prompt, name, command.force)
-    prior = load_prior(name, protocol.device, _dtype(protocol.dtype), protocol.prior_options)
-    protocol = _replace(
-        protocol, variants=with_budget(variants, command.budget, prior),
-        size=command.picture_side or min(prior.image_size, 256),
-    )  # fmt: skip
-    judges = find_judges(protocol, command.evaluator, command.reference)
-    chosen = choose_metrics(command.metrics, protocol, judges)
-    with told(protocol) as listeners:
-        found = run_bench(command.out, protocol, prior, judges, chosen, _typed(), listeners)
-    print(markdown(found.table))
-    print(f"{found.report}\n{command.out / 'table.md'}, table.tex, table.csv, cells.csv")
-    return 0
+    Without words the list for this prior. Raises ValueError for a file that is missing or holds no prompt.
+    """
+    from distill3d.bench.prompts import LISTS, prompt_list
 
-
-def words(text: str, flag: str) -> tuple[str, ...]:
-    """The words of a list with commas; ValueError for an empty one."""
-    found = tuple(word.strip() for word in text.split(","))
-    if not all(found):
-        raise ValueError(f"{flag} is a list of names with commas between, got {text!r}")
-    return found
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """Whole numbers with commas between; ValueError for anything else."""
-    try:
-        return tuple(int(word) for word in text.split(","))
-    except ValueError:
-        raise ValueError(f"--seeds is a list of whole numbers with commas between, such as 0,1; got {text!r}") from None
+    prompts: list[str] = []
+    for word in words or ("toybox" if prior == "toybox" else "43",):
+        name = word.removeprefix("@")
+        listed = word in LISTS or name != word or Path(word).suffix == ".txt" or Path(word).is_file()
+        prompts += prompt_list(name) if listed else [word]
+    return tuple(dict.fromkeys(prompts))
 
 
 @contextmanager
-def told(protocol: Any) -> Iterator[Listeners]:
-    """Shows how far a bench is on stderr: a line for each finished cell, and a bar."""
+def bench_bars(protocol: Protocol) -> Iterator[Listeners]:
+    """Shows the progress of a bench on stderr: a line for each finished object, and two bars."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
 
     from distill3d.bench.run import Listeners
 
-    total = len(protocol.tasks())
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    objects = bar.add_task("objects", total=total)
+    bar = Bar(*columns, console=Console(stderr=True), transient=True)
+    objects = bar.add_task("objects", total=len(protocol.tasks()))
     steps = bar.add_task("steps")
 
-    def on_step(task: Any, progress: Any) -> None:
+    def on_step(task: Task, progress: Progress) -> None:
         bar.start()
         bar.update(steps, completed=progress.step + 1, total=task.variant.recipe.steps, description=task.variant.name)
 
-    def on_cell(task: Any, outcome: Any, made: bool) -> None:
+    def on_cell(task: Task, outcome: Outcome, made: bool) -> None:
         bar.advance(objects)
         if made:
-            end = f"no object: {outcome.failure}" if outcome.failure else f"{outcome.seconds:.0f} s"
+            end = f"no object: {outcome.failure}" if outcome.failure else duration(outcome.seconds)
             bar.console.print(f"{task.prompt} | {task.variant.name} | seed {task.seed} | {end}", markup=False)
 
     try:
@@ -150,20 +206,3 @@ def told(protocol: Any) -> Iterator[Listeners]:
     finally:
         if bar.live.is_started:
             bar.stop()
-
-
-def _typed() -> str:
-    """The command line as it was typed, for the report."""
-    return shlex.join(["distill3d", *sys.argv[1:]]) if sys.argv[1:2] == ["bench"] else ""
-
-
-def _dtype(name: str) -> Any:
-    import torch
-
-    return getattr(torch, name)
-
-
-def _replace(protocol: Any, **changes: Any) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(protocol, **changes)

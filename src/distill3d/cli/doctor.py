@@ -1,32 +1,158 @@
-"""The command about this machine: doctor."""
+"""The command that shows what is installed, which devices there are, and how fast a prior runs on this machine."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated
+import importlib.metadata
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-import tyro
+from distill3d.cli.settings import nested
+from distill3d.cli.shared import Model
 
-from distill3d.cli.shared import Device, Dtype, precision
-from distill3d.priors.options import PriorOptions
+if TYPE_CHECKING:
+    import torch
+
+    from distill3d.priors.base import FrozenPrior
+    from distill3d.runs.config import PriorConfig
+    from distill3d.types import Condition
+
+BATCH = 4  # network rows in one timed call
 
 
-@dataclass
+@dataclass(frozen=True)
 class Doctor:
-    """Show what is installed, which device and which priors there are, and how fast a prior runs here."""
+    """Show what is installed, which devices and priors there are, and how fast a prior runs here.
 
-    prior: str | None = "toybox"
-    """A prior to load and time; None for none."""
-    device: Device = "cpu"
-    """Where to time it."""
-    dtype: Dtype = "auto"
-    """Precision of the prior's network; auto is bfloat16 where the device computes it in hardware, else float32."""
-    prior_options: Annotated[PriorOptions, tyro.conf.arg(name="")] = field(default_factory=PriorOptions)
+    --prior none skips the last part.
+    """
+
+    model: Model = field(default_factory=Model)
+
+    def run(self) -> int:
+        """Prints all findings; returns the exit status."""
+        from distill3d.runs.config import PriorConfig, from_plain
+
+        config = from_plain(PriorConfig, nested(self.model.changes()))
+        for part in (_packages(), _devices(), _priors(), _timed(config) if config.prior.lower() != "none" else ()):
+            for line in part:
+                print(line, flush=True)
+        return 0
 
 
-def run_doctor(command: Doctor) -> int:
-    from distill3d.cli.report import report
+def _packages() -> Iterator[str]:
+    """What the package requires and what its extras add, each with the version that is installed."""
+    import distill3d
 
-    for line in report(command.prior, command.device, precision(command.dtype, command.device), command.prior_options):
-        print(line, flush=True)
-    return 0
+    yield f"distill3d {distill3d.__version__}, Python {platform.python_version()}, {platform.platform()}"
+    for requirement in importlib.metadata.requires("distill3d") or ():
+        name = re.match(r"[\w.-]+", requirement)
+        extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
+        if name is None or (extra and extra[1] == "dev"):
+            continue
+        missing = f"not installed (optional: pip install distill3d[{extra[1]}])" if extra else "MISSING"
+        yield f"  {name[0]:<20} {_version(name[0]) or missing}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _devices() -> Iterator[str]:
+    import torch
+
+    yield "devices:"
+    yield f"  cpu: {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        yield f"  cuda:{i}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    if torch.backends.mps.is_available():
+        yield "  mps"
+
+
+def _priors() -> Iterator[str]:
+    from distill3d.priors.components import hub
+
+    yield "priors:"
+    for name in hub.BUNDLED:
+        yield f"  {name:<14} bundled"
+    for name, hub_id in hub.SHORT_NAMES.items():
+        yield f"  {name:<14} {hub_id} ({_state(name)})"
+
+
+def _state(name: str) -> str:
+    from distill3d.priors.components import hub
+    from distill3d.priors.families import check_folder
+
+    folder = hub.cached(name)
+    if folder is None:
+        return "not downloaded"
+    try:
+        check_folder(folder)
+    except (ValueError, ImportError):  # an interrupted download, or the configuration alone, for a single file
+        return "partly in the local cache"
+    return "in the local cache"
+
+
+def _timed(config: PriorConfig) -> Iterator[str]:
+    """Parameters and memory of each part of a prior, and its speed."""
+    import torch
+
+    from distill3d.priors.loading import load_prior
+
+    began = time.monotonic()
+    prior = load_prior(config.prior, config.device, config.dtype, config.prior_options)
+    condition = prior.embed([""] * BATCH)
+    prior.text_cache.encoders()  # embeddings in the cache would hide its size
+    seconds = time.monotonic() - began
+    yield f"prior {config.prior}: loaded in {seconds:.1f} s, image size {prior.image_size}, x {prior.sample_shape}"
+    for part, module in prior.modules().items():
+        parameters = list(module.parameters())
+        count = sum(p.numel() for p in parameters) / 1e6
+        size = sum(p.numel() * p.element_size() for p in parameters) / 2**20
+        precision = str(parameters[0].dtype).removeprefix("torch.")
+        yield f"  {part:<14} {count:8.1f} M parameters {size:8.1f} MiB {precision}"
+    with torch.no_grad():
+        yield from _speed(prior, condition)
+
+
+def _speed(prior: FrozenPrior, condition: Condition) -> Iterator[str]:
+    """Network evaluations and encoded images per second."""
+    import torch
+
+    x = torch.zeros(BATCH, *prior.sample_shape, device=prior.device)
+    t = torch.full((BATCH,), 0.5, device=prior.device)
+    images = torch.full((1, 3, prior.image_size, prior.image_size), 0.5, device=prior.device)
+    if prior.control is not None:
+        condition = replace(condition, control=images.expand(BATCH, -1, -1, -1))
+    rate = _per_second(lambda: prior.predict(x, t, condition), prior.device)
+    yield f"  network: {BATCH * rate:.3g} NFE per second, in batches of {BATCH}"
+    rate = _per_second(lambda: prior.encode(images), prior.device)
+    yield f"  encoder: {rate:.3g} images per second, without gradient"
+
+
+def _per_second(call: Callable[[], object], device: torch.device) -> float:
+    call()  # the first one also compiles and allocates
+    _wait(device)
+    began, calls = time.monotonic(), 0
+    while calls == 0 or time.monotonic() - began < 0.5:
+        call()
+        _wait(device)
+        calls += 1
+    return calls / (time.monotonic() - began)
+
+
+def _wait(device: torch.device) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

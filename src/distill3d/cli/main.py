@@ -1,138 +1,124 @@
-"""The command line: `distill3d generate "a red mushroom"` and its companions.
+"""The command line: `distill3d generate "a red mushroom"` and the other commands.
 
-Exit status: 0 done, 2 a mistake of the user's (one clear line), 1 a mistake of ours, 130 after Ctrl-C (the state is
-saved and the artifacts of what is there are written).
+Exit status: 0 done; 2 something wrong with what was asked for, in one line; 3 the run diverged; 1 an error of
+distill3d itself, with a traceback; 130 after Ctrl-C, with the state saved and the artifacts written.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
+import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NoReturn
+from collections.abc import Sequence
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, Protocol
 
 import tyro
 
-from distill3d.cli.bench import Bench, run_bench_command
-from distill3d.cli.doctor import Doctor, run_doctor
-from distill3d.cli.images import Compare, Image, run_compare, run_image
-from distill3d.cli.meshes import Refine, Texture, run_refine, run_texture
-from distill3d.cli.mistakes import one_line
-from distill3d.cli.objects import (
-    Export,
-    Generate,
-    Render,
-    Resume,
-    run_export,
-    run_generate,
-    run_render,
-    run_resume,
-)
-from distill3d.cli.paper import Paper, run_paper
-from distill3d.cli.recipes import Recipes, run_recipes
-from distill3d.distill.mesh_recipes import TEXTURE_RECIPES
-from distill3d.distill.recipes import METHODS, RECIPES
+from distill3d.cli.bench import Bench
+from distill3d.cli.doctor import Doctor
+from distill3d.cli.images import Compare, Image
+from distill3d.cli.meshes import Refine, Texture
+from distill3d.cli.objects import Export, Generate, Render, Resume
+from distill3d.cli.paper import Paper
+from distill3d.cli.recipes import Recipes
 
-Command = Generate | Texture | Refine | Resume | Export | Render | Image | Compare | Bench | Paper | Recipes | Doctor
-HANDLERS: dict[type, Callable[[Any], int]] = {
-    Generate: run_generate,
-    Texture: run_texture,
-    Refine: run_refine,
-    Resume: run_resume,
-    Export: run_export,
-    Render: run_render,
-    Image: run_image,
-    Compare: run_compare,
-    Bench: run_bench_command,
-    Paper: run_paper,
-    Recipes: run_recipes,
-    Doctor: run_doctor,
+DESCRIPTION = """Text to 3D by score distillation from a frozen 2D diffusion model.
+
+distill3d generate "a red mushroom" makes an object; distill3d COMMAND --help shows the flags of a command;
+distill3d --version shows the version."""
+COMMANDS: dict[str, type[Command]] = {
+    command.__name__.lower(): command
+    for command in (
+        *(Generate, Texture, Refine, Resume, Export, Render),
+        *(Image, Compare, Bench, Paper, Recipes, Doctor),
+    )
 }
-COMMANDS: dict[str, type] = {kind.__name__.lower(): kind for kind in HANDLERS}
+
+
+class Command(Protocol):
+    """The flags of a command, and what it does."""
+
+    def run(self) -> int:
+        """Does it; returns the exit status."""
+        ...
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `distill3d`; ends the process with its exit status."""
-    sys.exit(run(sys.argv[1:] if argv is None else list(argv)))
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
-def run(argv: list[str]) -> int:
+def run(argv: Sequence[str]) -> int:
     """Runs a command line and returns its exit status."""
+    if list(argv) == ["--version"]:
+        from distill3d import __version__
+
+        print(f"distill3d {__version__}")
+        return 0
     try:
         command = parse(argv)
     except SystemExit as stop:
+        if stop.code and any(word.split("=")[0] == "--prompt" for word in argv):
+            _say(f'the prompt needs no flag: distill3d {argv[0]} "a red mushroom"')
         return int(stop.code or 0)
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    # Warnings of other libraries are about their own upkeep; ours are meant for the user.
-    warnings.filterwarnings("ignore")
-    warnings.filterwarnings("always", module=r"distill3d\.")
+    _show_warnings()
     try:
-        return HANDLERS[type(command)](command)
-    except (ValueError, ImportError) as error:
-        print(f"distill3d: {error}", file=sys.stderr)
-        return 2
-    except (RuntimeError, MemoryError) as error:
-        from distill3d.priors.components.folder import MEMORY_ADVICE, is_out_of_memory
-
-        if not is_out_of_memory(error):
-            raise
-        print(f"distill3d: out of memory: {MEMORY_ADVICE}", file=sys.stderr)
-        return 2
+        return command.run()
     except KeyboardInterrupt:
-        print("distill3d: interrupted", file=sys.stderr)
+        _say("interrupted")
         return 130
+    except BrokenPipeError:  # the reader of a pipe, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, ImportError) as error:
+        if isinstance(error, ImportError) and (error.name or "").startswith("distill3d"):
+            raise  # not an optional package that is missing
+        _say(str(error))
+        return 2
+    except (RuntimeError, MemoryError, ArithmeticError) as error:
+        return _explain(error)
 
 
-def parse(argv: list[str]) -> Command:
-    """The command that a command line means.
+def parse(argv: Sequence[str]) -> Command:
+    """The command that a command line describes.
 
     Raises:
-        SystemExit: with status 0 after --help, with 2 and one line on stderr for anything wrong.
+        SystemExit: with status 0 after --help, with 2 and tyro's message on stderr for anything wrong.
     """
-    recipe = _value_of(argv, "--recipe", "laptop")
-    if recipe not in RECIPES:
-        _fail(f"unknown recipe {recipe!r}; allowed: {', '.join(RECIPES)}")
-    default = Generate(prompt=tyro.MISSING, settings=RECIPES[recipe], recipe=recipe)
-    painted = TEXTURE_RECIPES.get(recipe, TEXTURE_RECIPES["laptop"])
-    texture = Texture(mesh=tyro.MISSING, prompt=tyro.MISSING, settings=painted, recipe=recipe)
-    bench = Bench(settings=RECIPES[recipe], recipe=recipe)
-    defaults: dict[type, Any] = {Generate: default, Texture: texture, Bench: bench}
-    commands = {
-        name: tyro.conf.subcommand(name, default=defaults[kind]) if kind in defaults else tyro.conf.subcommand(name)
+    commands: list[Any] = [
+        Annotated[kind, tyro.conf.subcommand(name, description=(kind.__doc__ or "").partition("\n")[0])]
         for name, kind in COMMANDS.items()
-    }
-    union: Any = None
-    for name, kind in COMMANDS.items():
-        annotated = Annotated[kind, commands[name]]
-        union = annotated if union is None else union | annotated
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            command = tyro.cli(union, args=argv, prog="distill3d", description=__doc__)
-    except SystemExit as stop:
-        if stop.code:
-            _fail(one_line(errors.getvalue(), argv[0] if argv and argv[0] in COMMANDS else ""))
-        raise
-    except ValueError as error:  # a value of the right type that a recipe refuses
-        _fail(str(error))
-    if isinstance(command, Texture) and recipe not in TEXTURE_RECIPES:
-        _fail(f"no mesh is painted by the recipe {recipe!r}; allowed: {', '.join(TEXTURE_RECIPES)}")
-    if isinstance(command, Generate | Texture) and command.method not in METHODS:
-        _fail(f"unknown method {command.method!r}; allowed: {', '.join(METHODS)}")
-    return command
+    ]
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    return tyro.cli(reduce(or_, commands), prog="distill3d", description=DESCRIPTION, args=argv, config=config)
 
 
-def _value_of(argv: list[str], flag: str, default: str) -> str:
-    for i, word in enumerate(argv):
-        if word == flag and i + 1 < len(argv):
-            return argv[i + 1]
-        if word.startswith(flag + "="):
-            return word.split("=", 1)[1]
-    return default
+def _explain(error: Exception) -> int:
+    """One line for a run that diverged or ran out of memory; other errors are raised again."""
+    from distill3d.priors.components.folder import MEMORY_ADVICE, is_out_of_memory
+    from distill3d.runs.folder import Diverged
+
+    if isinstance(error, Diverged):
+        _say(f"the run diverged: {error}; try a lower --learning-rate")
+        return 3
+    if isinstance(error, RuntimeError | MemoryError) and is_out_of_memory(error):
+        _say(f"out of memory: {MEMORY_ADVICE}")
+        return 2
+    raise error
 
 
-def _fail(message: str) -> NoReturn:
+def _say(message: str) -> None:
     print(f"distill3d: {message}", file=sys.stderr)
-    raise SystemExit(2)
+
+
+def _show_warnings() -> None:
+    """Warnings of the package in one line each; those of other libraries are about their own upkeep."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"warning: {message}", file=sys.stderr)
+
+    warnings.showwarning = show
+    warnings.filterwarnings("ignore")
+    warnings.filterwarnings("always", module=r"distill3d\.")

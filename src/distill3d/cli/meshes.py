@@ -1,122 +1,119 @@
-"""Commands about meshes: texture paints one that is brought, refine goes on with a run's own."""
+"""Commands about meshes: texture colors one of yours, refine continues with that of a run."""
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
+from tyro.conf import Positional, arg
 
-from distill3d.cli.objects import _filled, _report
-from distill3d.cli.shared import Machine, Run, ViewTexts, progress_bar
-from distill3d.distill.mesh_recipes import TEXTURE_RECIPES, refinement
-from distill3d.distill.recipes import PRIORS, Recipe
-from distill3d.scenes.gaussians import GaussianOptions
-from distill3d.scenes.mesh import MeshOptions
+from distill3d.cli.objects import Output, Quality, object_bar, object_config, report
+from distill3d.cli.shared import MESHES, Dtype, Flag, Folder, Model, Name, Prompt, Run, Settings, Texts, run_folder
+
+if TYPE_CHECKING:
+    from distill3d.runs.objects import Config
 
 
-@dataclass
-class Texture(ViewTexts, Run):
-    """Paint a mesh from a sentence; its geometry stays as it is.
+@dataclass(frozen=True)
+class Texture:
+    """Texture a mesh from a prompt; its shape stays as it is.
 
     Writes a run folder with mesh.glb, turntable.mp4, preview.png, config.json and metrics.jsonl. The mesh's own UV map
-    is kept where it can hold a texture (inside the picture, no overlaps), else a new one is made.
+    is kept if it can hold a texture (inside the image, without overlaps); otherwise a new one is made.
     """
 
-    mesh: tyro.conf.Positional[Path]
+    mesh: Annotated[Positional[Path], arg(metavar="MESH")]
     """The mesh: a .glb, .gltf, .obj or .ply file."""
-    prompt: tyro.conf.Positional[str]
-    """What it is, for instance "a red chair"."""
-    texture_size: int = 1024
-    """Texels a side of the texture."""
+    prompt: Prompt
+    """What it is, such as "a red chair"."""
     up: Literal["auto", "y", "z"] = "auto"
     """The file's upward axis; auto is y for glTF and z for OBJ and PLY."""
     turn: float = 0.0
-    """Degrees to turn the mesh (counter-clockwise from above), so that its front looks along +x (+z in glTF)."""
-    keep_colors: bool = False
-    """Begin with the colors of the file instead of gray; --sdi.start 0.6 keeps more of them."""
-    method: str = "sdi"
-    """Objective, as for generate."""
-    prior: str | None = None
-    """The frozen 2D model, as for generate; default: the recipe's."""
-    recipe: str = "laptop"
-    """Named settings to start from."""
-    settings: Annotated[
-        tyro.conf.AvoidSubcommands[Recipe], tyro.conf.arg(name="", help="single settings of the recipe")
-    ] = field(default_factory=lambda: TEXTURE_RECIPES["laptop"])
+    """Degrees to turn the mesh, counterclockwise seen from above, so that its front faces +x (+z in glTF)."""
+    keep_colors: Flag = False
+    """Start from the colors of the file; --set objective.start=0.6 keeps more of them. Default: gray."""
+    texts: Annotated[Texts, arg(name="prompt")] = field(default_factory=Texts)
+    quality: Quality = field(default_factory=Quality)
+    model: Model = field(default_factory=Model)
+    output: Output = field(default_factory=Output)
+    other: Settings = field(default_factory=Settings)
+
+    def config(self) -> Config:
+        """The configuration of the run."""
+        from distill3d.distill.recipes import TEXTURE_RECIPES
+
+        scene = {
+            "mesh": str(self.mesh),
+            "up": self.up,
+            "turn": self.turn,
+            "colors": self.keep_colors or None,
+        }
+        return object_config(self, TEXTURE_RECIPES, {f"recipe.scene.{name}": value for name, value in scene.items()})
+
+    def run(self) -> int:
+        """Makes the texture; returns the exit status."""
+        from distill3d.meshes.files import read_mesh
+        from distill3d.meshes.texture import uv_problem
+        from distill3d.runs.objects import check_prompt, generate
+
+        if not self.mesh.is_file() and Path(self.prompt).suffix.lower() in MESHES:
+            raise ValueError(f'MESH comes before PROMPT: distill3d texture {self.prompt} "{self.mesh}"')
+        self.output.check()
+        config = self.config()
+        check_prompt(self.prompt, config.prior, self.output.force)
+        if problem := uv_problem(read_mesh(self.mesh, self.up)):
+            print(f"making a UV map for {self.mesh.name}: {problem}")
+        with object_bar(config.recipe.steps, "texturing") as on_step:
+            return report(generate(config, self.output.out, force=self.output.force, on_step=on_step))
 
 
-@dataclass
-class Refine(Machine):
-    """Go on with a run's mesh: its texture and its surface follow the same prompt, and a run folder is made anew."""
+@dataclass(frozen=True)
+class Refine:
+    """Refine the texture and the surface of a run's mesh with the same prompt, in a new run folder."""
 
-    run: tyro.conf.Positional[Path]
-    """The run's folder; its mesh.glb is where this begins."""
+    folder: Run
+    """The run's folder; its mesh.glb is the start."""
     steps: int = 60
-    """Updates."""
+    """Optimization steps."""
     start: float = 0.5
-    """Time of the first step, 0 to 1: the lower, the less changes."""
+    """Time of the first step, 0 to 1; the lower, the less changes."""
     move: float = 0.03
-    """How fast the surface moves, relative to the colors; 0 leaves it alone."""
+    """Learning rate of the surface relative to that of the colors; 0 keeps the surface."""
     texture_size: int = 1024
-    """Texels a side of the texture."""
+    """Texels per side of the texture."""
     seed: int = 0
     """Seed of all randomness."""
-    out: Path | None = None
+    device: Name = None
+    """Where to compute: cpu, cuda, cuda:1, mps; default: where the run was."""
+    dtype: Dtype = None
+    """Precision of the prior's network; default: the run's."""
+    out: Folder = None
     """Folder in which the new run's folder is made; default: the one that holds the run."""
 
+    def run(self) -> int:
+        """Refines; returns the exit status."""
+        from distill3d.distill.recipes import TEXTURE_RECIPES, refinement
+        from distill3d.runs.objects import generate, read_config
+        from distill3d.scenes.mesh import MeshOptions
 
-def run_texture(command: Texture) -> int:
-    """Paints, and says where the files lie."""
-    from distill3d.meshes.files import read_mesh
-    from distill3d.meshes.texture import uv_problem
-    from distill3d.runs.objects import Config, check_prompt, generate
-
-    name = command.prior or PRIORS[command.recipe]
-    check_prompt(command.prompt, name, command.force)
-    recipe = command.settings
-    assert isinstance(recipe.scene, MeshOptions)
-    scene = dataclasses.replace(
-        recipe.scene, mesh=str(command.mesh), up=command.up, turn=command.turn, colors=command.keep_colors
-    )
-    recipe = dataclasses.replace(
-        recipe, scene=scene, export=dataclasses.replace(recipe.export, texture=command.texture_size)
-    )
-    if problem := uv_problem(read_mesh(command.mesh, command.up)):
-        print(f"a UV map is made for {command.mesh.name}: {problem}")
-    config = Config(
-        prompt=command.prompt, recipe=recipe, method=command.method, prior=name,
-        negative=command.negative, seed=command.seed, device=command.device,
-        dtype=command.precision, prior_options=command.prior_options, views=command.views,
-    )  # fmt: skip
-    with progress_bar(recipe.steps, name="painting", status=_filled) as on_step:
-        result: Any = generate(config, command.out, command.force, on_step)
-    return _report(result)
-
-
-def run_refine(command: Refine) -> int:
-    """Refines, and says where the files lie."""
-    from distill3d.runs.objects import generate, read_config
-
-    config = read_config(command.run)
-    mesh = command.run / "mesh.glb"
-    if isinstance(config.recipe.scene, GaussianOptions):
-        raise ValueError(f"{command.run} holds splats, which have no surface to refine; fields and meshes have")
-    if not mesh.is_file():
-        raise ValueError(f"{command.run} has no mesh.glb to refine; make one with: distill3d export {command.run}")
-    base = config.recipe
-    if not isinstance(base.scene, MeshOptions):
-        base = TEXTURE_RECIPES["laptop" if config.prior == "toybox" else "paper"]
-    recipe = refinement(base, command.steps, command.start, command.move)
-    assert isinstance(recipe.scene, MeshOptions)
-    scene = dataclasses.replace(recipe.scene, mesh=str(mesh), up="auto")
-    export = dataclasses.replace(recipe.export, texture=command.texture_size)
-    config = dataclasses.replace(
-        config, recipe=dataclasses.replace(recipe, scene=scene, export=export), seed=command.seed,
-        device=command.device, dtype=command.precision, init=None,
-    )  # fmt: skip
-    with progress_bar(recipe.steps, name="refining", status=_filled) as on_step:
-        result: Any = generate(config, command.out or command.run.resolve().parent, True, on_step)
-    return _report(result)
+        config, mesh = read_config(run_folder(self.folder)), self.folder / "mesh.glb"
+        if not mesh.is_file():
+            raise ValueError(f"{self.folder} has no mesh.glb to refine; write one with: distill3d export {self.folder}")
+        base = config.recipe
+        if not isinstance(base.scene, MeshOptions):
+            base = TEXTURE_RECIPES["laptop" if config.prior == "toybox" else "paper"]
+        recipe = refinement(base, self.steps, self.start, self.move)
+        assert isinstance(recipe.scene, MeshOptions)
+        scene = replace(recipe.scene, mesh=str(mesh), up="auto")
+        config = replace(
+            config,
+            recipe=replace(recipe, scene=scene, export=replace(recipe.export, texture=self.texture_size)),
+            seed=self.seed,
+            device=self.device or config.device,
+            dtype=self.dtype or config.dtype,
+            init=None,
+        )
+        with object_bar(recipe.steps, "refining") as on_step:
+            out = self.out or self.folder.resolve().parent
+            return report(generate(config, out, force=True, on_step=on_step))

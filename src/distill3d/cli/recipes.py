@@ -1,59 +1,82 @@
-"""The command that shows recipes side by side."""
+"""The command that shows recipes side by side, or writes one as a configuration file."""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from distill3d.distill.recipes import PRIORS, RECIPES
+from distill3d.cli.settings import to_toml
+from distill3d.cli.shared import Flag, OptionalName
+
+WEIGHT = {"start", "end", "begin", "finish"}  # the fields of a `WeightSchedule`
+HEADER = """# distill3d {command} --config FILE reads this. Delete what should stay as in the recipe "{name}".
+"""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Recipes:
-    """Show the recipes side by side: the settings in which they differ."""
+    """Show the recipes side by side, or write one as a configuration file.
 
-    all: bool = False
-    """Every setting, also those that all recipes share."""
+    Without NAME the settings in which the recipes differ; with it all settings as TOML, for --config:
+    distill3d recipes laptop > my.toml.
+    """
+
+    name: OptionalName = None
+    """laptop, paper or splats; for image a method such as sdi."""
+    of: Literal["generate", "texture", "image"] = "generate"
+    """The command whose recipes are shown."""
+    all: Flag = False
+    """In the table also the settings that all recipes share."""
+
+    def run(self) -> int:
+        """Prints the table or the file; returns the exit status."""
+        files = self._files()
+        if self.name is None:
+            columns = {name: dict(rows(plain)) for name, plain in files.items()}
+            print("\n".join(table(columns, self.all)))
+            return 0
+        name = self.name.lower()
+        if name not in files:
+            raise ValueError(f"unknown recipe {self.name!r}; allowed: {', '.join(files)}")
+        print(HEADER.format(command=self.of, name=name) + to_toml(files[name]), end="")
+        return 0
+
+    def _files(self) -> dict[str, dict[str, Any]]:
+        """The settings of each recipe, as a configuration file has them."""
+        from distill3d.distill.image_recipes import IMAGE_METHODS, image_recipe
+        from distill3d.distill.recipes import PRIORS, RECIPES, TEXTURE_RECIPES
+        from distill3d.runs.config import RunConfig, to_plain
+
+        if self.of == "image":
+            return {name: {"recipe": to_plain(image_recipe(name))} for name in IMAGE_METHODS}
+        recipes = RECIPES if self.of == "generate" else TEXTURE_RECIPES
+        return {
+            name: {"base": name, **to_plain(RunConfig(prior=PRIORS[name])), "recipe": to_plain(recipe)}
+            for name, recipe in recipes.items()
+        }
 
 
-def run_recipes(command: Recipes) -> int:
-    columns = {name: {"prior": PRIORS[name]} | settings(recipe) for name, recipe in RECIPES.items()}
-    for line in table(columns, command.all):
-        print(line)
-    return 0
+def rows(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(path, value) of all settings, for people: a weight that changes over the run is one of them."""
+    for name, value in plain.items():
+        path = f"{prefix}{name}".removeprefix("recipe.")
+        if isinstance(value, Mapping) and set(value) == WEIGHT:
+            start, end, begin, finish = (f"{value[name]:g}" for name in ("start", "end", "begin", "finish"))
+            yield path, start if start == end else f"{start} to {end} over {begin} to {finish}"
+        elif isinstance(value, Mapping) and value:
+            yield from rows(value, f"{prefix}{name}.")
+        elif name != "base":
+            yield path, "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def settings(value: Any, prefix: str = "") -> dict[str, str]:
-    """The fields of a dataclass and of those in it, as words, by the names of their flags: {"sdi.scale": "7.5"}."""
-    found: dict[str, str] = {}
-    for field in dataclasses.fields(value):
-        name, item = prefix + field.name.replace("_", "-"), getattr(value, field.name)
-        if field.name in ("scene", "background", "shading"):
-            found[name] = "none" if item is None else type(item).__name__
-        if hasattr(item, "begin_step"):  # a weight by step
-            found[name] = _weight(item)
-        elif dataclasses.is_dataclass(item):
-            found |= settings(item, name + ".")
-        elif name not in found:
-            found[name] = f"{item:g}" if isinstance(item, float) else str(item)
-    return found
-
-
-def table(columns: dict[str, dict[str, str]], everything: bool) -> list[str]:
-    """Lines of a table with a row for each setting; without `everything` only where columns differ.
+def table(columns: Mapping[str, Mapping[str, str]], everything: bool) -> list[str]:
+    """Lines of a table with a row for each setting; without `everything` only those in which the columns differ.
 
     A setting that a column does not have is a dash.
     """
-    names = list(dict.fromkeys(name for column in columns.values() for name in column))
-    rows = [(name, *(column.get(name, "-") for column in columns.values())) for name in names]
-    rows = [row for row in rows if everything or len(set(row[1:])) > 1]
-    rows.insert(0, ("", *columns))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _weight(weight: Any) -> str:
-    if weight.start == weight.end:
-        return f"{weight.start:g}"
-    return f"{weight.start:g} to {weight.end:g} (steps {weight.begin_step} to {weight.end_step})"
+    names = dict.fromkeys(name for column in columns.values() for name in column)
+    lines = [[name, *(column.get(name, "-") for column in columns.values())] for name in names]
+    lines = [["", *columns], *(line for line in lines if everything or len(set(line[1:])) > 1)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]

@@ -1,107 +1,224 @@
-"""What several commands share: common flags, and the progress bar."""
+"""What the commands share: groups of flags, the progress bar, and small helpers.
+
+Help must appear at once, so nothing here and in the other modules of the command line imports torch before a command
+runs. A flag that is not given is None (or empty, or False): the value then comes from the recipe or the configuration
+file, see `settings`.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import dataclasses
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
-import tyro
+from tyro.conf import Positional, UseAppendAction, arg
+from tyro.constructors import PrimitiveConstructorSpec
 
-from distill3d.priors.options import PriorOptions
-from distill3d.prompts import DIRECTIONS
+if TYPE_CHECKING:
+    from distill3d.distill.loop import Progress
 
-Device = Literal["cpu", "cuda", "mps"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-@dataclass(kw_only=True)
-class Machine:
-    """Where and how to compute."""
-
-    device: Device = "cpu"
-    """Where to compute."""
-    dtype: Dtype = "auto"
-    """Precision of the prior's network; auto is bfloat16 where the device computes it in hardware, else float32."""
-
-    @property
-    def precision(self) -> str:
-        """The name of the precision that `dtype` means on this device."""
-        return precision(self.dtype, self.device)
+RUNS = Path("runs")  # where run folders go unless --out says otherwise
+MESHES = (".glb", ".gltf", ".obj", ".ply", ".fbx", ".stl", ".usd", ".usdz")
+FILES = (*MESHES, ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".mp4")
 
 
-@dataclass(kw_only=True)
-class Run(Machine):
-    """What every command takes that makes something of a sentence in a run folder."""
-
-    seed: int = 0
-    """Seed of all randomness: same seed, same machine, same result."""
-    out: Path = Path("runs")
-    """Folder in which the run's folder is made."""
-    negative: str = ""
-    """What must not come out (the unconditional text)."""
-    force: bool = False
-    """Run even if the bundled prior knows nothing named in the prompt."""
-    prior_options: Annotated[PriorOptions, tyro.conf.arg(name="")] = field(default_factory=PriorOptions)
+def _optional(kind: Callable[[str], Any], metavar: str, choices: tuple[str, ...] | None = None) -> object:
+    """How tyro reads a flag that may be left out; its own help and errors for `kind | None` speak of "{None}|INT"."""
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: kind(words[0]),
+        is_instance=lambda value: value is None or isinstance(value, str | int | float | Path),
+        str_from_instance=lambda value: [str(value)],
+        choices=choices,
+    )
 
 
-@dataclass(kw_only=True)
-class ViewTexts:
-    """Texts for the sides of an object, in place of the prompt with its view word."""
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+NO_DEFAULT = arg(help_behavior_hint="")  # in the help; the text of the flag says what happens without it
+Int = Annotated[int | None, _optional(int, "INT"), NO_DEFAULT]
+Float = Annotated[float | None, _optional(float, "FLOAT"), NO_DEFAULT]
+Text = Annotated[str | None, _optional(str, "TEXT"), NO_DEFAULT]
+Name = Annotated[str | None, _optional(str, "NAME"), NO_DEFAULT]
+File = Annotated[Path | None, _optional(Path, "PATH"), NO_DEFAULT]
+Folder = Annotated[Path | None, _optional(Path, "FOLDER"), NO_DEFAULT]
+Dtype = Annotated[str | None, _optional(str, "{auto,float32,bfloat16,float16}", DTYPES), NO_DEFAULT]
+Control = Annotated[str | None, _optional(str, "{depth,normal}", ("depth", "normal")), NO_DEFAULT]
+Flag = Annotated[bool, NO_DEFAULT]
+Prompt = Annotated[Positional[str], arg(metavar="PROMPT")]
+OptionalName = Annotated[Positional[str | None], arg(metavar="[NAME]", help_behavior_hint="")]
+Run = Annotated[Positional[Path], arg(metavar="RUN")]
+Repeated = UseAppendAction[tuple[str, ...]]
+Listed = Annotated[tuple[str, ...], NO_DEFAULT]
+REPEATED_FLAGS = ("lora", "token", "set")  # the fields that are `Repeated`
 
-    front: str | None = None
-    """A text of its own for views from the front; default: the prompt and "front view". So for the other three."""
-    side: str | None = None
-    """A text of its own for views from the side."""
-    back: str | None = None
-    """A text of its own for views from behind."""
-    overhead: str | None = None
-    """A text of its own for views from above."""
 
-    @property
-    def views(self) -> dict[str, str]:
-        """Those that are given, by direction."""
-        return {name: text for name in DIRECTIONS if (text := getattr(self, name))}
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """What to make."""
+
+    negative: Text = None
+    """What the result should not be (the negative prompt)."""
+    front: Text = None
+    """Prompt for views from the front; default: the prompt and "front view". Likewise for the next three."""
+    side: Text = None
+    """Prompt for views from the side."""
+    back: Text = None
+    """Prompt for views from the back."""
+    overhead: Text = None
+    """Prompt for views from above."""
+    seed: Int = None
+    """Random seed; default: 0. The same seed on the same machine gives the same result."""
+
+    def changes(self) -> dict[str, object]:
+        """The settings that these flags change, by path; None changes nothing."""
+        views = {name: text for name in ("front", "side", "back", "overhead") if (text := getattr(self, name))}
+        return {"negative": self.negative, "seed": self.seed, "views": views or None}
 
 
-def precision(dtype: Dtype, device: Device) -> str:
-    """The name of the precision that a flag means; auto is what is fast on the device."""
-    from distill3d.priors.base import resolve_dtype
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Which model, and where it runs."""
 
-    return str(resolve_dtype(dtype, device)).removeprefix("torch.")
+    prior: Name = None
+    """Frozen 2D model: a name (toybox, sd15, sd21, sdxl, ...: see distill3d doctor), folder, file or hub id."""
+    device: Name = None
+    """Where to compute: cpu (default), cuda, cuda:1, mps."""
+    dtype: Dtype = None
+    """Precision of the network; auto (default) is bfloat16 where the hardware supports it, else float32."""
+    image_size: Int = None
+    """Pixels per side of the images it sees; default: the size it was trained on."""
+    vae: Name = None
+    """Another autoencoder: taesd (small and fast), a folder or a hub id."""
+    lora: Annotated[Repeated, arg(metavar="FILE[:SCALE]")] = ()
+    """LoRA weights for the prior's network."""
+    token: Annotated[Repeated, arg(metavar="FILE[:NAME]")] = ()
+    """A textual-inversion embedding; write NAME in the prompt."""
+    controlnet: Name = None
+    """A ControlNet: a folder or a hub id. It sees the map that --control names."""
+    control: Control = None
+    """The rendered map that the ControlNet sees: depth (default) or normal."""
+    offload: Flag = False
+    """Keep the network in main memory and send it to the GPU layer by layer: little memory, slow."""
+    compile: Flag = False
+    """Compile the network with torch.compile: a slow start, faster steps."""
+
+    def changes(self) -> dict[str, object]:
+        """The settings that these flags change, by path; None changes nothing."""
+        place = {"prior": self.prior, "device": self.device, "dtype": self.dtype}
+        names = [field.name for field in dataclasses.fields(self) if field.name not in place]
+        return place | {f"prior_options.{name}": _given(getattr(self, name)) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything else. Flags have priority over --config, --set over both."""
+
+    config: File = None
+    """Settings from a TOML file, such as distill3d recipes NAME writes, or from the config.json of a run."""
+    set: Annotated[Repeated, arg(metavar="PATH=VALUE")] = ()
+    """Any other setting, such as penalties.opaque.end=0; distill3d recipes NAME lists them all."""
+
+
+def _given(value: object) -> object:
+    """A flag's value as a plain one; None if it was not given."""
+    return None if value in ((), False) else list(value) if isinstance(value, tuple) else value
+
+
+def run_folder(path: Path) -> Path:
+    """The folder of a run; ValueError for a file in it, with what to type instead."""
+    if path.is_file():
+        raise ValueError(f"RUN must be the folder of a run, {path} is a file: pass {path.parent}")
+    return path
+
+
+def is_file_name(path: Path) -> bool:
+    """Whether a path names a file rather than a folder, by its suffix."""
+    return path.suffix.lower() in FILES and not path.is_dir()
+
+
+def method_key(name: str) -> str:
+    """The name of a method as the dictionaries of methods have it: "SDS-Bridge" is sds_bridge."""
+    return name.lower().replace("-", "_")
+
+
+def split(words: Sequence[str], flag: str) -> tuple[str, ...]:
+    """The names of a list, separated by spaces or commas; ValueError for an empty one."""
+    names = [name.strip() for word in words for name in word.split(",")]
+    if not names or not all(names):
+        raise ValueError(f"{flag} needs names separated by commas, got {','.join(words)!r}")
+    return tuple(names)
+
+
+def integers(words: Sequence[str], flag: str) -> tuple[int, ...]:
+    """The integers of a list, separated by spaces or commas; ValueError for anything else."""
+    try:
+        return tuple(int(name) for name in split(words, flag))
+    except ValueError:
+        raise ValueError(f"{flag} needs integers separated by commas, such as 0,1; got {','.join(words)!r}") from None
+
+
+def duration(seconds: float) -> str:
+    """A time for people, such as "42 s", "3 min 07 s" or "2 h 05 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60:02} s" if whole < 3600 else f"{whole // 3600} h {whole // 60 % 60:02} min"
+
+
+def command_line(words: Sequence[str], command: object) -> str:
+    """What to type for the same command: the flags that are not at their default, without the output folder."""
+    return shlex.join([*words, *_flags(command)])
+
+
+def _flags(command: Any) -> Iterator[str]:
+    for field in dataclasses.fields(command):
+        value, default, flag = getattr(command, field.name), field.default, f"--{field.name.replace('_', '-')}"
+        if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if field.name == "out" or value == default:
+            continue
+        if dataclasses.is_dataclass(value):
+            yield from _flags(value)
+        elif value is True:
+            yield flag
+        elif field.name in REPEATED_FLAGS:
+            yield from (word for one in value for word in (flag, one))
+        else:
+            yield from (flag, *map(str, value if isinstance(value, tuple) else (value,)))
+
+
+class Show(Protocol):
+    """Shows a finished step."""
+
+    def __call__(self, progress: Progress, status: str = "", /) -> None: ...
 
 
 @contextlib.contextmanager
-def progress_bar(
-    total: int, name: str = "distilling", status: Callable[[Any], str] = lambda progress: ""
-) -> Iterator[Callable[[Any], None]]:
-    """A progress bar: step, time left and a short status. Yields the function to call after each step."""
+def progress_bar(total: int, name: str) -> Iterator[Show]:
+    """A progress bar on stderr, which appears with the first step. Yields the function to call after each step."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
     columns = (
-        TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(), TextColumn("{task.fields[status]}"),
-    )  # fmt: skip
-    bar = Progress(*columns, console=Console(stderr=True))
-    task = bar.add_task("", total=total, status="")
+        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[elapsed]}")),
+        *(TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[status]}")),
+    )
+    bar = Bar(*columns, console=Console(stderr=True))
+    task = bar.add_task(name, total=total, status="", elapsed="")
 
-    def on_step(progress: Any) -> None:
-        bar.start()  # only now: what is refused before the first step is refused in one line
-        told = f"t {progress.t:.2f}  loss {progress.loss:.3f}  {status(progress)}"
-        bar.update(task, completed=progress.step + 1, status=told)
+    def on_step(progress: Progress, status: str = "", /) -> None:
+        bar.start()  # errors before the first step are then printed alone
+        numbers = f"t {progress.t:.2f}  loss {progress.loss:.3f}  {status}"
+        bar.update(task, completed=progress.step + 1, elapsed=duration(progress.seconds), status=numbers)
 
     try:
         yield on_step
     finally:
-        if bar.live.is_started:  # stopping ends a line even where none was begun
+        if bar.live.is_started:
             bar.stop()

@@ -87,7 +87,8 @@ def from_plain(kind: type[T], plain: object) -> T:
     try:
         return _converter().structure(plain, kind)
     except Exception as error:  # cattrs raises groups of whatever the fields raised
-        raise ValueError("; ".join(_readable(line) for line in transform_error(error, path=""))) from error
+        lines = transform_error(error, path="", format_exception=_reason)
+        raise ValueError("; ".join(map(_readable, lines))) from error
 
 
 def resolved(config: PriorConfig, prior: Prior) -> dict[str, str]:
@@ -140,6 +141,13 @@ def _of_kind(converter: Converter, plain: Any) -> Any:
     if ":" in plain["kind"]:
         return Custom(plain["kind"])
     raise ValueError(f"unknown kind {plain['kind']!r}; allowed: {', '.join(KINDS)}")
+
+
+def _reason(error: BaseException, kind: type | None) -> str:
+    """What an error of a field says: our own words where there are some, else those of cattrs."""
+    from cattrs.v import format_exception
+
+    return str(error) if isinstance(error, ValueError) else format_exception(error, kind)
 
 
 def _readable(line: str) -> str:

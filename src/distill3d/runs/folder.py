@@ -188,7 +188,8 @@ class RunFolder:
                 interrupted = True
         if consistent:
             save()
-        return Training(done, last.nfe if last else nfe, spent + time.monotonic() - began, interrupted)
+        nfe, seconds = (last.nfe, last.seconds) if last else (nfe, spent)
+        return Training(done, nfe, seconds, interrupted)
 
 
 def slug(text: str) -> str:

@@ -193,6 +193,8 @@ def prepare(
     """A run at its start; ValueError for settings that do not fit the prior."""
     if isinstance(recipe.objective, DDIM):
         conditioning = text_conditioning(prior, prompts, negative)
+        if recipe.start != "zero":
+            raise ValueError(f"DDIM starts from noise, not from an image: leave out start, got {recipe.start!r}")
         return Sampling(recipe.objective, recipe.steps, prior, conditioning, generator)
     return Distillation(recipe, prior, prompts, negative, generator)
 

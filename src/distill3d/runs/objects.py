@@ -6,6 +6,7 @@ A run folder holds `config.json` (everything to repeat the run), `metrics.jsonl`
 
 from __future__ import annotations
 
+import time
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from distill3d.export import video
 from distill3d.meshes.files import read_mesh
 from distill3d.meshes.mesh import RADIUS, place, placed
 from distill3d.objectives import Method
+from distill3d.priors.base import resolve_device
 from distill3d.priors.loading import load_prior
 from distill3d.prompts import ViewPrompts
 from distill3d.runs.checkpoint import has_checkpoint, load_module
@@ -50,8 +52,10 @@ class Result:
 
     folder: Path
     steps: int  # finished
+    nfe: int  # network evaluations
     interrupted: bool
     seconds: float  # of the loop
+    export_seconds: float  # of the preview, the video and the files
     files: tuple[Path, ...]  # what the scene was exported to; empty if there is no surface
 
     @property
@@ -144,10 +148,13 @@ def resume(
     prior: Prior | None = None,
     scene: SceneOptions | None = None,
     objective: Method | None = None,
+    device: str | None = None,
 ) -> Result:
     """Continues a run from its checkpoint and writes its artifacts again.
 
-    `prior`, `scene` and `objective` are needed where the run used your own; they cannot be read from its folder.
+    Args:
+        prior, scene, objective: needed where the run used your own; they cannot be read from its folder.
+        device: where to compute; default: the device of the run.
 
     Raises:
         ValueError: where the folder is no run or has no checkpoint.
@@ -155,6 +162,7 @@ def resume(
     config, run_folder = read_config(Path(folder), scene, objective), RunFolder(Path(folder))
     if not has_checkpoint(run_folder.checkpoint):
         raise ValueError(f"{folder} has no checkpoint to continue from")
+    config = replace(config, device=device or config.device)
     prior, second = load_priors(config, prior)
     run = ObjectRun(config.recipe, config.prompts, prior, config.seed, second)
     return _finish(run, run_folder, on_step)
@@ -171,15 +179,15 @@ def read_config(folder: Path, scene: SceneOptions | None = None, objective: Meth
     return replace(config, recipe=replace(config.recipe, scene=scene, objective=objective or config.recipe.objective))
 
 
-def load_scene(folder: str | Path, scene: SceneOptions | None = None) -> Scene:
-    """The scene of a run from its checkpoint, ready to render on the CPU; `scene` as for `resume`.
+def load_scene(folder: str | Path, scene: SceneOptions | None = None, device: str = "cpu") -> Scene:
+    """The scene of a run from its checkpoint, ready to render; `scene` as for `resume`.
 
     Raises:
-        ValueError: where the folder is no run or has no checkpoint.
+        ValueError: where the folder is no run or has no checkpoint, or the device cannot be used.
     """
-    folder = Path(folder)
+    folder, place = Path(folder), resolve_device(device)
     recipe = read_config(folder, scene).recipe
-    parts = {"scene": recipe.scene.build(None), "background": recipe.background.build(None)}
+    parts = {"scene": recipe.scene.build(place), "background": recipe.background.build(place)}
     module = torch.nn.ModuleDict({name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)})
     load_module(RunFolder(folder).checkpoint, module)
     return module["scene"].eval()  # type: ignore[return-value]
@@ -189,15 +197,14 @@ def load_scene(folder: str | Path, scene: SceneOptions | None = None) -> Scene:
 def write_artifacts(folder: Path, scene: Scene, recipe: Recipe) -> tuple[Path, ...]:
     """Writes preview.png, turntable.mp4 and what the scene exports; returns the paths of the latter, maybe none.
 
-    The scene is moved to the CPU.
+    The views are rendered where the scene is; then it is moved to the CPU.
     """
-    scene.cpu().eval()
-    turn = list(video.turntable_frames(scene, recipe.frames, TURNTABLE_SIZE, background=0.9))
+    turn = list(video.turntable_frames(scene.eval(), recipe.frames, TURNTABLE_SIZE, background=0.9))
     preview = torch.stack([turn[i * recipe.frames // 8] for i in range(8)])
     video.save_image(folder / "preview.png", video.contact_sheet(preview, columns=4))
     video.save_video(folder / "turntable.mp4", turn, fps=16)
     try:
-        return tuple(scene.export(folder, recipe.export))
+        return tuple(scene.cpu().export(folder, recipe.export))
     except ValueError as error:
         warnings.warn(f"no mesh written: {error}", stacklevel=2)
         return ()
@@ -209,6 +216,6 @@ def render_views(scene: Scene, views: int, size: int, elevation: float = 15.0) -
 
 
 def _finish(run: ObjectRun, folder: RunFolder, on_step: OnStep) -> Result:
-    training = folder.train(run, run.recipe.steps, on_step)
+    training, began = folder.train(run, run.recipe.steps, on_step), time.monotonic()
     files = write_artifacts(folder.path, run.scene, run.recipe)
-    return Result(folder.path, training.steps, training.interrupted, training.seconds, files)
+    return Result(folder.path, **vars(training), export_seconds=time.monotonic() - began, files=files)
