@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from distill3d.cameras import turntable
-from distill3d.cli.main import main as cli
+from distill3d.cli import main as cli
 from distill3d.evaluation.evaluator import ToyboxJudge
 from distill3d.evaluation.metrics import RunResult, measure
 from distill3d.export.video import contact_sheet, save_image

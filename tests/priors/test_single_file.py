@@ -130,12 +130,12 @@ def test_mistakes_are_named(fails, checkpoint, kl_folder, toys, tmp_path, monkey
     fails(checkpoint, "unknown configuration 'nowhere'", config="nowhere")
     fails(
         checkpoint,
-        "does not fit the configuration in .* pass one of its family as --config",
+        "does not fit the configuration in .* pass one of its family as --set prior_options.config=FOLDER",
         config=str(toys("sdxl").folder),
     )
     other = tmp_path / "other.safetensors"
     save_file({"something": torch.zeros(3)}, other)
-    fails(other, "is not a known text-to-image model: pass a configuration as --config")
+    fails(other, "is not a known text-to-image model: pass --set prior_options.config=FOLDER")
     fails(other, "does not fit the configuration in .*: Failed to load UNet2DConditionModel", config=str(kl_folder))
     fails(tmp_path / "none.safetensors", "there is no file .*none.safetensors")
     other.write_bytes(checkpoint.read_bytes()[:1000])

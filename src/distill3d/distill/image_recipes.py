@@ -55,9 +55,9 @@ class ImageRecipe:
         if self.rate is not None and not 0 < self.rate < float("inf"):
             raise ValueError(f"the learning rate must be a finite number above 0, got {self.rate}")
         if self.space == "pixels" and self.rate is None:
-            raise ValueError("pixels follow a gradient and cannot take the whole target: give a learning rate, --rate")
+            raise ValueError("pixels follow a gradient and need a learning rate, such as --learning-rate 0.05")
         if self.space == "pixels" and self.project:
-            raise ValueError("--project applies to latents; leave it out with --space pixels")
+            raise ValueError("only latents can be projected: with --space pixels also --set project=false")
 
 
 IMAGE_RECIPES: Mapping[str, ImageRecipe] = {

@@ -68,7 +68,7 @@ class SingleFile(ModelFolder):
                     raise
                 raise ValueError(
                     f"{file} does not fit the configuration in {self.path}: {first_line(error)}; pass one of its "
-                    "family as --config"
+                    "family as --set prior_options.config=FOLDER"
                 ) from error
         components = {name: found[name] for name in wanted if found.get(name) is not None}
         for name, component in components.items():
@@ -105,7 +105,7 @@ def _config_hub_id(path: Path) -> str:
         raise ValueError(f"weights file {path} is damaged: {first_line(error)}; download it again") from None
     hub_id = _default_hub_id(weights)
     if hub_id is None:
-        raise ValueError(f"{path} is not a known text-to-image model: pass a configuration as --config")
+        raise ValueError(f"{path} is not a known text-to-image model: pass --set prior_options.config=FOLDER")
     return hub.WITHDRAWN.get(hub_id, hub_id)
 
 
@@ -122,7 +122,7 @@ def _default_hub_id(weights: dict[str, torch.Tensor]) -> str | None:
     except (ImportError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             "the installed version of diffusers cannot tell the family of a single-file checkpoint: pass its "
-            "configuration, a folder or hub id, as --config"
+            "configuration, a folder or hub id, as --set prior_options.config=FOLDER"
         ) from error
     is_v1 = any(name.startswith("model.diffusion_model.") for name in weights)
     return hub_id if family != "v1" or is_v1 else None  # v1 is also what diffusers returns for unknown weights

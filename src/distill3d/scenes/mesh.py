@@ -52,7 +52,7 @@ class MeshOptions(SceneOptions):
     def build(self, device: torch.device | str | None = None) -> MeshScene:
         """Reads the mesh; ValueError where it cannot be read."""
         if not self.mesh:
-            raise ValueError("no mesh is given: set --scene.mesh FILE")
+            raise ValueError("no mesh is given: --set scene.mesh=FILE")
         return MeshScene(read_mesh(self.mesh, self.up), self, device)
 
     def with_own_files(self, folder: Path) -> Self:

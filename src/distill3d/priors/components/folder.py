@@ -164,7 +164,9 @@ def explain_out_of_memory(what: str) -> Iterator[None]:
         raise ValueError(f"out of memory with {what}: {MEMORY_ADVICE}") from error
 
 
-MEMORY_ADVICE = "try --dtype bfloat16, a smaller --image-size, --checkpointing, --offload, or fewer views"
+MEMORY_ADVICE = (
+    "try --dtype bfloat16, a smaller --image-size, --set prior_options.checkpointing=true, --offload, or fewer views"
+)
 
 
 def first_line(error: BaseException) -> str:
