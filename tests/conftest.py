@@ -6,6 +6,13 @@ from __future__ import annotations
 import json
 import shutil
 import string
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import shape_check
+
+shape_check.install()  # before the first import of the package
 
 import pytest
 import torch
