@@ -28,13 +28,12 @@ def dds(source: torch.Tensor, source_conditioning: d3d.Conditioning, scale: floa
     )
 
 
-def main(prior_name: str = "toybox", steps: int = 20, out: str = "runs") -> d3d.Result:
+def main(recipe: d3d.Recipe = d3d.RECIPES["laptop"], out: str = "runs") -> d3d.Result:
     """Makes a 3D object with DDS, from the mean image of the source prompt."""
-    prior = d3d.load_prior(prior_name)
-    views = d3d.RECIPES["laptop"].views
-    sources = d3d.Conditioning(prior.embed(["a green mushroom"] * views), prior.embed([""] * views))
+    prior = d3d.load_prior("toybox")
+    sources = d3d.Conditioning(prior.embed(["a green mushroom"] * recipe.views), prior.embed([""] * recipe.views))
     objective = dds(torch.zeros(1, *prior.sample_shape), sources)
-    recipe = dataclasses.replace(d3d.RECIPES["laptop"], objective=objective, steps=steps)
+    recipe = dataclasses.replace(recipe, objective=objective)
     return d3d.generate(d3d.Config("a red mushroom", recipe), out, prior=prior)
 
 

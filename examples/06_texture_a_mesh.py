@@ -10,12 +10,10 @@ import distill3d as d3d
 from distill3d.distill.recipes import TEXTURE_RECIPES
 
 
-def main(mesh: str, prompt: str, prior_name: str = "toybox", steps: int = 60, out: str = "runs") -> d3d.Result:
+def main(mesh: str, prompt: str, recipe: d3d.Recipe = TEXTURE_RECIPES["laptop"], out: str = "runs") -> d3d.Result:
     """Writes a run folder with the textured mesh.glb."""
-    recipe = TEXTURE_RECIPES["laptop"]
-    scene = dataclasses.replace(recipe.scene, mesh=mesh, texture=1024)
-    recipe = dataclasses.replace(recipe, scene=scene, steps=steps)
-    return d3d.generate(d3d.Config(prompt, recipe, prior=prior_name), out)
+    recipe = dataclasses.replace(recipe, scene=dataclasses.replace(recipe.scene, mesh=mesh))
+    return d3d.generate(d3d.Config(prompt, recipe), out)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The examples, run at toy size: each does what its first line says, and fits on a screen."""
 
+import dataclasses
 import importlib.util
 import shutil
 from pathlib import Path
@@ -7,6 +8,12 @@ from pathlib import Path
 import pytest
 import trimesh
 
+from distill3d.distill.recipes import LAPTOP, LAPTOP_TEXTURE
+from distill3d.export.options import ExportOptions
+
+SMALL = dict(
+    steps=2, views=1, frames=2, export=ExportOptions(texture=64, resolution=24, fit=0),
+)  # fmt: skip
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
@@ -35,7 +42,7 @@ def test_own_training_loop():
 
 
 def test_own_objective_and_reading_its_run(tmp_path):
-    result = load("03_own_objective").main(steps=2, out=str(tmp_path))
+    result = load("03_own_objective").main(dataclasses.replace(LAPTOP, **SMALL), str(tmp_path))
     assert result.steps == 2 and (result.folder / "turntable.mp4").is_file()
 
 
@@ -45,13 +52,14 @@ def test_own_scene():
 
 
 def test_images(tmp_path):
-    files = load("05_images").main(out=str(tmp_path))
+    files = load("05_images").main(str(tmp_path), steps=3)
     assert all(Path(file).is_file() for file in files)
 
 
 def test_texturing_a_mesh_and_reading_the_run(tmp_path, capsys):
     trimesh.creation.icosphere(subdivisions=2, radius=0.6).export(tmp_path / "ball.glb")
-    result = load("06_texture_a_mesh").main(str(tmp_path / "ball.glb"), "a red apple", steps=2, out=str(tmp_path))
+    recipe = dataclasses.replace(LAPTOP_TEXTURE, **SMALL)
+    result = load("06_texture_a_mesh").main(str(tmp_path / "ball.glb"), "a red apple", recipe, str(tmp_path))
     assert result.mesh is not None and result.mesh.name == "mesh.glb"
     moved = tmp_path / "elsewhere"
     shutil.move(result.folder, moved)

@@ -61,8 +61,7 @@ def make_cell(out: Path, protocol: Protocol, task: Task, prior: Prior, on_step: 
         KeyboardInterrupt: as it came; the state is saved, and the same call goes on from there.
     """
     folder = RunFolder(out / "work" / task.folder)
-    config = protocol.config(task)
-    config = dataclasses.replace(config, **resolved(config, prior))
+    config = resolved(protocol.config(task))
     with Meter(prior.device) as meter:
         try:
             scene = _trained(folder, config, prior, on_step).scene

@@ -88,8 +88,8 @@ def compare(
     check_prompt(config.prompt, config.prior, force)
     check_size(size)
     judge = find_judge(config.prior)
+    config = resolved(config)
     prior = load_image_prior(config)
-    config = dataclasses.replace(config, **resolved(config, prior))
     runs = {
         name: prepare(prior, [config.prompt], recipe, torch.Generator().manual_seed(config.seed), config.negative)
         for name, recipe in config.recipes.items()

@@ -16,20 +16,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from distill3d import objectives
 from distill3d.distill.image_recipes import DDIM
 from distill3d.objectives import METHODS, Method
+from distill3d.priors.base import resolve_dtype
 from distill3d.priors.options import PriorOptions
 from distill3d.scenes.background import BackgroundOptions, ConstantBackground, LearnedBackground, RandomGray
 from distill3d.scenes.gaussians import GaussianOptions
 from distill3d.scenes.hashgrid.field import HashOptions
 from distill3d.scenes.mesh import MeshOptions
 from distill3d.scenes.voxels import VoxelOptions
-from distill3d.types import Prior, SceneOptions
+from distill3d.types import SceneOptions
 
 if TYPE_CHECKING:
-    import torch
     from cattrs import Converter
 
 FORMAT = 1  # of config.json and of run folders; raised when they are written differently
 T = TypeVar("T")
+C = TypeVar("C", bound="PriorConfig")
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 KINDS: dict[str, type] = {
@@ -91,10 +92,10 @@ def from_plain(kind: type[T], plain: object) -> T:
         raise ValueError("; ".join(map(_readable, lines))) from error
 
 
-def resolved(config: PriorConfig, prior: Prior) -> dict[str, str]:
-    """The fields of a configuration that a loaded prior decides, for `dataclasses.replace`."""
-    dtype: torch.dtype | None = getattr(prior, "dtype", None)
-    return {} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}
+def resolved(config: C) -> C:
+    """The configuration with the dtype that "auto" means on its device, so that the run can be repeated elsewhere."""
+    dtype = resolve_dtype(config.dtype, config.device)
+    return dataclasses.replace(config, dtype=str(dtype).removeprefix("torch."))
 
 
 @functools.cache

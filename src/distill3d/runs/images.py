@@ -238,8 +238,8 @@ def generate_image(
     if prior is None:
         check_prompt(config.prompt, config.prior, force)
     check_size(size)
+    config = resolved(config)
     prior = load_image_prior(config, prior)
-    config = replace(config, **resolved(config, prior))
     generator = torch.Generator().manual_seed(config.seed)
     run = prepare(prior, [config.prompt], config.recipe, generator, config.negative)
     folder = RunFolder.create(out, config.prompt)

@@ -128,8 +128,8 @@ def generate(
     config = Config(config) if isinstance(config, str) else config
     if prior is None:
         check_prompt(config.prompt, config.prior, force)
+    config = resolved(config)
     prior, second = load_priors(config, prior, second)
-    config = replace(config, **resolved(config, prior))
     run = ObjectRun(config.recipe, config.prompts, prior, config.seed, second)
     if config.init is not None:
         mesh = read_mesh(config.init)

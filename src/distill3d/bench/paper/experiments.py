@@ -140,6 +140,11 @@ def guidance_scales(setting: Setting, scales: Sequence[float] = SCALES) -> tuple
     )
 
 
+def method_of(variant: Variant) -> str:
+    """The name of a variant's method."""
+    return type(variant.recipe.objective).__name__
+
+
 def scale_of(variant: Variant) -> float:
     """The guidance scale of a variant of SDI or SDS."""
     objective = variant.recipe.objective

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distill3d.bench.cells import read_outcome, read_views
-from distill3d.bench.paper.experiments import Experiment, label, scale_of
+from distill3d.bench.paper.experiments import Experiment, method_of, scale_of
 from distill3d.bench.paper.inversion import COLORS, MARKERS, figure_class
 from distill3d.bench.protocol import Protocol, Task
 from distill3d.bench.tables import Estimate, Table, heading
@@ -132,13 +132,13 @@ def _by_prompts(folder: Path, protocol: Protocol) -> Grid:
 
 def _by_scales(folder: Path, protocol: Protocol) -> Grid:
     """A row for each method and prompt (first seed), a column for each guidance scale."""
-    methods = list(dict.fromkeys(variant.method for variant in protocol.variants))
+    methods = list(dict.fromkeys(method_of(variant) for variant in protocol.variants))
     shown = [(p, m) for p in protocol.prompts[: ROWS // len(methods)] for m in methods]
     rows, columns = [], sorted({scale_of(variant) for variant in protocol.variants})
     for prompt, method in shown:
-        own = sorted((v for v in protocol.variants if v.method == method), key=scale_of)
+        own = sorted((v for v in protocol.variants if method_of(v) == method), key=scale_of)
         rows.append([looks(folder, protocol, Task(variant, prompt, protocol.seeds[0]), 2) for variant in own])
-    return rows, [f"{label(m)}: {p}" for p, m in shown], [f"scale {scale:g}" for scale in columns]
+    return rows, [f"{m}: {p}" for p, m in shown], [f"scale {scale:g}" for scale in columns]
 
 
 def _by_seeds(folder: Path, protocol: Protocol) -> Grid:
@@ -195,13 +195,13 @@ def _dots(panel: Any, table: Table, metric: Quantity) -> None:
 
 def _curve(panel: Any, protocol: Protocol, table: Table, metric: Quantity) -> None:
     """The mean over the guidance scale, a curve for each method."""
-    for i, method in enumerate(dict.fromkeys(variant.method for variant in protocol.variants)):
-        own = sorted((v for v in protocol.variants if v.method == method), key=scale_of)
+    for i, method in enumerate(dict.fromkeys(method_of(variant) for variant in protocol.variants)):
+        own = sorted((v for v in protocol.variants if method_of(v) == method), key=scale_of)
         found = [(scale_of(v), table.values[v.name, metric.name]) for v in own if (v.name, metric.name) in table.values]
         if not found:
             continue
         scales, means = [scale for scale, _ in found], [e.mean for _, e in found]
-        panel.plot(scales, means, color=COLORS[i], linestyle=("-", "--")[i % 2], linewidth=1.2, label=label(method))
+        panel.plot(scales, means, color=COLORS[i], linestyle=("-", "--")[i % 2], linewidth=1.2, label=method)
         for scale, estimate in found:
             _point(panel, scale, estimate.mean, i, yerr=_bars(estimate))
     scales = sorted({scale_of(v) for v in protocol.variants})
