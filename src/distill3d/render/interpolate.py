@@ -59,7 +59,9 @@ class _WeightedRows(torch.autograd.Function):
         return of_table, None, of_weights
 
 
-def corner_products(x: Float[Tensor, "2 n"], y: Float[Tensor, "2 n"], z: Float[Tensor, "2 n"]) -> Float[Tensor, "m 8"]:
+def corner_products(
+    x: Float[Tensor, "2 #n"], y: Float[Tensor, "2 #n"], z: Float[Tensor, "2 #n"]
+) -> Float[Tensor, "m 8"]:
     """Products over the 8 corners of cells, x fastest, of a factor for the low and the high side of each axis.
 
     With the factors (1 - u, u) these are the trilinear weights. A factor may be [2, 1].

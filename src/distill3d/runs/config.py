@@ -33,14 +33,13 @@ T = TypeVar("T")
 C = TypeVar("C", bound="PriorConfig")
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
-KINDS: dict[str, type] = {
-    kind.__name__: kind
-    for kind in (
-        *(VoxelOptions, HashOptions, GaussianOptions, MeshOptions),
-        *(RandomGray, ConstantBackground, LearnedBackground),
-        *(DDIM, objectives.RFDS, *map(type, METHODS.values())),
-    )
+# The classes that a field may hold, by the type in its annotation.
+FAMILIES: dict[object, tuple[type, ...]] = {
+    Method: (*map(type, METHODS.values()), DDIM),
+    SceneOptions: (VoxelOptions, HashOptions, GaussianOptions, MeshOptions),
+    BackgroundOptions: (RandomGray, ConstantBackground, LearnedBackground),
 }
+KINDS: dict[str, type] = {kind.__name__: kind for classes in FAMILIES.values() for kind in classes}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +105,10 @@ def _converter() -> Converter:
     for kind in (bool, int, float, str):
         converter.register_structure_hook(kind, _exactly)
     converter.register_structure_hook(float | Sequence[float], lambda v, _: tuple(v) if isinstance(v, list) else v)
-    for protocol in (Method, SceneOptions, BackgroundOptions):
-        converter.register_unstructure_hook_func(lambda kind, p=protocol: kind == p, lambda v: _tagged(converter, v))
-        converter.register_structure_hook_func(lambda kind, p=protocol: kind == p, lambda v, _: _of_kind(converter, v))
+    for family, classes in FAMILIES.items():
+        kinds = {kind.__name__: kind for kind in classes}
+        converter.register_unstructure_hook_func(family.__eq__, lambda v, k=kinds: _tagged(converter, v, k))
+        converter.register_structure_hook_func(family.__eq__, lambda v, _, k=kinds: _of_kind(converter, v, k))
     return converter
 
 
@@ -121,10 +121,10 @@ def _exactly(value: object, kind: type[T]) -> T:
     return value
 
 
-def _tagged(converter: Converter, value: object) -> Any:
+def _tagged(converter: Converter, value: object, kinds: dict[str, type]) -> Any:
     """A value with its class under "kind". Of a class that is not the library's, the settings are kept as a text."""
     kind = type(value)
-    if KINDS.get(kind.__name__) is kind:
+    if kinds.get(kind.__name__) is kind:
         return {"kind": kind.__name__, **converter.unstructure(value, kind)}
     if isinstance(value, Custom):
         return {"kind": value.kind}
@@ -133,15 +133,15 @@ def _tagged(converter: Converter, value: object) -> Any:
     return {"kind": f"{kind.__module__}:{kind.__qualname__}"} | ({"settings": repr(value)} if settings else {})
 
 
-def _of_kind(converter: Converter, plain: Any) -> Any:
+def _of_kind(converter: Converter, plain: Any, kinds: dict[str, type]) -> Any:
     if not isinstance(plain, dict) or not isinstance(plain.get("kind"), str):
-        raise ValueError(f'a table with a "kind" is needed, one of {", ".join(KINDS)}, got {plain!r}')
+        raise ValueError(f'a table with a "kind" is needed, one of {", ".join(kinds)}, got {plain!r}')
     fields = {name: value for name, value in plain.items() if name != "kind"}
-    if plain["kind"] in KINDS:
-        return converter.structure(fields, KINDS[plain["kind"]])
+    if plain["kind"] in kinds:
+        return converter.structure(fields, kinds[plain["kind"]])
     if ":" in plain["kind"]:
         return Custom(plain["kind"])
-    raise ValueError(f"unknown kind {plain['kind']!r}; allowed: {', '.join(KINDS)}")
+    raise ValueError(f"unknown kind {plain['kind']!r}; allowed: {', '.join(kinds)}")
 
 
 def _reason(error: BaseException, kind: type | None) -> str:
