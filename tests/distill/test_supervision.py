@@ -198,7 +198,7 @@ def test_mistakes_are_named(views_folder):
     four = dataclasses.replace(SMALL, cameras=dataclasses.replace(SMALL.cameras, orthogonal=True), views=4)
     for recipe, match in (
         (SMALL, "sees four views 90 degrees apart; pass --set cameras.orthogonal=true"),
-        (dataclasses.replace(four, views=6), "--views-per-step must be a multiple of it, got 6"),
+        (dataclasses.replace(four, views=6), "--views-per-step must be a multiple, got 6"),
         (dataclasses.replace(four, perp_neg=True), "does not support Perp-Neg; pass --no-perp-neg"),
         (dataclasses.replace(four, objective=VSD()), "camera"),
     ):

@@ -43,7 +43,7 @@ def for_prior(objective: Objective, prior: Prior, recipe: Recipe) -> Objective:
         raise ValueError(f"{prior.name} sees four views 90 degrees apart; pass --set cameras.orthogonal=true")
     if recipe.views % prior.views:
         raise ValueError(
-            f"{prior.name} sees {prior.views} views at once: --views-per-step must be a multiple of it, got {recipe.views}"
+            f"{prior.name} sees {prior.views} views at once: --views-per-step must be a multiple, got {recipe.views}"
         )
     return replace(objective, views=prior.views)
 

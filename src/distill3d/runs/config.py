@@ -11,6 +11,8 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import eq
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from distill3d import objectives
@@ -107,8 +109,8 @@ def _converter() -> Converter:
     converter.register_structure_hook(float | Sequence[float], lambda v, _: tuple(v) if isinstance(v, list) else v)
     for family, classes in FAMILIES.items():
         kinds = {kind.__name__: kind for kind in classes}
-        converter.register_unstructure_hook_func(family.__eq__, lambda v, k=kinds: _tagged(converter, v, k))
-        converter.register_structure_hook_func(family.__eq__, lambda v, _, k=kinds: _of_kind(converter, v, k))
+        converter.register_unstructure_hook_func(partial(eq, family), lambda v, k=kinds: _tagged(converter, v, k))
+        converter.register_structure_hook_func(partial(eq, family), lambda v, _, k=kinds: _of_kind(converter, v, k))
     return converter
 
 
