@@ -76,6 +76,29 @@ def test_samples_stay_in_their_ranges(batch):
         assert bool(((degrees >= 30 - 1e-4) & (degrees <= 50 + 1e-4)).all())
 
 
+def test_half_of_the_elevations_are_even_in_angle_and_half_on_the_sphere():
+    """DreamFusion, appendix A: P(elevation < 30 of 90) = (1/3 + sin 30) / 2."""
+    sampler = CameraSampler(elevation=(0, 90))
+    elevation = sampler.sample(20000, torch.Generator().manual_seed(0)).elevation
+    for angle in (15, 30, 60):
+        expected = (angle / 90 + math.sin(math.radians(angle))) / 2
+        assert float((elevation < angle).float().mean()) == pytest.approx(expected, abs=4 * 0.5 / 20000**0.5)
+
+
+def test_jitters_are_independent():
+    """What a pose shows of the three: where the eye is, which point it looks at, how it rolls."""
+    settings = {"elevation": (0, 0), "distance": (3, 3), "azimuth": (0, 0)}
+    sampler = CameraSampler(**settings, position_jitter=0.05, target_jitter=0.05, up_jitter=0.05)
+    pose = sampler.sample(4000, torch.Generator().manual_seed(0)).camera_to_world
+    eye, forward = pose[:, :3, 3] - torch.tensor([3.0, 0, 0]), -pose[:, :3, 2]
+    target = pose[:, :3, 3] - forward * (pose[:, :1, 3] / forward[:, :1])  # where the view crosses the plane x = 0
+    roll = pose[:, 1, 1]
+    shown = torch.stack((eye[:, 1], eye[:, 2], target[:, 1], target[:, 2], roll))
+    torch.testing.assert_close(shown.std(1), torch.full((5,), 0.05), rtol=0.1, atol=0)
+    correlation = torch.corrcoef(shown)
+    assert (correlation - torch.eye(5)).abs().max() < 5 / 4000**0.5  # 5 standard errors
+
+
 def test_orthogonal_views_are_one_view_turned_by_quarters():
     sampler = CameraSampler(distance=(2, 3), fov=(30, 50), orthogonal=True)
     views = sampler.sample(12, torch.Generator().manual_seed(0))

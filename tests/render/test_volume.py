@@ -204,17 +204,29 @@ def test_importance_sampling_has_less_error_from_as_many_samples():
     assert (drawn - exact).square().mean() < 0.2 * (even - exact).square().mean()
 
 
-def test_importance_sampling_is_unbiased():
-    """The optical depth of one ray, its mean over many draws; 1e-4 of a faint shell, so that alpha is linear."""
+def step(points):
+    """Half of the box is dense, its face off the lattice of samples."""
+    return (points[:, 0] > 0.37).to(points), None, None
+
+
+@pytest.mark.parametrize(
+    ("shape", "density", "sampling"),
+    [
+        (shell, lambda p: shell(p)[0], Sampling(12, 6, 0, 0)),
+        # Few samples with cuts in empty space: wrong if a sample and the edges of its stratum shift together.
+        (step, lambda p: 5 * (1 + p[:, 0]), Sampling(4, 2, 0, 0)),
+    ],
+)
+def test_importance_sampling_is_unbiased(shape, density, sampling):
+    """The optical depth of one ray, its mean over many draws; 1e-4 of a faint shape, so that alpha is linear."""
     count, generator = 20000, torch.Generator().manual_seed(0)
     one = ray([3.0, 0.1, 0.2], [-1.0, 0, 0])
     many = Rays(one.origins.expand(1, count, 1, 3), one.directions.expand(1, count, 1, 3))
 
     def faint(points):
-        return 1e-4 * shell(points)[0], points, None
+        return 1e-4 * shape(points)[0], points, None
 
-    sampling = Sampling(12, importance=6, min_weight=0, min_transmittance=0)
-    filters = Filters(lambda p: shell(p)[0])  # cuts where the shell is, whatever its height
+    filters = Filters(density)  # where it cuts, whatever its height
     drawn = render_rays(many, faint, BOX, torch.zeros(1, 3), sampling, filters=filters, generator=generator).opacity
     exact = render_rays(one, faint, BOX, torch.zeros(1, 3), Sampling(20000)).opacity
     error = drawn.std() / count**0.5
@@ -254,6 +266,41 @@ def test_jitter_stays_in_its_strata_and_repeats_with_its_seed():
     along = (points.view(-1, 4, 3) - bundle.origins.view(-1, 1, 3)[far > near]).norm(dim=-1)
     stratum = (along - near[far > near, None]) / (far - near)[far > near, None] * 4
     assert torch.equal(stratum.floor(), torch.arange(4.0).expand_as(stratum))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("side", [0, -1])
+def test_the_outermost_cells_are_cells_too(axis, side):
+    cells = torch.zeros(4, 5, 6, dtype=torch.bool)
+    cells.transpose(0, 2).select(axis, side).fill_(True)
+    width = 2 / (6, 5, 4)[axis]
+
+    def layer(points):
+        inside = points[:, axis] < width - 1 if side == 0 else points[:, axis] > 1 - width
+        return 2 * inside.to(points), points, None
+
+    origin = [0.31, 0.13, 0.07]
+    origin[axis] = 3.0
+    along = [-1.0 * (i == axis) for i in range(3)]
+    whole, skipped = (
+        render_rays(ray(origin, along), layer, BOX, torch.zeros(1, 3), Sampling(120), filters=filters).opacity.item()
+        for filters in (Filters(), Filters(occupancy=Occupancy(cells, BOX)))
+    )
+    assert skipped == pytest.approx(whole, abs=1e-6) and whole == pytest.approx(1 - math.exp(-2 * width), rel=0.02)
+
+
+def test_the_orientation_term_moves_normals_and_not_weights():
+    """sg(w) max(0, n.d)^2: hiding a surface that looks away is no way to lower it (Ref-NeRF, equation 11)."""
+    density = torch.tensor(3.0, requires_grad=True)
+    away = torch.tensor([-1.0, 0.2, 0.0], requires_grad=True)
+
+    def field(points):
+        return density.expand(len(points)), points * 0, away.expand_as(points)
+
+    out = render_rays(ray([3.0, 0, 0], [-1.0, 0, 0]), field, BOX, torch.zeros(1, 3))
+    on_density, on_normal = torch.autograd.grad(out.orientation.sum(), (density, away))
+    assert on_density == 0
+    torch.testing.assert_close(on_normal, out.opacity.detach().flatten() * torch.tensor([-2.0, 0, 0]))
 
 
 def test_only_surfaces_that_look_away_are_penalized():
