@@ -188,7 +188,7 @@ def test_poses_give_the_cameras_that_they_came_from():
         (lambda pose: pose[:, :3], r"\[B, 4, 4\], got \[1, 3, 4\]"),
         (lambda pose: pose.long(), r"floats \[B, 4, 4\]"),
         (lambda pose: pose * 2, "rotation and a position"),
-        (lambda pose: pose * torch.tensor([1.0, 1, -1, 1]), "a scale or flip is neither"),
+        (lambda pose: pose * torch.tensor([1.0, 1, -1, 1]), "without scale or reflection"),
         (lambda pose: pose * torch.tensor([1.0, 1, 1, 0]), "last row"),
         (lambda pose: pose * torch.tensor([[1.0, 1, 1, 0]] * 3 + [[1.0] * 4]), "at the origin"),
     ],

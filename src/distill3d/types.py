@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from jaxtyping import Float
@@ -26,10 +26,10 @@ if TYPE_CHECKING:  # these only name the arguments of a protocol; nothing here u
 
 @dataclass(frozen=True)
 class Rays:
-    """Camera rays in world space: origins and unit directions [B, H, W, 3]."""
+    """Camera rays of B images in world space."""
 
-    origins: Tensor
-    directions: Tensor
+    origins: Float[Tensor, "b h w 3"]
+    directions: Float[Tensor, "b h w 3"]  # unit vectors
 
 
 @dataclass(frozen=True)
@@ -40,24 +40,25 @@ class Cameras:
     the jitter. Cameras come from `from_poses`, or from `cameras.orbit`, `cameras.turntable` and `CameraSampler`.
     """
 
-    camera_to_world: Tensor  # [B, 4, 4]
-    fov_y: Tensor  # [B] radians, the full vertical angle
-    azimuth: Tensor  # [B] degrees
-    elevation: Tensor  # [B] degrees
-    distance: Tensor  # [B] world units from the point looked at
+    camera_to_world: Float[Tensor, "b 4 4"]
+    fov_y: Float[Tensor, " b"]  # radians, the full vertical angle
+    azimuth: Float[Tensor, " b"]  # degrees
+    elevation: Float[Tensor, " b"]  # degrees
+    distance: Float[Tensor, " b"]  # world units from the origin
 
     @classmethod
     def from_poses(cls, camera_to_world: Tensor, fov: float | Sequence[float] | Tensor) -> Cameras:
         """Cameras with given poses; azimuth, elevation and distance are those of their positions about the origin.
 
-        Straight above or below the origin, where a position has no azimuth, it is that of the up vector.
+        A camera straight above or below the origin takes its azimuth from its up vector.
 
         Args:
             camera_to_world: [B, 4, 4] or [4, 4], OpenGL (x right, y up, looking along -z) in a world with z up.
             fov: full vertical angle in degrees, one number or B.
 
         Raises:
-            ValueError: for matrices that are no rigid motions, a camera at the origin, or an angle outside (0, 180).
+            ValueError: for matrices that are not rigid transforms, a camera at the origin, or an angle outside
+                (0, 180).
         """
         pose = torch.as_tensor(camera_to_world)
         pose = pose[None] if pose.ndim == 2 else pose
@@ -68,12 +69,12 @@ class Cameras:
         rigid = torch.allclose(rotation @ rotation.mT, identity[:3, :3].expand_as(rotation), atol=1e-3)
         if not rigid or not bool((rotation.det() > 0).all() and (pose[:, 3] == identity[3]).all()):
             raise ValueError(
-                "poses must be a rotation and a position with last row 0 0 0 1; a scale or flip is neither"
+                "poses must be a rotation and a position with last row 0 0 0 1, without scale or reflection"
             )
         distance = eye.norm(dim=1)
         if not bool((distance > 0).all()):
             raise ValueError(
-                "a camera at the origin has no azimuth and elevation; move it, or build Cameras(...) directly"
+                "a camera at the origin has no azimuth and elevation: move it, or use Cameras(...) directly"
             )
         angles = torch.as_tensor(fov).to(pose).expand(len(pose)).contiguous()
         if not bool(((angles > 0) & (angles < 180)).all()):
@@ -97,25 +98,25 @@ class Cameras:
 
 @dataclass(frozen=True)
 class Lighting:
-    """How surfaces are shaded in B views: the bare color ("albedo"), lit by a point light ("lambertian"), or lit
-    and white ("textureless"). The light falls as ambient + diffuse max(0, n.l)."""
+    """How surfaces are shaded in B views: not at all ("albedo"), by a point light ("lambertian"), or by a point light
+    and in white ("textureless"). The light's intensity is ambient + diffuse max(0, n.l)."""
 
     mode: Literal["albedo", "textureless", "lambertian"]
-    position: Tensor  # [B, 3] of the light, world units
+    position: Float[Tensor, "b 3"]  # of the light, world units
     ambient: float = 0.1
     diffuse: float = 0.9
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """Pictures of a scene. rgb is already composited over the background."""
+    """Images of a scene. rgb is already composited over the background."""
 
-    rgb: Tensor  # [B, 3, H, W] in [0, 1]
-    opacity: Tensor  # [B, 1, H, W] in [0, 1]
-    depth: Tensor  # [B, 1, H, W] expected ray length, world units (0 where nothing is hit)
-    depth_variance: Tensor  # [B, 1, H, W] variance of the ray length under the weights
-    normal: Tensor | None = None  # [B, 3, H, W] world space, times the opacity as colors are
-    orientation: Tensor | None = None  # [B, 1, H, W] sum of sg(w) max(0, n.d)^2 along the ray
+    rgb: Float[Tensor, "b c h w"]  # 3 channels in [0, 1]; or latents of an `ImageScene`
+    opacity: Float[Tensor, "b 1 h w"]  # in [0, 1]
+    depth: Float[Tensor, "b 1 h w"]  # expected ray length, world units (0 where nothing is hit)
+    depth_variance: Float[Tensor, "b 1 h w"]  # variance of the ray length under the weights
+    normal: Float[Tensor, "b 3 h w"] | None = None  # world space, multiplied by the opacity like colors
+    orientation: Float[Tensor, "b 1 h w"] | None = None  # sum of sg(w) max(0, n.d)^2 along the ray
 
 
 @dataclass(frozen=True)
@@ -275,11 +276,11 @@ class SceneOptions(Protocol):
         """A new scene with these settings."""
         ...
 
-    def with_own_files(self, folder: Path) -> Self:
+    def with_own_files(self, folder: Path) -> SceneOptions:
         """Copies the files that the scene is built from into `folder`; the result names them relative to it."""
         return self
 
-    def located(self, folder: Path) -> Self:
+    def located(self, folder: Path) -> SceneOptions:
         """The settings with the names of such files made absolute again."""
         return self
 
@@ -292,16 +293,16 @@ class Scene(SceneOptions, Protocol):
     """
 
     unsupported_penalties: frozenset[str] = frozenset()
-    """Regularizers of its renderings that mean nothing for this kind of scene."""
+    """Regularizers of renderings that this kind of scene does not support."""
     export_settings: frozenset[str] = frozenset()
     """Fields of `ExportOptions`, apart from name and format, that `export` uses."""
 
     if TYPE_CHECKING:  # nn.Module brings these
 
         def parameters(self, recurse: bool = True) -> Iterator[torch.nn.Parameter]: ...
-        def train(self, mode: bool = True) -> Self: ...
-        def eval(self) -> Self: ...
-        def cpu(self) -> Self: ...
+        def train(self, mode: bool = True) -> Any: ...
+        def eval(self) -> Any: ...
+        def cpu(self) -> Any: ...
 
     @abstractmethod
     def render(
@@ -314,13 +315,18 @@ class Scene(SceneOptions, Protocol):
         normals: bool = False,
         lighting: Lighting | None = None,
     ) -> Rendering:
-        """B square images of `size` pixels over a background [B, 3] or [B, 3, size, size].
+        """Renders B square images.
 
-        With a generator samples are jittered (for training); `normals` asks for normal and orientation too.
+        Args:
+            size: pixels a side.
+            background: colors [B, 3] or images [B, 3, size, size].
+            generator: jitters the samples, for training.
+            normals: whether to return normal and orientation too.
+            lighting: how surfaces are shaded; None is the albedo.
         """
         ...
 
-    def build(self, device: torch.device | str | None = None) -> Self:
+    def build(self, device: torch.device | str | None = None) -> Scene:
         """A copy of the scene on a device."""
         copied: Any = copy.deepcopy(self)
         return copied.to(device)
@@ -330,17 +336,17 @@ class Scene(SceneOptions, Protocol):
         return [{"params": list(self.parameters()), "scale": 1.0}]
 
     def adapt(self, step: int, total: int, optimizer: torch.optim.Optimizer) -> None:
-        """What the scene does to itself before a step: refine, densify. Default: nothing.
+        """Called before each step, to refine or densify the scene. Default: nothing.
 
-        Parameters that it replaces have to be replaced in the optimizer too.
+        Parameters that are replaced must be replaced in the optimizer too.
         """
 
     def penalties(self) -> dict[str, Callable[[], Tensor]]:
-        """Its own regularizers, unweighted scalars, by the names that a recipe gives weights to. Default: none."""
+        """The scene's own regularizers: unweighted scalars by their names in `Penalties`. Default: none."""
         return {}
 
     def init_from_mesh(self, mesh: Mesh) -> None:
-        """Takes the shape and the colors of a mesh in world units. Make the optimizer afterwards.
+        """Takes the shape and the colors of a mesh in world units. Call it before the optimizer is made.
 
         Raises:
             ValueError: where this kind of scene cannot start from a mesh, which is the default.

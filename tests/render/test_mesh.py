@@ -7,7 +7,8 @@ import torch
 
 from distill3d.cameras import orbit, project, rays, turntable, world_to_camera
 from distill3d.render.edges import antialias, mesh_edges
-from distill3d.render.mesh import downsample, rasterize_views, vertex_normals
+from distill3d.render.mesh import clip_coordinates, downsample, rasterize_views, vertex_normals
+from distill3d.render.raster import in_front
 
 SQUARE = torch.tensor([[0.0, -0.5, -0.5], [0, 0.5, -0.5], [0, 0.5, 0.5], [0, -0.5, 0.5]])  # faces +x
 TWO = torch.tensor([[0, 1, 2], [0, 2, 3]])
@@ -203,3 +204,24 @@ def test_the_camera_frame_is_that_of_project():
     views = turntable(2, 20, 4.0, 40)
     _, along = project(views, vertices.expand(2, -1, -1), 8, 8)
     torch.testing.assert_close(-world_to_camera(views, vertices)[..., 2], along)
+
+
+def test_faces_that_reach_behind_the_camera_are_dropped_on_every_device():
+    """nvdiffrast, which would clip them, gets the faces in front only, and clip coordinates that it does not clip."""
+    vertices = torch.cat(
+        (soup(4)[0], torch.tensor([[2.0, -0.5, 0], [4.0, 0.5, 0], [2.0, 0.5, 0.5]]))
+    )  # the eye is at 3
+    faces = torch.arange(len(vertices)).view(-1, 3)
+    points = world_to_camera(FRONT, vertices)[0]
+    kept = in_front(points, faces)
+    assert kept.tolist() == [True] * 4 + [False]
+    seen = rasterize_views(FRONT, vertices, faces, 24, 24)
+    assert torch.equal(seen.face, rasterize_views(FRONT, vertices, faces[kept], 24, 24).face)
+
+    corners = faces[kept].reshape(-1)
+    clip = clip_coordinates(points, faces[kept], float(FRONT.fov_y), 24, 32)[corners]
+    x, y, z = (clip[:, :3] / clip[:, 3:]).unbind(1)
+    assert z.abs().max() < 1
+    pixels, depth = project(FRONT, vertices[corners], 24, 32)
+    torch.testing.assert_close(torch.stack((16 + 16 * x, 12 - 12 * y), 1), pixels[0])
+    assert torch.equal(z.argsort(), depth[0].argsort())

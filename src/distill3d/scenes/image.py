@@ -32,7 +32,7 @@ class ImageScene(nn.Module, Scene):
     `project` applies `projection`, which maps values to allowed ones, in place and outside of any gradient.
     """
 
-    def __init__(self, values: Float[Tensor, "*shape"], projection: Map | None = None):
+    def __init__(self, values: Tensor, projection: Map | None = None):
         """Starts from a copy of `values`; ValueError unless they are [B, C, H, W] and finite."""
         super().__init__()
         if values.ndim != 4 or not values.is_floating_point() or not bool(values.isfinite().all()):

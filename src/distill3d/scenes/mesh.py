@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,12 +55,12 @@ class MeshOptions(SceneOptions):
             raise ValueError("no mesh is given: --set scene.mesh=FILE")
         return MeshScene(read_mesh(self.mesh, self.up), self, device)
 
-    def with_own_files(self, folder: Path) -> Self:
+    def with_own_files(self, folder: Path) -> MeshOptions:
         """Copies the mesh into a run's folder, exactly as it was read."""
         save_mesh(folder / OWN_MESH, read_mesh(self.mesh, self.up))
         return replace(self, mesh=OWN_MESH)
 
-    def located(self, folder: Path) -> Self:
+    def located(self, folder: Path) -> MeshOptions:
         """The settings with the path of the mesh in the run's folder, wherever that is now."""
         return replace(self, mesh=str(folder / self.mesh))
 
@@ -97,7 +97,7 @@ class MeshScene(nn.Module, Scene):
         self.offset = SurfaceGrid(points, options.shape_levels, 3, self.half_size) if options.move else None
         self.vertex_rows = [] if self.offset is None else self.offset.rows(self.rest)
 
-    def _apply(self, fn, recurse: bool = True) -> Self:
+    def _apply(self, fn, recurse: bool = True) -> MeshScene:
         """Moves what follows from the mesh with the module: it is neither a parameter nor part of the state."""
         self.edges = Edges(fn(self.edges.ends), fn(self.edges.edge), fn(self.edges.third))
         self.vertex_rows = [(fn(index), fn(weights)) for index, weights in self.vertex_rows]

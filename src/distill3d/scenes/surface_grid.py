@@ -7,7 +7,6 @@ the value of the coarse levels, which is learned from their surroundings.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -49,7 +48,7 @@ class SurfaceGrid(nn.Module):
             self.keys.append(keys)
             self.tables.append(nn.Parameter(points.new_zeros(len(keys), channels)))
 
-    def _apply(self, fn, recurse: bool = True) -> Self:
+    def _apply(self, fn, recurse: bool = True) -> SurfaceGrid:
         """Moves the keys with the module: they are neither parameters nor part of its state."""
         self.keys = [fn(keys) for keys in self.keys]
         return super()._apply(fn, recurse)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -116,7 +115,7 @@ class VoxelField(nn.Module, Scene):
         """Half of the box's edge, world units."""
         return self.options.half_size
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> VoxelField:
         """Switches between training and evaluation; evaluation starts with an update of the occupancy."""
         super().train(mode)
         if not mode:

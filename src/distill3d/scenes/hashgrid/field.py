@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +33,7 @@ class HashOptions(SceneOptions):
     layout: HashLayout = field(default_factory=HashLayout)
     half_size: float = 2.0  # the box is [-half_size, half_size]^3
     hidden: int = 64  # width of the one hidden layer of each network
-    blob: Literal["magic3d", "dreamfusion"] = "magic3d"
+    blob: str = "magic3d"  # or dreamfusion
     blob_height: float = 10.0
     blob_radius: float = 0.5
     first_levels: int = 8  # of the encoding that are active from the start
@@ -111,7 +110,7 @@ class HashField(nn.Module, Scene):
         """Lowest and highest corner of the box."""
         return self.occupancy.bounds
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> HashField:
         """Switches between training and evaluation; evaluation starts with an update of the occupancy."""
         super().train(mode)
         if not mode:
