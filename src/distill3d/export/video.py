@@ -6,16 +6,18 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
-import av
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from distill3d import cameras
 from distill3d.files import replacing
 from distill3d.types import Scene
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def turntable_frames(
@@ -63,6 +65,8 @@ def save_video(path: str | os.PathLike[str], frames: Iterable[Tensor], fps: int 
     Raises:
         ValueError: for no frames, or frames of different shapes.
     """
+    import av
+
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     with replacing(path) as draft, av.open(str(draft), "w") as container:
         stream, shape = None, None
@@ -86,6 +90,8 @@ def save_video(path: str | os.PathLike[str], frames: Iterable[Tensor], fps: int 
 
 def contact_sheet(images: Tensor, columns: int, gap: int = 2) -> Image.Image:
     """Pictures [N, 3, H, W] in [0, 1] side by side, row by row, `gap` white pixels between them."""
+    from PIL import Image
+
     if images.ndim != 4 or images.shape[1] != 3 or not len(images) or columns < 1:
         raise ValueError(f"a sheet needs pictures [N, 3, H, W] and columns >= 1, got {tuple(images.shape)}, {columns}")
     n, _, height, width = images.shape
@@ -101,6 +107,8 @@ def contact_sheet(images: Tensor, columns: int, gap: int = 2) -> Image.Image:
 
 def save_image(path: str | os.PathLike[str], image: Image.Image | Tensor) -> None:
     """Writes a picture, PIL or [3, H, W] in [0, 1], in the format of the suffix, whole or not at all."""
+    from PIL import Image
+
     picture = Image.fromarray(_bytes(image).numpy()) if isinstance(image, Tensor) else image
     with replacing(path) as draft:
         picture.save(draft)

@@ -10,11 +10,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from distill3d.diffusion.ddim import ddim_step
@@ -31,6 +30,9 @@ from distill3d.runs.folder import RunFolder
 from distill3d.runs.objects import check_prompt
 from distill3d.scenes.image import ImageScene, encodable, unit_range
 from distill3d.types import Conditioning, Prior
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -287,6 +289,8 @@ def check_size(size: int | None) -> None:
 
 def read_image(path: str | Path, size: int) -> Tensor:
     """The center square of an image file [1, 3, size, size] in [0, 1]; ValueError where it cannot be read."""
+    from PIL import Image, ImageOps
+
     try:
         with Image.open(path) as image:
             square = ImageOps.fit(image.convert("RGB"), (size, size))
@@ -298,7 +302,7 @@ def read_image(path: str | Path, size: int) -> Tensor:
 def to_size(image: Tensor, size: int | None) -> Image.Image:
     """An image [3, H, W] in [0, 1], resized to `size` pixels per side unless that is None."""
     whole = video.contact_sheet(image[None], columns=1)
-    return whole if size is None else whole.resize((size, size), Image.Resampling.LANCZOS)
+    return whole if size is None else whole.resize((size, size), resample=1)  # LANCZOS
 
 
 @torch.no_grad()

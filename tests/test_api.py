@@ -1,0 +1,26 @@
+"""The public names of the package."""
+
+import inspect
+import subprocess
+import sys
+
+import distill3d as d3d
+
+
+def test_every_public_name_exists_and_is_documented():
+    assert 25 <= len(d3d.__all__) <= 40 and sorted(set(d3d.__all__)) == sorted(d3d.__all__)
+    for name in d3d.__all__:
+        value = getattr(d3d, name)
+        assert not inspect.ismodule(value), name
+        assert not callable(value) or inspect.getdoc(value), name
+
+
+def test_functions_are_not_hidden_by_packages_of_the_same_name():
+    """`distill` is a package too: whatever is imported first or later, the name is the function."""
+    code = (
+        "import distill3d.distill.regularizers, distill3d as d3d, distill3d.distill.image_recipes;"
+        "from distill3d.distill import recipes;"
+        "assert callable(d3d.distill) and callable(d3d.generate) and d3d.scenes.VoxelField is d3d.VoxelField"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
