@@ -30,6 +30,7 @@ from distill3d.cameras import turntable
 from distill3d.evaluation.evaluator import ToyboxJudge
 from distill3d.evaluation.ground_truth import foreground_mask, true_kind
 from distill3d.evaluation.metrics import RunResult, measure
+from distill3d.meshes.mesh import Mesh
 from distill3d.meshes.surface import extract_surface
 
 VIEWS, SIZE, ELEVATION, GRAY = 8, 64, 15.0, 0.9
@@ -46,14 +47,13 @@ def seen(scene: Any, prompt: str) -> RunResult:
             mesh = extract_surface(scene.query, resolution=64, half_size=scene.half_size)
         except ValueError:  # there is no surface yet
             mesh = None
-    surface = {} if mesh is None else {"vertices": mesh.vertices, "faces": mesh.faces}
-    return RunResult(prompt, out.rgb.clamp(0, 1), CAMERAS, opacity=out.opacity, **surface)
+    return RunResult(prompt, out.rgb.clamp(0, 1), CAMERAS, opacity=out.opacity, mesh=mesh)
 
 
 def save(path: Path, cell: RunResult) -> None:
     """Keeps a look."""
-    kept = {name: getattr(cell, name) for name in ("images", "opacity", "vertices", "faces")}
-    np.savez(path, prompt=cell.prompt, **{k: np.asarray(v) for k, v in kept.items() if v is not None})
+    surface = {} if cell.mesh is None else {"vertices": cell.mesh.vertices, "faces": cell.mesh.faces}
+    np.savez(path, prompt=cell.prompt, images=cell.images, opacity=cell.opacity, **surface)
 
 
 def read(path: Path) -> RunResult:
@@ -65,9 +65,9 @@ def read(path: Path) -> RunResult:
     kept = np.load(path)
     pictures = torch.from_numpy(kept["images" if "images" in kept else "pictures"])
     if "prompt" in kept:
-        surface = {name: kept[name] for name in ("vertices", "faces") if name in kept}
+        mesh = Mesh(kept["vertices"], kept["faces"]) if "vertices" in kept else None
         opacity = torch.from_numpy(kept["opacity"])
-        return RunResult(str(kept["prompt"]), pictures, CAMERAS, opacity=opacity, **surface)
+        return RunResult(str(kept["prompt"]), pictures, CAMERAS, opacity=opacity, mesh=mesh)
     *kind, color, _, _ = path.stem.split("-")
     masks = foreground_mask(pictures, GRAY).float()[:, None]
     cameras = turntable(len(pictures), ELEVATION, 2.8, 40.0)

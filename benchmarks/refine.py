@@ -22,6 +22,7 @@ from distill3d.evaluation.evaluator import ToyboxJudge
 from distill3d.evaluation.metrics import RunResult, measure
 from distill3d.export.video import contact_sheet, save_image
 from distill3d.meshes.files import read_mesh
+from distill3d.meshes.mesh import Mesh
 from distill3d.runs.objects import read_config
 from distill3d.scenes.mesh import MeshOptions, MeshScene
 
@@ -51,9 +52,14 @@ def judged(path: Path, prompt: str, judge: ToyboxJudge, reference: torch.Tensor)
     scene = MeshScene(read_mesh(path), MeshOptions(mesh=str(path), refit=False, colors=True, levels=(32, 64, 128)))
     out = scene.render(CAMERAS, SIZE, torch.full((VIEWS, 3), 0.9))
     cell = RunResult(
-        prompt, out.rgb.clamp(0, 1), CAMERAS, opacity=out.opacity, vertices=scene.vertices.numpy(),
-        faces=scene.faces.numpy(), evaluator=judge, reference=reference,
-    )  # fmt: skip
+        prompt,
+        out.rgb.clamp(0, 1),
+        CAMERAS,
+        opacity=out.opacity,
+        mesh=Mesh(scene.vertices.numpy(), scene.faces.numpy()),
+        evaluator=judge,
+        reference=reference,
+    )
     return measure(cell, SCORES), out.rgb[:: VIEWS // SHOWN]
 
 

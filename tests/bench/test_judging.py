@@ -13,8 +13,9 @@ from distill3d.cameras import turntable
 from distill3d.evaluation.evaluator import ToyboxJudge
 from distill3d.evaluation.metrics import METRICS, RunResult
 from distill3d.export.video import contact_sheet, save_image
+from distill3d.meshes.mesh import Mesh
 
-TOYS = Protocol((Variant("sdi", "sdi"),), ("a red mushroom", "a blue car"), views=6, size=16)
+TOYS = Protocol((Variant("sdi"),), ("a red mushroom", "a blue car"), views=6, size=16)
 JUDGED = find_judges(TOYS, None, None)
 
 
@@ -39,8 +40,7 @@ def test_what_is_announced_as_measurable_can_be_measured_and_nothing_else(protoc
             turntable(protocol.views, 15.0, 2.8, 40.0),
             opacity=torch.ones(protocol.views, 1, 16, 16),
             depth=torch.ones(protocol.views, 1, 16, 16),
-            vertices=np.zeros((3, 3)),
-            faces=np.array([[0, 1, 2]]),
+            mesh=Mesh(np.zeros((3, 3)), np.array([[0, 1, 2]])),
             evaluator=judges.evaluator,
             reference=judges.reference(prompt),
             prompts=protocol.prompts,

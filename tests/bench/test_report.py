@@ -11,9 +11,10 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from distill3d import bench
 from distill3d.bench.cells import Outcome, make_artifacts
 from distill3d.bench.judging import Scored
-from distill3d.bench.plots import Line, interval_plot, line_plot, ticks
+from distill3d.bench.plots import Curve, interval_plot, line_plot
 from distill3d.bench.protocol import Protocol, Variant
 from distill3d.bench.report import write_report
 from distill3d.bench.tables import make_table
@@ -155,44 +156,75 @@ def test_the_page_fits_its_window(page, width):
 def test_the_page_asks_for_nothing_outside(report):
     text = report.read_text()
     body = re.sub(r'<script type="text/plain".*?</script>', "", text, flags=re.S)
-    assert not re.findall(r"(?:src|href)=\"(?!data:)[^\"]*", body) and "http" not in re.sub("http-equiv", "", body)
+    assert not re.findall(r"(?:src|href)=\"(?!data:|#)[^\"]*", body) and "http" not in re.sub("http-equiv", "", body)
     assert len(text) < 1_000_000
 
 
+def drawn(svg: str, kind: str) -> list[list[tuple[float, float]]]:
+    """The points of every path in the groups of a kind."""
+    groups = [g for g in ElementTree.fromstring(svg).iter("g") if g.get("class") == kind]
+    paths = [path.get("d") for group in groups for path in group.iter("path")]
+    return [[(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", path)] for path in paths]
+
+
 def test_plots_are_whole_svg_and_follow_their_values():
-    line = Line(0, "a <b>", [0, 1, 2, 3], [1.0, 10.0, 100.0, 1000.0])
-    svg = ElementTree.fromstring(line_plot([line], "loss", "steps", log=True))
-    (path,) = [e for e in svg if e.get("class", "").startswith("line")]
-    points = [tuple(map(float, p.split())) for p in path.get("d")[1:].split("L")]
+    curve = Curve(0, "a <b>", [0, 1, 2, 3], [1.0, 10.0, 100.0, 1000.0])
+    svg = line_plot([curve], "loss", "steps", log=True)
+    (points,) = drawn(svg, "curve")
     rises = [a[1] - b[1] for a, b in itertools.pairwise(points)]
-    assert (
-        len(points) == 4 and rises == pytest.approx([rises[0]] * 3, abs=0.11) and rises[0] > 0
-    )  # even in the logarithm
-    assert (
-        line_plot([], "loss", "steps") == ""
-        and line_plot([dataclasses.replace(line, y=[-1.0] * 4)], "", "", True) == ""
-    )
+    assert len(points) == 4 and rises == pytest.approx([rises[0]] * 3, abs=0.11) and rises[0] > 0  # even in the log
+    assert [title.text for title in ElementTree.fromstring(svg).iter("title")] == ["a <b>"]
+    assert ElementTree.fromstring(svg).get("aria-label") == "loss, over steps: a <b>"
+    assert line_plot([], "loss", "steps") == ""
+    assert line_plot([dataclasses.replace(curve, y=[-1.0] * 4)], "", "", True) == ""
 
 
-def test_a_plot_of_many_steps_is_small():
-    many = Line(0, "a", range(100_000), [float(i % 7) for i in range(100_000)])
-    assert len(line_plot([many], "loss", "steps")) < 4000
+def test_values_that_cannot_be_drawn_are_left_out():
+    curve = Curve(0, "a", [0, 1, 2, 3], [1.0, float("nan"), 0.0, 1000.0])
+    assert [len(points) for points in drawn(line_plot([curve], "", "", log=True), "curve")] == [2]
+    assert [len(points) for points in drawn(line_plot([curve], "", ""), "curve")] == [3]
+
+
+def test_a_plot_of_many_steps_is_small_and_shows_means():
+    many = Curve(0, "a", range(100_000), [float(i % 7) for i in range(100_000)])
+    svg = line_plot([many], "loss", "steps")
+    (points,) = drawn(svg, "curve")
+    assert len(svg) < 4000 and len(points) <= 60
+    heights = [y for _, y in points]
+    assert max(heights) - min(heights) < 1  # each bin has all values of 0 to 6
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-3e-4, 2e-4), (17.2, 17.9), (0, 123456)])
 def test_ticks_are_round_and_few(low, high):
-    found = ticks(low, high)
-    assert 3 <= len(found) <= 6 and all(low - 1e-9 <= t <= high + 1e-9 for t in found)
-    assert all(len(f"{t:.6g}".replace("-", "").replace(".", "").strip("0").split("e")[0]) <= 3 for t in found)
+    svg = ElementTree.fromstring(line_plot([Curve(0, "a", [0, 1], [low, high])], "loss", "steps"))
+    ticks = [float(text.text) for text in svg.iter("text") if "anchor: end" in text.get("style")]
+    room = 0.06 * (high - min(low, 0))
+    assert 3 <= len(ticks) <= 6 and all(min(low, 0) - room <= tick <= high + room for tick in ticks)
+    assert all(len(f"{t:.6g}".replace("-", "").replace(".", "").strip("0").split("e")[0]) <= 3 for t in ticks)
 
 
-def test_an_interval_lies_about_its_mean(report):
+def test_an_interval_lies_about_its_mean():
     outcomes = [Outcome("sdi", p, 0, 1, 1.0, 1, 0) for p in PROMPTS]
     task = Protocol((Variant("sdi"),), PROMPTS).tasks()
     cells = [Scored(t, o, {"clip_score": v}) for t, o, v in zip(task, outcomes, (20.0, 30.0), strict=True)]
     table = make_table(("sdi",), ("clip_score",), cells)
-    svg = ElementTree.fromstring(interval_plot(table, table.metrics[0], "clip score"))
-    (bar,) = [e for e in svg if e.get("class", "").startswith("bar")]
-    low, high = map(float, re.findall(r"[MH]([\d.]+)", bar.get("d")))
-    (dot,) = [e for e in svg if e.get("class", "").startswith("dot")]
-    assert float(dot.get("cx")) == pytest.approx((low + high) / 2, abs=0.11) and low < high
+    svg = interval_plot(table, table.metrics[0], "clip score")
+    ((low, high),) = drawn(svg, "interval")
+    (dot,) = [use for g in ElementTree.fromstring(svg).iter("g") if g.get("class") == "mean" for use in g.iter("use")]
+    assert float(dot.get("x")) == pytest.approx((low[0] + high[0]) / 2, abs=0.11) and low[0] < high[0]
+    assert float(dot.get("y")) == pytest.approx(low[1], abs=0.01) and low[1] == high[1]
+
+
+def test_plots_take_their_colors_from_the_page(report):
+    text = report.read_text()
+    svgs = re.findall("<svg.*?</svg>", text, flags=re.S)
+    assert len(svgs) == 2 + 1 + 2 * len(PROMPTS)
+    assert not any(re.search("#[0-9a-f]{6}", svg) for svg in svgs)
+    variables = {name for svg in svgs for name in re.findall(r"var\((--\w+)\)", svg)}
+    assert {"--c0", "--c1", "--c2", "--quiet", "--rule"} <= variables and all(f"{name}:" in text for name in variables)
+
+
+def test_a_missing_library_is_named_with_what_to_type(monkeypatch):
+    monkeypatch.setattr(bench, "LIBRARIES", ("matplotlib", "no_such_library"))
+    with pytest.raises(ImportError, match=r'need no_such_library: type  pip install "distill3d\[bench\]"'):
+        bench.check_libraries()

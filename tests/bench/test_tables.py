@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import re
 
 import pytest
 import scipy.stats
@@ -65,16 +66,26 @@ def test_an_interval_is_that_of_a_t_test():
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 8), (3, 8), (8, 8), (1, 1), (40, 43)])
-def test_a_share_has_wilsons_interval(hits, n):
-    theirs = scipy.stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
-    found = wilson(hits, n)
-    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+def test_the_ends_of_wilsons_interval_are_as_far_from_the_fraction_as_the_normal_quantile(hits, n):
+    """Both ends p solve (hits / n - p)^2 = z^2 p (1 - p) / n: the score test rejects everything outside."""
+    found, z = wilson(hits, n), scipy.stats.norm.ppf(0.975)
+    assert found.mean == hits / n and 0 <= found.low <= found.mean <= found.high <= 1
+    for p in (found.low, found.high):
+        assert (hits / n - p) ** 2 == pytest.approx(z**2 * p * (1 - p) / n, abs=1e-12)
+    assert found.high - found.low > 0.05
+    with pytest.raises(ValueError):
+        wilson(n + 1, n)
+
+
+def squeezed(text: str) -> str:
+    """Without the spaces that align columns."""
+    return re.sub(" +", " ", text)
 
 
 def test_seeds_of_a_prompt_are_averaged_first():
-    assert independent({("a", 0): 1.0, ("a", 1): 3.0, ("b", 0): 4.0}, seeds_count=False) == [2.0, 4.0]
-    assert independent({("a", 0): 1.0, ("a", 1): 3.0}, seeds_count=False) == [2.0]  # b failed
-    assert independent({("a", 0): 1.0, ("a", 1): 3.0}, seeds_count=True) == [1.0, 3.0]  # a is all there is
+    assert independent({("a", 0): 1.0, ("a", 1): 3.0, ("b", 0): 4.0}, one_prompt=False) == [2.0, 4.0]
+    assert independent({("a", 0): 1.0, ("a", 1): 3.0}, one_prompt=False) == [2.0]  # b failed
+    assert independent({("a", 0): 1.0, ("a", 1): 3.0}, one_prompt=True) == [1.0, 3.0]  # a is all there is
 
 
 def test_the_table_by_hand(table):
@@ -101,7 +112,7 @@ def test_saturation_has_no_better_side():
     cells = [cell(SDI, "a", 0, saturation=0.3), cell(SDS, "a", 0, saturation=0.2)]
     table = make_table(("sdi", "sds_50%"), ("saturation",), cells)
     assert table.best(table.metrics[0]) is None
-    assert "| method | saturation |" in markdown(table) and r"saturation $" not in latex(table)
+    assert "| method | saturation |" in squeezed(markdown(table)) and r"saturation $" not in latex(table)
     assert "neither" in summary_csv(table)
 
 
@@ -126,8 +137,8 @@ def test_what_is_no_number_counts_as_not_measured():
 def test_a_method_without_any_object_has_a_row_all_the_same():
     table = make_table(("sdi", "sds_50%"), METRICS, [*CELLS[:4], CELLS[-1]])
     assert table.counts["sds_50%"] == (1, 1)
-    assert "| sds_50% | - | 1 of 1 |" in markdown(table)
-    assert "sds\\_50\\% & -- & 1 of 1" in latex(table)
+    assert "| sds_50% | - | 1 of 1 |" in squeezed(markdown(table))
+    assert "sds\\_50\\% & -- & 1 of 1" in squeezed(latex(table))
 
 
 def test_diversity_comes_from_outside():
@@ -138,11 +149,22 @@ def test_diversity_comes_from_outside():
 
 
 def test_markdown_and_latex_show_the_numbers(table):
-    text = markdown(table)
+    text = squeezed(markdown(table))
     assert "| sdi | **27 ± 64** | 1 of 4 |" in text
     assert "| sds_50% | -1.8 ± 3.2 |" in text and "| minus sdi |" in text
-    assert r"sdi & $\mathbf{27 \pm 64}$ & 1 of 4 \\" in latex(table)
-    assert latex(table).count("\\\\\n") == 3 and r"sds\_50\%" in latex(table)
+    written = squeezed(latex(table))
+    assert r"sdi & $\mathbf{27 \pm 64}$ & 1 of 4 \\" in written and r"sds\_50\%" in written
+    assert written.count("\\\\\n") == 3 and r"\hline" not in written
+    assert [written.count(rf"\{rule}") for rule in ("toprule", "midrule", "bottomrule")] == [1, 1, 1]
+    assert written.index("toprule") < written.index("method") < written.index("midrule") < written.index("bottomrule")
+
+
+def test_markdown_is_one_table_for_each_block_whatever_a_name_holds():
+    names = ("a | b", "c\nd")
+    cells = [cell(Variant(name, "sdi"), "a", seed, clip_score=1.0 + seed) for name in names for seed in (0, 1)]
+    lines = markdown(make_table(names, ("clip_score",), cells)).splitlines()
+    columns = [len(re.findall(r"(?<!\\)\|", line)) for line in lines if line]
+    assert columns[:4] == [4, 4, 4, 4] and columns[4:7] == [3, 3, 3]
 
 
 def test_the_csv_holds_everything_in_full(table):

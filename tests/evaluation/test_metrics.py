@@ -43,16 +43,15 @@ class EnglishJudge(ToyboxJudge):
 @pytest.fixture(scope="module")
 def result() -> RunResult:
     """A ground-truth toy as if a run had made it."""
-    images, (vertices, faces) = renders("duck", "red"), true_mesh("duck", 2)
-    masks = silhouettes(vertices, faces, CAMERAS, 64).float()[:, None]
+    images, mesh = renders("duck", "red"), true_mesh("duck", 2)
+    masks = silhouettes(mesh, CAMERAS, 64).float()[:, None]
     return RunResult(
         "a red duck",
         images,
         CAMERAS,
         opacity=masks,
         depth=2.8 * masks,
-        vertices=vertices,
-        faces=faces,
+        mesh=mesh,
         evaluator=EnglishJudge(),
         reference=images,
         prompts=PROMPTS,
@@ -112,8 +111,8 @@ def brighter_every_other_view(result: RunResult) -> RunResult:
 
 
 def shifted(result: RunResult) -> RunResult:
-    vertices = result.vertices + np.array([0.2, 0.0, 0.0])
-    return dataclasses.replace(result, opacity=result.opacity.roll(8, -1), vertices=vertices)
+    mesh = dataclasses.replace(result.mesh, vertices=result.mesh.vertices + np.array([0.2, 0.0, 0.0]))
+    return dataclasses.replace(result, opacity=result.opacity.roll(8, -1), mesh=mesh)
 
 
 def failed(result: RunResult) -> RunResult:
@@ -255,7 +254,7 @@ def test_the_mean_opacity_of_all_views_says_what_is_empty_and_full(mean, reason)
 def test_every_true_toy_is_neither_empty_nor_full():
     views = turntable(2, 15.0, 2.8, 40.0)
     for kind in ("airplane", "ice cream", "fish", "donut", "table lamp"):  # the thinnest and the thickest
-        masks = silhouettes(*true_mesh(kind, 0), views, 64).float()[:, None]
+        masks = silhouettes(true_mesh(kind, 0), views, 64).float()[:, None]
         assert RunResult("x", opacity=masks).divergence == ""
 
 

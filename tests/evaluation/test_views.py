@@ -121,7 +121,7 @@ def surface():
 
 def test_the_silhouettes_are_those_of_the_surface(surface):
     _, depth, opacity, cameras = surface
-    assert torch.equal(silhouettes(*true_mesh("house", 0), cameras, 64), opacity[:, 0] > 0) and depth.max() < 4
+    assert torch.equal(silhouettes(true_mesh("house", 0), cameras, 64), opacity[:, 0] > 0) and depth.max() < 4
 
 
 def test_points_of_a_painted_surface_keep_their_color_from_view_to_view(surface):

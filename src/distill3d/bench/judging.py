@@ -154,7 +154,7 @@ def true_views(prompt: str, protocol: Protocol) -> Float[Tensor, "views 3 size s
 
 
 # What every object of a bench has, unless it failed.
-RENDERED = {"prompt", "images", "cameras", "azimuths", "opacity", "depth", "vertices", "faces"}
+RENDERED = {"prompt", "images", "cameras", "azimuths", "opacity", "depth", "mesh"}
 ALWAYS = {*RENDERED, "divergence", "seconds", "nfe", "peak_memory"}
 
 
@@ -249,15 +249,13 @@ def read_result(folder: Path, outcome: Outcome, protocol: Protocol, judges: Judg
     if outcome.failure:
         return result
     opacity, depth = read_maps(folder)
-    mesh = read_mesh(folder / "mesh.glb") if (folder / "mesh.glb").is_file() else None
     return dataclasses.replace(
         result,
         images=read_views(folder, protocol),
         cameras=turntable(protocol.views, protocol.elevation, protocol.distance, protocol.fov),
         opacity=opacity,
         depth=depth,
-        vertices=None if mesh is None else mesh.vertices,
-        faces=None if mesh is None else mesh.faces,
+        mesh=read_mesh(folder / "mesh.glb") if (folder / "mesh.glb").is_file() else None,
         evaluator=judges.evaluator,
         reference=judges.reference(outcome.prompt),
     )

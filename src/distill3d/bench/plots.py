@@ -1,24 +1,42 @@
-"""Small plots as inline SVG: lines over a run, and means with their intervals. Colors come from the page's CSS."""
+"""Plots of a bench: curves over a run, and means with their intervals; as inline SVG for the report, or on any axes.
+
+Everything that imports matplotlib starts at `new_figure`.
+"""
 
 from __future__ import annotations
 
-import math
+import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
-from distill3d.bench.tables import Table, plain
+import numpy as np
+
+from distill3d.bench.tables import Estimate, Table, plain
 from distill3d.evaluation.metrics import Quantity
 
-WIDTH, HEIGHT = 320, 170
-LEFT, RIGHT, TOP, BOTTOM = 44, 10, 22, 30
-COLORS = 8  # of the page; more lines than that are told apart by their dashes
-BINS = 60  # points of a line
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Colors of Okabe and Ito, which color-blind people can tell apart; markers and dashes do it in gray.
+COLORS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7", "#7f7f7f")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
+DASHES = ("-", "--", ":", "-.")
+BINS = 60  # points per curve
+STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
+
+# The report's page defines its colors as CSS variables, so that plots follow its light and dark schemes.
+QUIET, RULE = "#66645f", "#dcd9d2"
+CSS_COLORS = {QUIET: "var(--quiet)", RULE: "var(--rule)"} | {color: f"var(--c{i})" for i, color in enumerate(COLORS)}
+WIDTH = 320  # of an SVG, in its own pixels
 
 
 @dataclass(frozen=True)
-class Line:
-    """One curve: its place among the variants, and its points."""
+class Curve:
+    """One curve: the place of its variant in the table, which decides its color, a name, and its points."""
 
     index: int
     name: str
@@ -26,111 +44,151 @@ class Line:
     y: Sequence[float]
 
 
-def line_plot(lines: Sequence[Line], title: str, across: str, log: bool = False) -> str:
-    """Curves in one frame, each the mean of at most 60 bins; a logarithmic y axis leaves out what is not positive."""
-    drawn = [(line, _binned(line, log)) for line in lines]
-    drawn = [(line, points) for line, points in drawn if points]
-    if not drawn:
+def new_figure(width: float, height: float, dpi: int = 72, layout: str | None = None) -> Figure:
+    """An empty matplotlib figure of a size in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=dpi, layout=layout)  # pyright: ignore[reportArgumentType]
+
+
+def line_plot(curves: Sequence[Curve], title: str, x_label: str, log: bool = False) -> str:
+    """SVG of several curves, each averaged over at most 60 bins; "" if there are no points.
+
+    With a logarithmic y axis, points that are not positive are left out.
+    """
+    binned = [(curve, points) for curve in curves if len(points := _binned(curve, log))]
+    if not binned:
         return ""
-    xs = [x for _, points in drawn for x, _ in points]
-    ys = [y for _, points in drawn for _, y in points]
-    x_low, x_high = _widened(0.0, max(xs))
-    y_low, y_high = _widened(min(ys), max(ys)) if log else _widened(min(0.0, *ys), max(ys))
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
-        return across, HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
-
-    parts = [_text(LEFT, 12, title, "title")]
-    for value in _powers(y_low, y_high) if log else ticks(y_low, y_high):
-        _, y = place(x_low, value)
-        shown = f"{10**value:.3g}" if log else f"{value:.4g}"
-        parts += [f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>', _text(LEFT - 5, y + 3, shown, "end")]
-    for value in ticks(x_low, x_high):
-        x, _ = place(value, y_low)
-        parts.append(_text(x, HEIGHT - BOTTOM + 13, f"{value:,.0f}", "middle"))
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, across, "middle"))
-    for line, points in drawn:
-        path = "L".join("{:.1f} {:.1f}".format(*place(*point)) for point in points)
-        parts.append(f'<path class="{_look(line.index)}" d="M{path}"><title>{escape(line.name)}</title></path>')
-    label = f"{title}, over {across}: {', '.join(dict.fromkeys(line.name for line, _ in drawn))}"
-    return _svg(parts, label, HEIGHT)
+    figure, axes = _svg_axes(170, left=44, right=10, bottom=33)
+    for curve, points in binned:
+        dash = DASHES[curve.index // len(COLORS) % len(DASHES)]
+        (line,) = axes.plot(*points.T, color=COLORS[curve.index % len(COLORS)], linestyle=dash, linewidth=1.4)
+        line.set_gid(f"curve:{curve.name}")
+    if log:
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,), numticks=6))
+        axes.minorticks_off()
+    else:
+        if all((points >= 0).all() for _, points in binned):
+            axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=STEPS))
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+    axes.tick_params(axis="x", pad=6)
+    axes.grid(axis="y", color=RULE, linewidth=0.75)
+    axes.set_xlabel(x_label, color=QUIET, fontsize=10)
+    axes.set_title(title, loc="left", fontsize=11)
+    return _svg(figure, f"{title}, over {x_label}: {', '.join(dict.fromkeys(curve.name for curve, _ in binned))}")
 
 
 def interval_plot(table: Table, metric: Quantity, title: str) -> str:
-    """The mean of a metric for each variant, a dot with its interval."""
-    rows = [
-        (i, v, table.values[v, metric.name]) for i, v in enumerate(table.variants) if (v, metric.name) in table.values
-    ]
-    if not rows:
+    """SVG of the mean of a metric for each variant with its 95 % interval; "" if there are none."""
+    found = {name: table.values[name, metric.name] for name in table.variants if (name, metric.name) in table.values}
+    if not found:
         return ""
-    ends = [end for _, _, e in rows for end in (e.mean, e.low, e.high) if end is not None]
-    low, high = _widened(min(ends), max(ends))
-    left, right, step = 84, 96, 20
-    height = TOP + step * len(rows) + 22
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    def place(value: float) -> float:
-        return left + (value - low) / (high - low) * (WIDTH - left - right)
-
-    parts = [_text(0, 12, title, "title")]
-    marks = ticks(low, high)
-    for value in marks if len(marks) < 4 else marks[::2]:
-        parts += [f'<path class="grid" d="M{place(value):.1f} {TOP}V{height - 18}"/>',
-                  _text(place(value), height - 5, f"{value:.4g}", "middle")]  # fmt: skip
-    for row, (i, variant, e) in enumerate(rows):
-        y = TOP + step * (row + 0.5)
-        parts.append(_text(0, y + 3, _shortened(variant), "start"))
-        if e.low is not None and e.high is not None:
-            parts.append(f'<path class="bar c{i % COLORS}" d="M{place(e.low):.1f} {y}H{place(e.high):.1f}"/>')
-        parts.append(f'<circle class="dot f{i % COLORS}" cx="{place(e.mean):.1f}" cy="{y}" r="3.5"/>')
-        parts.append(_text(WIDTH, y + 3, plain(e, " ± "), "end"))
-    told = "; ".join(f"{variant} {plain(e, ' ± ')}" for _, variant, e in rows)
-    return _svg(parts, f"{title}: {told}", height)
+    figure, axes = _svg_axes(44 + 20 * len(table.variants), left=84, right=96, bottom=22)
+    draw_intervals(axes, table, metric)
+    names = [_shortened(name) for name in table.variants]
+    axes.set_yticks(range(len(names)), names, ha="left", parse_math=False)
+    axes.tick_params(axis="y", pad=84)
+    for i, name in enumerate(table.variants):
+        place, units = (1, i), ("axes fraction", "data")
+        value = plain(found.get(name), " ± ")
+        axes.annotate(value, place, (94, 0), units, "offset points", ha="right", va="center", color=QUIET, fontsize=10)
+    axes.xaxis.set_major_locator(MaxNLocator(3, steps=STEPS))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+    axes.grid(axis="x", color=RULE, linewidth=0.75)
+    axes.annotate(title, (0, 1), (-84, 6), "axes fraction", "offset points", fontsize=11)
+    values = "; ".join(f"{name} {plain(estimate, ' ± ')}" for name, estimate in found.items())
+    return _svg(figure, f"{title}: {values}")
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """Round numbers within [low, high], three to six of them."""
-    raw = (high - low) / 4
-    unit = 10 ** math.floor(math.log10(raw))
-    step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= raw * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [i * step for i in range(first, last + 1)]
+def draw_intervals(axes: Axes, table: Table, metric: Quantity) -> None:
+    """Draws the mean of each variant with its interval on axes, one variant per row from top to bottom."""
+    for i, variant in enumerate(table.variants):
+        estimate = table.values.get((variant, metric.name))
+        if estimate is not None:
+            draw_estimate(axes, estimate, i, i)
+    axes.set_ylim(len(table.variants) - 0.5, -0.5)
 
 
-def _powers(low: float, high: float) -> list[float]:
-    """Logarithms at which a logarithmic axis is labeled."""
-    whole = [float(i) for i in range(math.ceil(low), math.floor(high) + 1)]
-    if len(whole) > 5:
-        whole = whole[:: -(-len(whole) // 5)]
-    return whole if len(whole) > 1 else [low, (low + high) / 2, high]
+def draw_estimate(axes: Axes, estimate: Estimate, at: float, index: int, upright: bool = False) -> None:
+    """Draws a mean with its interval in the color and with the marker of a variant, at a place on the other axis."""
+    mean, bar = estimate.mean, None
+    if estimate.low is not None and estimate.high is not None:
+        bar = [[mean - estimate.low], [estimate.high - mean]]
+    x, y = (at, mean) if upright else (mean, at)
+    drawn = axes.errorbar(
+        x,
+        y,
+        xerr=None if upright else bar,
+        yerr=bar if upright else None,
+        color=COLORS[index % len(COLORS)],
+        marker=MARKERS[index % len(MARKERS)],
+        markersize=4,
+        linewidth=1.2,
+        capsize=2,
+    )
+    drawn.lines[0].set_gid("mean:")
+    for line in drawn.lines[2]:
+        line.set_gid("interval:")
 
 
-def _binned(line: Line, log: bool) -> list[tuple[float, float]]:
-    points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y) and (y > 0 or not log)]
-    size = max(1, -(-len(points) // BINS))
-    bins = [points[i : i + size] for i in range(0, len(points), size)]
-    means = [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in bins]
-    return [(x, math.log10(y)) for x, y in means] if log else means
+def _svg_axes(height: int, left: int, right: int, bottom: int, top: int = 22) -> tuple[Figure, Axes]:
+    """A figure for an SVG with plain axes, its margins given in pixels."""
+    figure = new_figure(WIDTH / 72, height / 72)
+    box = (left / WIDTH, bottom / height, 1 - (left + right) / WIDTH, 1 - (bottom + top) / height)
+    axes = figure.add_axes(box, frameon=False)
+    axes.tick_params(which="both", length=0, pad=3, labelsize=10, labelcolor=QUIET)
+    axes.set_axisbelow(True)
+    return figure, axes
 
 
-def _widened(low: float, high: float) -> tuple[float, float]:
-    """A range of some length, a little wider than what lies in it."""
-    room = 0.04 * (high - low) or 0.5 * abs(high) or 0.5
-    return (low if low == 0 else low - room), high + room
+def _svg(figure: Figure, label: str) -> str:
+    """A figure as an inline <svg> element: without what a page does not need, and with the page's fonts and colors.
+
+    The group id "KIND:NAME" becomes the class KIND, with NAME as its tooltip.
+    """
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "distill3d"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = re.sub(r' transform="rotate\(-0 [^"]*"| ?font-family: [^;"]*;|(?<=>)\s+(?=<)', "", buffer.getvalue())
+    for color, variable in CSS_COLORS.items():
+        text = text.replace(color, variable)
+    root = ElementTree.fromstring(text.replace('xlink:href="#', 'href="#'))
+    for parent in list(root.iter()):
+        parent.tag = parent.tag.rpartition("}")[2]
+        for child in [c for c in parent if c.tag.rpartition("}")[2] in ("metadata", "style")]:
+            parent.remove(child)
+        kind, colon, name = parent.get("id", "").partition(":")
+        if colon:
+            parent.set("class", kind)
+            if name:
+                ElementTree.SubElement(parent, "title").text = name
+        if parent.tag == "g":
+            parent.attrib.pop("id", None)
+    root.attrib = {"viewBox": root.get("viewBox", ""), "role": "img", "aria-label": label}
+    return ElementTree.tostring(root, encoding="unicode")
 
 
-def _look(index: int) -> str:
-    return f"line c{index % COLORS} d{index // COLORS % 4}"
+def _binned(curve: Curve, log: bool) -> np.ndarray:
+    """The means [N, 2] of at most 60 bins of the points that can be drawn."""
+    points = np.stack([np.asarray(curve.x, float), np.asarray(curve.y, float)], axis=1)
+    points = points[np.isfinite(points[:, 1]) & ((points[:, 1] > 0) if log else True)]
+    if not len(points):
+        return points
+    starts = np.arange(0, len(points), -(-len(points) // BINS))
+    return np.add.reduceat(points, starts) / np.diff(np.append(starts, len(points)))[:, None]
 
 
 def _shortened(name: str) -> str:
     return name if len(name) <= 13 else name[:12] + "…"
-
-
-def _text(x: float, y: float, words: str, kind: str) -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{escape(words)}</text>'
-
-
-def _svg(parts: Sequence[str], label: str, height: float) -> str:
-    body = "".join(parts)
-    return f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(label)}">{body}</svg>'

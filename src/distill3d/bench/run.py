@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from distill3d.bench import tables
+from distill3d.bench import check_libraries, tables
 from distill3d.bench.cells import Outcome, make_cell, read_outcome
 from distill3d.bench.judging import Judges, Scored, diversities, score
 from distill3d.bench.protocol import Protocol, Task, check_folder, locked, open_folder
@@ -55,6 +55,7 @@ def run_bench(
         ValueError: for settings that do not fit the prior, before anything is made, and for a folder that holds
             something else.
     """
+    check_libraries()
     _check_and_embed(protocol, prior)
     check_folder(out)  # before there is a lock file in it
     with locked(out):

@@ -1,9 +1,9 @@
-"""Tables: the mean of each metric for each variant, with a confidence interval, as Markdown, CSV and LaTeX.
+"""Tables: the mean of each metric for each variant with its confidence interval, as Markdown, CSV and LaTeX.
 
-Seeds of one prompt are not independent of each other. They are averaged first, and the interval is Student's t over
-the prompts: mean +- t(0.975, n - 1) s / sqrt(n), s the sample's standard deviation. Where there is one prompt only it
-is over the seeds. Differences are paired: prompt by prompt (seed by seed), the variant minus the first one, which takes
-out of them how hard a prompt is. Divergence is counted, its interval is Wilson's.
+Seeds of one prompt are not independent. They are averaged first, and the interval is Student's t over the prompts:
+mean +- t(0.975, n - 1) s / sqrt(n), with s the sample standard deviation. With a single prompt it is over the seeds.
+Differences are paired: prompt by prompt (or seed by seed), each variant minus the first one, which removes how
+difficult a prompt is. Divergence is counted, and its interval is Wilson's.
 """
 
 from __future__ import annotations
@@ -12,99 +12,107 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from distill3d.bench.judging import QUANTITIES, Scored
+from distill3d.bench.judging import DIVERSITY, QUANTITIES, Scored
 from distill3d.evaluation.metrics import Quantity
 
 CONFIDENCE = 0.95
-SHARES = ("diverged",)  # metrics that are 0 or 1 for each cell
+BINARY = ("diverged",)  # metrics that are 0 or 1 for each cell
+ARROWS = {"higher": "↑", "lower": "↓", "one": "→ 1", "neither": ""}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % confidence interval; both ends are None where one value says nothing of its spread."""
+    """A mean with its 95 % confidence interval; both ends are None for a single value."""
 
     mean: float
     low: float | None
     high: float | None
-    n: int  # independent values behind it
+    n: int  # number of independent values
 
     @property
     def half(self) -> float | None:
         """Half the length of a symmetric interval."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether there is an interval and zero lies outside: then a difference is significant."""
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
 
 @dataclass(frozen=True)
 class Table:
-    """Rows are variants, columns metrics; a cell that has no value is missing."""
+    """Estimates by (variant, metric); those that could not be measured are missing."""
 
     variants: tuple[str, ...]
     metrics: tuple[Quantity, ...]
-    values: Mapping[tuple[str, str], Estimate]  # (variant, metric)
+    values: Mapping[tuple[str, str], Estimate]
     differences: Mapping[tuple[str, str], Estimate]  # to the first variant
     counts: Mapping[str, tuple[int, int]]  # variant -> (diverged, cells)
 
     @property
     def columns(self) -> tuple[Quantity, ...]:
-        """The metrics of the printed tables; what is counted instead of averaged has a column of its own there."""
-        return tuple(metric for metric in self.metrics if metric.name not in SHARES)
+        """The metrics of the printed tables, which show divergence as a count in a column of its own."""
+        return tuple(metric for metric in self.metrics if metric.name not in BINARY)
 
     def best(self, metric: Quantity) -> str | None:
-        """The variant with the best mean, None where none stands out or nothing is better."""
+        """The variant with the best mean; None if all are equal or neither direction is better."""
         found = {v: self.values[v, metric.name].mean for v in self.variants if (v, metric.name) in self.values}
-        if metric.better == "neither" or len(found) < 2 or len(set(found.values())) < 2:
+        if metric.better == "neither" or len(set(found.values())) < 2:
             return None
-        if metric.better == "one":
-            return min(found, key=lambda v: abs(found[v] - 1))
-        return (max if metric.better == "higher" else min)(found, key=lambda v: found[v])
+        return min(found, key=lambda v: metric.error(found[v]))
+
+    def count(self, variant: str) -> str:
+        """How many runs of a variant diverged: "2 of 8"."""
+        return "{} of {}".format(*self.counts[variant])
 
 
 def make_table(
     variants: Sequence[str],
     metrics: Sequence[str],
     cells: Sequence[Scored],
-    across: Mapping[tuple[str, str], float] | None = None,
+    diversities: Mapping[tuple[str, str], float] | None = None,
 ) -> Table:
-    """The table of these variants and metrics; `across` has what is known only of (prompt, variant): diversity."""
-    seeds_count = len({cell.task.prompt for cell in cells}) == 1
+    """The table of these variants and metrics; `diversities` are by (prompt, variant)."""
+    one_prompt = len({cell.task.prompt for cell in cells}) == 1
     values: dict[tuple[str, str], Estimate] = {}
     differences: dict[tuple[str, str], Estimate] = {}
     for name in metrics:
-        columns = {variant: _column(variant, name, cells, across or {}) for variant in variants}
+        columns = {variant: _column(variant, name, cells, diversities or {}) for variant in variants}
+        first = columns[variants[0]]
         for variant, column in columns.items():
-            if name in SHARES and column:
-                flags = [c.scores[name] for c in cells if c.task.variant.name == variant and name in c.scores]
-                values[variant, name] = wilson(round(sum(flags)), len(flags))
+            if column and name in BINARY:
+                values[variant, name] = wilson(round(sum(column.values())), len(column))
             elif column:
-                values[variant, name] = interval(independent(column, seeds_count))
-            first = columns[variants[0]]
+                values[variant, name] = interval(independent(column, one_prompt))
             pairs = {key: column[key] - first[key] for key in column if key in first}
             if variant != variants[0] and pairs:
-                differences[variant, name] = interval(independent(pairs, seeds_count))
-    counts = {
-        variant: (sum(c.diverged for c in rows), len(rows))
-        for variant in variants
-        for rows in [[c for c in cells if c.task.variant.name == variant]]
-    }
+                differences[variant, name] = interval(independent(pairs, one_prompt))
+    rows = {variant: [cell for cell in cells if cell.task.variant.name == variant] for variant in variants}
+    counts = {variant: (sum(cell.diverged for cell in row), len(row)) for variant, row in rows.items()}
     shown = tuple(QUANTITIES[name] for name in metrics if any((v, name) in values for v in variants))
     return Table(tuple(variants), shown, values, differences, counts)
 
 
-def independent(column: Mapping[tuple[str, int], float], seeds_count: bool) -> list[float]:
-    """(prompt, seed) -> value as one value a prompt; in a bench of one prompt, where seeds count, one a seed."""
+def independent(column: Mapping[tuple[str, int], float], one_prompt: bool) -> list[float]:
+    """(prompt, seed) -> value as one value per prompt, or per seed if there is only one prompt."""
+    if one_prompt:
+        return list(column.values())
     prompts: dict[str, list[float]] = {}
     for (prompt, _), value in column.items():
         prompts.setdefault(prompt, []).append(value)
-    if seeds_count:
-        return list(column.values())
     return [statistics.fmean(values) for values in prompts.values()]
 
 
 def interval(values: Sequence[float]) -> Estimate:
-    """Student's interval of the mean of independent values; ValueError for none."""
+    """Student's interval for the mean of independent values.
+
+    Raises:
+        ValueError: for no values.
+    """
     from scipy.stats import t
 
     if not values:
@@ -117,29 +125,19 @@ def interval(values: Sequence[float]) -> Estimate:
 
 
 def wilson(hits: int, n: int) -> Estimate:
-    """A share of n, with Wilson's interval (1927), which stays within [0, 1] and has a length at 0 of n too."""
-    if not 0 <= hits <= n or not n:
-        raise ValueError(f"a share needs 0 <= hits <= n and n >= 1, got {hits} of {n}")
-    z = statistics.NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
-    share, scale = hits / n, 1 + z * z / n
-    middle = (share + z * z / (2 * n)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), n)
+    """A fraction of n with Wilson's interval (1927), which stays within [0, 1] and is not empty at 0 of n.
+
+    Raises:
+        ValueError: unless 0 <= hits <= n and n >= 1.
+    """
+    from scipy.stats import binomtest
+
+    ends = binomtest(hits, n).proportion_ci(CONFIDENCE, method="wilson")
+    return Estimate(hits / n, float(ends.low), float(ends.high), n)
 
 
 def markdown(table: Table) -> str:
-    """The table as Markdown, the best mean of each metric in bold, and the paired differences below."""
-
-    def row(words: Sequence[str]) -> str:
-        return "| " + " | ".join(words) + " |"
-
-    def block(title: str, variants: Sequence[str], word: Callable[[str, Quantity], str], extra: bool) -> list[str]:
-        head = [title, *map(heading, table.columns), *(["diverged"] if extra else [])]
-        lines = [row(head), row(["---", *["---:"] * (len(head) - 1)])]
-        for variant in variants:
-            counts = ["{} of {}".format(*table.counts[variant])] if extra else []
-            lines.append(row([_escaped(variant), *(word(variant, m) for m in table.columns), *counts]))
-        return lines
+    """The table as Markdown with the best mean of each metric in bold, and the paired differences below."""
 
     def value(variant: str, metric: Quantity) -> str:
         text = plain(table.values.get((variant, metric.name)), " ± ")
@@ -148,19 +146,21 @@ def markdown(table: Table) -> str:
     def difference(variant: str, metric: Quantity) -> str:
         found = table.differences.get((variant, metric.name))
         text = plain(found, " ± ", signed=True)
-        return f"**{text}**" if found and clear(found) else text
+        return f"**{text}**" if found and found.excludes_zero else text
 
-    lines = block("method", table.variants, value, True)
+    heads = [heading(metric) for metric in table.columns]
+    rows = [[_escaped(v), *(value(v, m) for m in table.columns), table.count(v)] for v in table.variants]
+    parts = [_grid("pipe", ["method", *heads, "diverged"], rows)]
     if len(table.variants) > 1:
-        title = f"minus {_escaped(table.variants[0])}"
-        lines += ["", *block(title, table.variants[1:], difference, False)]
-    return "\n".join([*lines, "", _note(table), ""])
+        rows = [[_escaped(v), *(difference(v, m) for m in table.columns)] for v in table.variants[1:]]
+        parts.append(_grid("pipe", [f"minus {_escaped(table.variants[0])}", *heads], rows))
+    return "\n\n".join([*parts, f"{_note(table)}\n"])
 
 
 def latex(table: Table) -> str:
-    """A LaTeX tabular for booktabs; the best mean of each metric in bold."""
+    """A LaTeX tabular for the package booktabs, with the best mean of each metric in bold."""
 
-    def word(variant: str, metric: Quantity) -> str:
+    def value(variant: str, metric: Quantity) -> str:
         found = table.values.get((variant, metric.name))
         if found is None:
             return "--"
@@ -169,49 +169,53 @@ def latex(table: Table) -> str:
 
     arrows = {"higher": r" $\uparrow$", "lower": r" $\downarrow$", "one": r" $\to 1$", "neither": ""}
     heads = [f"{_tex(m.name.replace('_', ' '))}{arrows[m.better]}" for m in table.columns]
-    rows = [
-        " & ".join([_tex(v), *(word(v, m) for m in table.columns), "{} of {}".format(*table.counts[v])]) + r" \\"
-        for v in table.variants
-    ]
-    return "\n".join([
-        f"% {_note(table)}", rf"\begin{{tabular}}{{l{'r' * (len(heads) + 1)}}}", r"\toprule",
-        " & ".join(["method", *heads, "diverged"]) + r" \\", r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", "",
-    ])  # fmt: skip
+    rows = [[_tex(v), *(value(v, m) for m in table.columns), table.count(v)] for v in table.variants]
+    text = _grid("latex_raw", ["method", *heads, "diverged"], rows)
+    for rule in ("toprule", "midrule", "bottomrule"):  # tabulate's own booktabs format would escape the mathematics
+        text = text.replace(r"\hline", rf"\{rule}", 1)
+    return f"% {_note(table)}\n{text}\n"
+
+
+def _grid(style: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    from tabulate import tabulate
+
+    alignment = ("left", *["right"] * (len(heads) - 1))
+    return tabulate(rows, heads, tablefmt=style, colalign=alignment, disable_numparse=True)
 
 
 def summary_csv(table: Table) -> str:
-    """A line for each variant and metric: mean, ends of the interval, n; and the same of the difference."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    names = ["mean", "low", "high", "n"]
-    writer.writerow(["variant", "metric", "unit", "better", *names, *(f"difference_{name}" for name in names)])
+    """A line for each variant and metric: mean, interval and n, and the same of the difference."""
+    names = ("mean", "low", "high", "n")
+    rows: list[list[object]] = []
     for variant in table.variants:
         for metric in table.metrics:
-            found = [part.get((variant, metric.name)) for part in (table.values, table.differences)]
-            if found[0] is None:
+            value = table.values.get((variant, metric.name))
+            if value is None:
                 continue
-            numbers = [_number(getattr(one, name, None)) for one in found for name in names]
-            writer.writerow([variant, metric.name, metric.unit, metric.better, *numbers])
-    return text.getvalue()
+            difference = table.differences.get((variant, metric.name))
+            numbers = [_number(getattr(e, name)) if e else "" for e in (value, difference) for name in names]
+            rows.append([variant, metric.name, metric.unit, metric.better, *numbers])
+    return _csv(["variant", "metric", "unit", "better", *names, *(f"difference_{name}" for name in names)], rows)
 
 
 def cells_csv(metrics: Sequence[Quantity], cells: Sequence[Scored]) -> str:
-    """A line for each cell, all its numbers in full."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    names = [metric.name for metric in metrics]
-    writer.writerow(["prompt", "variant", "seed", "steps", "failure", "folder", *names])
+    """A line for each cell with all its numbers."""
+    rows: list[list[object]] = []
     for cell in cells:
         task, outcome = cell.task, cell.outcome
-        numbers = [_number(cell.scores.get(name)) for name in names]
-        writer.writerow(
-            [task.prompt, task.variant.name, task.seed, outcome.steps, outcome.failure, task.folder, *numbers]
-        )
+        numbers = [_number(cell.scores.get(metric.name)) for metric in metrics]
+        rows.append([task.prompt, task.variant.name, task.seed, outcome.steps, outcome.failure, task.folder, *numbers])
+    return _csv(["prompt", "variant", "seed", "steps", "failure", "folder", *(m.name for m in metrics)], rows)
+
+
+def _csv(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([heads, *rows])
     return text.getvalue()
 
 
 def plain(estimate: Estimate | None, between: str, signed: bool = False) -> str:
-    """ "27.3 ± 0.4": digits as the interval allows; a dash where there is nothing."""
+    """ "27.3 ± 0.4", with as many digits as the interval justifies; "-" without an estimate."""
     if estimate is None:
         return "-"
     half = estimate.half
@@ -220,18 +224,14 @@ def plain(estimate: Estimate | None, between: str, signed: bool = False) -> str:
     return text if half is None else f"{text}{between}{half:.{digits}f}"
 
 
-def clear(difference: Estimate) -> bool:
-    """Whether the interval of a difference leaves out zero."""
-    return difference.low is not None and difference.high is not None and not difference.low <= 0 <= difference.high
-
-
-ARROWS = {"higher": "↑", "lower": "↓", "one": "→ 1", "neither": ""}
+def readable(metric: Quantity) -> str:
+    """The name of a metric for people, with its unit: "peak memory (GiB)"."""
+    return metric.name.replace("_", " ") + (f" ({metric.unit})" if metric.unit else "")
 
 
 def heading(metric: Quantity) -> str:
-    """The name of a metric for people, its unit, and which way is better."""
-    unit = f" ({metric.unit})" if metric.unit else ""
-    return f"{metric.name.replace('_', ' ')}{unit} {ARROWS[metric.better]}".rstrip()
+    """The name of a metric for people, with its unit and an arrow for the better direction."""
+    return f"{readable(metric)} {ARROWS[metric.better]}".rstrip()
 
 
 def _digits(size: float) -> int:
@@ -240,23 +240,23 @@ def _digits(size: float) -> int:
 
 
 def _column(
-    variant: str, metric: str, cells: Sequence[Scored], across: Mapping[tuple[str, str], float]
+    variant: str, metric: str, cells: Sequence[Scored], diversities: Mapping[tuple[str, str], float]
 ) -> dict[tuple[str, int], float]:
-    """(prompt, seed) -> value; what is no finite number counts as not measured, nor what a failed object cost."""
-    if any(name == variant for _, name in across) and metric == "diversity":
-        return {(prompt, 0): value for (prompt, name), value in across.items() if name == variant}
+    """(prompt, seed) -> value. Values that are not finite, and the cost of a failed run, count as not measured."""
+    if metric == DIVERSITY.name:
+        return {(prompt, 0): value for (prompt, name), value in diversities.items() if name == variant}
     rows = [c for c in cells if c.task.variant.name == variant and metric in c.scores]
-    if metric not in SHARES:
+    if metric not in BINARY:
         rows = [c for c in rows if not c.outcome.failure]
     return {(c.task.prompt, c.task.seed): c.scores[metric] for c in rows if math.isfinite(c.scores[metric])}
 
 
 def _note(table: Table) -> str:
-    ns = sorted({e.n for (_, name), e in table.values.items() if name not in SHARES})
+    ns = sorted({e.n for (_, name), e in table.values.items() if name not in BINARY})
     n = str(ns[0]) if len(ns) == 1 else f"{ns[0]} to {ns[-1]}" if ns else "0"
     return (
         f"Mean and half the length of its 95 % interval (Student's t; seeds are averaged first, n = {n} prompts, or "
-        "seeds where there is one prompt); bold: best mean, or a difference whose interval leaves out zero."
+        "seeds if there is one prompt). Bold: best mean, or a difference whose interval excludes zero."
     )
 
 

@@ -102,14 +102,14 @@ class Experiment:
 
     def run(self) -> int:
         """Makes what is missing, prints the table and where the files are; returns the exit status."""
+        from distill3d.bench import check_libraries
         from distill3d.bench.budget import with_budget
         from distill3d.bench.judging import choose_metrics, find_judges
         from distill3d.bench.paper.experiments import EXPERIMENTS, caption, minutes
         from distill3d.bench.paper.figures import draw_experiment
-        from distill3d.bench.paper.inversion import figure_class
         from distill3d.bench.run import run_bench
 
-        figure_class()
+        check_libraries()
         experiment, (protocol, setting) = EXPERIMENTS[self.name], self.protocol()
         prior = load_checked(protocol, protocol.prompts, self.scope.force)
         variants = with_budget(self.variants(setting, prior.image_size), self.scope.budget, prior)
@@ -233,14 +233,14 @@ class TwoD:
         from rich.console import Console
         from rich.progress import Progress
 
+        from distill3d.bench import check_libraries
         from distill3d.bench.judging import find_evaluator
         from distill3d.bench.paper.experiments import list_prompts
-        from distill3d.bench.paper.figures import draw_pictures
+        from distill3d.bench.paper.figures import draw_images
         from distill3d.bench.paper.images import PANELS, Study, caption, run_study
-        from distill3d.bench.paper.inversion import figure_class
         from distill3d.distill.image_recipes import DEFAULT_SCALE
 
-        figure_class()
+        check_libraries()
         place = prior_config(self.model, "sd21" if self.full else "toybox")
         scale = self.scale if self.scale is not None else 7.5 if self.full else DEFAULT_SCALE
         prompts = chosen_prompts(self.prompts, place.prior, self.full, self.PROMPTS)
@@ -253,7 +253,7 @@ class TwoD:
             found = run_study(self.out, study, prior, evaluator, lambda row, prompt, made: bar.advance(task))
         text, figure = caption(study, list_prompts(prompts), typed), self.out / "2d.png"
         images = {row: [one.image for one in made] for row, made in found.made.items()}
-        draw_pictures(figure, images, prompts, found.table, PANELS, text)
+        draw_images(figure, images, prompts, found.table, PANELS, text)
         _conclude(self.out, "2d", found.table, text)
         print(f"{figure}\n{self.out / '2d.md'}, table.tex, table.csv, pictures.csv")
         return 0
@@ -292,18 +292,20 @@ class Inversion:
         from rich.console import Console
         from rich.progress import Progress
 
+        from distill3d.bench import check_libraries
         from distill3d.bench.paper import inversion
+        from distill3d.bench.paper.figures import draw_residuals
 
-        study = inversion.Study(self.prompts, self.seeds, self.scales, self.steps, self.times)
-        inversion.figure_class()
+        settings = inversion.InversionSettings(self.prompts, self.seeds, self.scales, self.steps, self.times)
+        check_libraries()
         place = prior_config(self.model, "toybox", dtype="float32")
         prior = load_checked(place, self.prompts, self.force, self.out)
         with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("measuring", total=len(study.scales) * study.times * len(inversion.STRATEGIES))
-            findings = inversion.investigate(prior, study, on_point=lambda: bar.advance(task))
+            task = bar.add_task("measuring", total=len(settings.scales) * settings.times * len(inversion.STRATEGIES))
+            result = inversion.measure_residuals(prior, settings, on_residual=lambda: bar.advance(task))
         table, figure = self.out / "inversion.csv", self.out / "inversion.png"
-        inversion.write_points(table, findings.points)
-        inversion.draw_findings(figure, findings, self._caption(place.prior))
+        inversion.write_residuals(table, result.residuals)
+        draw_residuals(figure, result, self._caption(place.prior))
         print(f"{figure}\n{table}")
         return 0
 

@@ -11,12 +11,12 @@ from functools import cache
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from distill3d.cameras import orbit, project
-from distill3d.render.mesh import to_camera
+from distill3d.cameras import focal_length, orbit, project, world_to_camera
+from distill3d.meshes.mesh import Mesh
 from distill3d.render.raster import rasterize
 from distill3d.types import Cameras
 
@@ -32,19 +32,17 @@ def true_kind(prompt: str) -> str | None:
     return read_prompt(prompt).kind
 
 
-def true_mesh(kind: str, seed: int) -> tuple[Float[np.ndarray, "v 3"], Int[np.ndarray, "f 3"]]:
-    """Vertices and faces of one shape of a kind."""
+def true_mesh(kind: str, seed: int) -> Mesh:
+    """One shape of a kind, without colors."""
     from distill3d.toybox.world import build
 
     toy = build(kind, "red", seed=seed)  # the color does not change the shape
-    return toy.vertices, np.ascontiguousarray(toy.faces)
+    return Mesh(toy.vertices, np.ascontiguousarray(toy.faces))
 
 
-def silhouettes(
-    vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"], cameras: Cameras, size: int
-) -> Bool[Tensor, "views size size"]:
+def silhouettes(mesh: Mesh, cameras: Cameras, size: int) -> Bool[Tensor, "views size size"]:
     """The pixels that a mesh covers in each view."""
-    return torch.stack([depth > 0 for depth in _depths(vertices, faces, cameras, size)])
+    return torch.stack([depth > 0 for depth in _depths(mesh, cameras, size)])
 
 
 def iou(masks: Bool[Tensor, "v h w"], reference: Bool[Tensor, "v h w"]) -> float:
@@ -79,9 +77,7 @@ def foreground_mask(
     return (images - background).abs().amax(1) > tolerance
 
 
-def surface_points(
-    vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"], count: int = POINTS, seed: int = 0
-) -> Float[np.ndarray, "n 3"]:
+def surface_points(mesh: Mesh, count: int = POINTS, seed: int = 0) -> Float[np.ndarray, "n 3"]:
     """About `count` points spread uniformly over the part of a surface that is visible from outside.
 
     Points are drawn by area. Those that none of 26 cameras all around sees (walls inside a body, where parts of a toy
@@ -90,16 +86,16 @@ def surface_points(
     Raises:
         ValueError: for a mesh without area.
     """
-    corners = np.asarray(vertices, np.float64)[faces]
+    corners = np.asarray(mesh.vertices, np.float64)[mesh.faces]
     area = 0.5 * np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
-    if not len(faces) or not area.sum() > 0:
+    if not area.sum() > 0:
         raise ValueError("the mesh has no surface to take points from")
-    cameras = _surrounding_cameras(vertices)
-    depths = _depths(vertices, faces, cameras, PROBE_SIZE)
+    cameras = _surrounding_cameras(mesh.vertices)
+    depths = _depths(mesh, cameras, PROBE_SIZE)
     rng = np.random.default_rng(seed)
     kept, drawn = [np.empty((0, 3))], 0
     while sum(map(len, kept)) < count and drawn < 20 * count:
-        face = rng.choice(len(faces), count, p=area / area.sum())
+        face = rng.choice(len(area), count, p=area / area.sum())
         u, v = np.sqrt(rng.random(count)), rng.random(count)
         weights = np.stack((1 - u, u * (1 - v), u * v), axis=1)
         points = np.einsum("ni,nid->nd", weights, corners[face])
@@ -119,35 +115,33 @@ def chamfer(points: Float[np.ndarray, "n 3"], reference: Float[np.ndarray, "m 3"
     return float(0.5 * (there + back))
 
 
-def chamfer_to_truth(
-    vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"], kind: str, shapes: int = SHAPES
-) -> float:
+def chamfer_to_truth(mesh: Mesh, kind: str, shapes: int = SHAPES) -> float:
     """`chamfer` to the closest shape of a kind, in world units (toys fill a sphere of radius 0.9).
 
     It sees the outside of the shape, including dents and thickness. It does not see colors, and hardly sees small
     parts: a missing ear adds little to the mean. Shapes of one kind are 0.012 to 0.065 apart, two draws of one shape
     0.009 to 0.016.
     """
-    points = surface_points(vertices, faces)
+    points = surface_points(mesh)
     return min(chamfer(points, _true_points(kind, seed)) for seed in range(shapes))
 
 
 @cache
 def _true_points(kind: str, seed: int) -> np.ndarray:
-    return surface_points(*true_mesh(kind, seed), seed=seed)
+    return surface_points(true_mesh(kind, seed), seed=seed)
 
 
 @cache
 def _true_silhouettes(kind: str, seed: int, poses: tuple[tuple[float, ...], ...], size: int) -> Tensor:
     azimuth, elevation, distance, fov = zip(*poses, strict=True)
-    return silhouettes(*true_mesh(kind, seed), orbit(azimuth, elevation, distance, fov), size)
+    return silhouettes(true_mesh(kind, seed), orbit(azimuth, elevation, distance, fov), size)
 
 
-def _depths(vertices: np.ndarray, faces: np.ndarray, cameras: Cameras, size: int) -> Tensor:
+def _depths(mesh: Mesh, cameras: Cameras, size: int) -> Tensor:
     """Depth along the optical axis [V, size, size] of a mesh seen from both sides, 0 where nothing is hit."""
-    corners = torch.from_numpy(np.ascontiguousarray(faces)).long()
+    corners = torch.from_numpy(np.ascontiguousarray(mesh.faces)).long()
     depths = []
-    local = to_camera(cameras, torch.from_numpy(np.asarray(vertices)).float())
+    local = world_to_camera(cameras, torch.from_numpy(np.asarray(mesh.vertices)).float())
     for points, fov in zip(local, cameras.fov_y, strict=True):
         face, weights = rasterize(points, corners, float(fov), size, size, cull=False)
         depth = (-points[:, 2][corners[face.clamp_min(0)]] * weights).sum(-1)
@@ -172,5 +166,5 @@ def _visible(points: np.ndarray, depths: Tensor, cameras: Cameras) -> np.ndarray
     pixels, depth = project(cameras, torch.from_numpy(points).float(), size, size)
     column, row = pixels.floor().long().clamp(0, size - 1).unbind(-1)
     front = depths[torch.arange(len(depths))[:, None], row, column]
-    focal = 0.5 * size / torch.tan(0.5 * cameras.fov_y)[:, None]
+    focal = focal_length(cameras.fov_y, size)[:, None]
     return ((front > 0) & (depth < front + 2 * depth / focal)).any(0).numpy()

@@ -14,9 +14,8 @@ from functools import cached_property, partial
 from importlib.util import find_spec
 from typing import Literal
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from distill3d.evaluation.distances import frechet_distance, kernel_distance
@@ -32,6 +31,7 @@ from distill3d.evaluation.views import (
     view_accuracy,
     warp_error,
 )
+from distill3d.meshes.mesh import Mesh
 from distill3d.types import Cameras
 
 EMPTY, FULL = 0.005, 0.9  # mean opacity over all views
@@ -76,8 +76,7 @@ class RunResult:
     cameras: Cameras | None = None  # of the images
     opacity: Float[Tensor, "v 1 h w"] | None = None
     depth: Float[Tensor, "v 1 h w"] | None = None  # expected distance along the ray, world units
-    vertices: Float[np.ndarray, "n 3"] | None = None  # of the exported mesh, world space
-    faces: Int[np.ndarray, "f 3"] | None = None
+    mesh: Mesh | None = None  # in world space
     evaluator: Evaluator | None = None
     reference: Float[Tensor, "m 3 y x"] | None = None  # images of what the prompt asks for
     prompts: tuple[str, ...] = ()  # of the whole benchmark, including this one
@@ -144,10 +143,8 @@ class RunResult:
 
 
 def _usable(value: object) -> bool:
-    """Whether a value is there: not None, finite if a tensor, and not empty if an array."""
-    if isinstance(value, Tensor):
-        return bool(torch.isfinite(value).all())
-    return value is not None and not (isinstance(value, np.ndarray) and not len(value))
+    """Whether a value is there: not None, and finite if it is a tensor."""
+    return bool(torch.isfinite(value).all()) if isinstance(value, Tensor) else value is not None
 
 
 def _kernel(features: tuple[Tensor, Tensor]) -> float:
@@ -182,7 +179,7 @@ METRICS: dict[str, Metric] = {
         Metric("neighbor_similarity", "higher", "", ("images", "evaluator"), neighbor_similarity),
         Metric("warp_error", "lower", "", ("images", "depth", "opacity", "cameras"), warp_error),
         Metric("silhouette_iou", "higher", "", ("opacity", "cameras", "kind"), _silhouette_iou),
-        Metric("chamfer", "lower", "world units", ("vertices", "faces", "kind"), chamfer_to_truth),
+        Metric("chamfer", "lower", "world units", ("mesh", "kind"), chamfer_to_truth),
         Metric("diverged", "lower", "", ("divergence",), lambda reason: float(bool(reason))),
         Metric("seconds", "lower", "s", ("seconds",), float),
         Metric("nfe", "lower", "", ("nfe",), float),

@@ -5,17 +5,24 @@ import csv
 import pytest
 import torch
 
-from distill3d.bench.paper.inversion import STRATEGIES, Study, inversion, investigate, trajectory, write_points
+from distill3d.bench.paper.inversion import (
+    STRATEGIES,
+    InversionSettings,
+    inversion,
+    measure_residuals,
+    trajectory,
+    write_residuals,
+)
 from distill3d.cli import main as cli
 
-STUDY = Study(prompts=("left", "odd"), seeds=2, scales=(1.0, 3.0), steps=12, times=4)
+SETTINGS = InversionSettings(prompts=("left", "odd"), seeds=2, scales=(1.0, 3.0), steps=12, times=4)
 
 
 def test_on_a_ddim_trajectory_its_own_noise_solves_equation_8_and_random_noise_does_not(mixture):
-    findings = investigate(mixture, STUDY)
-    assert len(findings.points) == 2 * 4 * len(STRATEGIES)
-    assert {p.strategy for p in findings.points} == set(STRATEGIES) == {name for _, name in findings.pictures}
-    for point in findings.points:
+    result = measure_residuals(mixture, SETTINGS)
+    assert len(result.residuals) == 2 * 4 * len(STRATEGIES)
+    assert {p.strategy for p in result.residuals} == set(STRATEGIES) == {name for _, name in result.images}
+    for point in result.residuals:
         if point.strategy == "DDIM's own":
             assert point.residual < 1e-12 and point.nfe == 0  # float32: (1e-7)^2, and some room
         if point.strategy == "random draw" and point.t < 0.9:  # near pure noise every noise is nearly right
@@ -30,23 +37,23 @@ def test_the_trajectory_is_the_sampler(mixture, conditions):
     again = trajectory(mixture, conditioning, 2.0, times, torch.Generator().manual_seed(0))
     assert len(seen) == 5 and torch.equal(seen[3][0], again[3][0])
     for (x0, kappa), (after, eps), t in zip(seen, seen[1:], times[1:], strict=False):
-        alpha, sigma = mixture.schedule.alpha(t), mixture.schedule.sigma(t)
+        alpha, sigma = mixture.schedule.alpha(t[None]), mixture.schedule.sigma(t[None])
         torch.testing.assert_close(alpha * x0 + sigma * kappa, alpha * after + sigma * eps, rtol=1e-4, atol=1e-4)
 
 
 def test_the_price_of_an_inversion_is_what_its_hops_cost(mixture):
-    findings = investigate(mixture, STUDY, {"ten": inversion(10), "free": inversion(10, 0.0)})
-    price = {(p.strategy, p.scale, round(p.t, 2)): p.nfe for p in findings.points}
+    result = measure_residuals(mixture, SETTINGS, {"ten": inversion(10), "free": inversion(10, 0.0)})
+    price = {(p.strategy, p.scale, round(p.t, 2)): p.nfe for p in result.residuals}
     assert price["ten", 3.0, 0.98] == 20 and price["ten", 1.0, 0.98] == price["free", 3.0, 0.98] == 10
     assert price["ten", 3.0, 0.02] == 2
 
 
-def test_points_survive_their_file(mixture, tmp_path):
-    findings = investigate(mixture, STUDY, {"random": STRATEGIES["random draw"]})
-    write_points(tmp_path / "points.csv", findings.points)
-    with (tmp_path / "points.csv").open() as file:
+def test_residuals_survive_their_file(mixture, tmp_path):
+    result = measure_residuals(mixture, SETTINGS, {"random": STRATEGIES["random draw"]})
+    write_residuals(tmp_path / "residuals.csv", result.residuals)
+    with (tmp_path / "residuals.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [float(row["residual"]) for row in rows] == pytest.approx([p.residual for p in findings.points], rel=1e-4)
+    assert [float(row["residual"]) for row in rows] == pytest.approx([p.residual for p in result.residuals], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +61,7 @@ def test_points_survive_their_file(mixture, tmp_path):
 )
 def test_mistakes_are_value_errors(settings):
     with pytest.raises(ValueError):
-        Study(**settings)
+        InversionSettings(**settings)
 
 
 def test_the_command_draws_the_figure(kl_folder, tmp_path, capsys):
