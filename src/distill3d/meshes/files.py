@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from distill3d.files import replacing
 from distill3d.meshes.mesh import Mesh
@@ -235,6 +234,8 @@ def _write_glb(path: Path, mesh: Mesh) -> list[Path]:
     if mesh.textures and mesh.uv is not None:
         vertex, place, faces = _split_seams(mesh)
         uv = mesh.uv[place]
+        from PIL import Image
+
         material.baseColorTexture = Image.fromarray(mesh.textures[0])
     attributes = {}
     if mesh.vertex_colors is not None:
@@ -269,6 +270,8 @@ def _write_glb(path: Path, mesh: Mesh) -> list[Path]:
 
 def _write_obj(path: Path, mesh: Mesh) -> list[Path]:
     """Vertices on a seam stay one vertex with several texture coordinates, which trimesh would split."""
+    from PIL import Image
+
     if not mesh.textures or mesh.uv is None or mesh.uv_faces is None:
         return _write_by_trimesh(path, mesh)
     stem = re.sub(r"\s+", "_", path.stem)  # many readers end a file's name at a space
