@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from distill3d.cameras import focal_length
+from distill3d.cameras import focal_length, world_to_camera
 from distill3d.render.shading import over_background
 from distill3d.render.splat_compositing import Footprints, SplatSampling, composite
 from distill3d.types import Cameras, Rendering
@@ -121,8 +121,8 @@ def _image(
     compositor: Callable[[Footprints, int, SplatSampling], Tensor],
 ) -> Tensor:
     """Features [B, C, size, size], composited view by view."""
-    rotation, eye = _world_to_view(cameras), cameras.camera_to_world[:, :3, 3]
-    place = (splats.means - eye[:, None]) @ rotation.mT  # right, down, forward
+    rotation = _world_to_view(cameras)
+    place = world_to_camera(cameras, splats.means) * splats.means.new_tensor([1.0, -1.0, -1.0])  # right, down, forward
     drawn = place[..., 2] > sampling.near
     # Splats behind the camera get a harmless place: the numbers are not used, but must be finite.
     place = torch.where(drawn[..., None], place, place.new_tensor([0.0, 0.0, 1.0]))

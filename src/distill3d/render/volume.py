@@ -136,9 +136,9 @@ def render_rays(
                 values = _composite(samples, field)
             columns.append(values)
             indices.append(rows[part][samples.count > 0])
-    image = origins.new_zeros(len(origins), columns[0].shape[1] if columns else 6)
-    if columns:
-        image = image.index_copy(0, torch.cat(indices), torch.cat(columns))
+    columns, indices = columns or [origins.new_zeros(0, 6)], indices or [hits[:0]]
+    values = torch.cat(columns)
+    image = values.new_zeros(len(origins), values.shape[1]).index_copy(0, torch.cat(indices), values)
     image = image.view(batch, height, width, -1).permute(0, 3, 1, 2)
     normal, orientation = (image[:, 6:9], image[:, 9:10]) if image.shape[1] > 6 else (None, None)
     rgb = over_background(image[:, :3], image[:, 3:4], background)

@@ -66,7 +66,7 @@ class MeshOptions(SceneOptions):
 
 
 class MeshScene(nn.Module, Scene):
-    """A mesh with colors from a grid near its surface (see `SurfaceGrid`), rendered without shading unless asked.
+    """A mesh with colors from a grid near its surface (see `SurfaceGrid`).
 
     color = sigmoid(paint(rest position)), position = rest position + offset(rest position). Both are functions of the
     position, so vertices that a file splits at a seam stay together. Geometry is fixed unless `options.move` is
