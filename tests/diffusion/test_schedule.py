@@ -27,6 +27,19 @@ def test_finite_positive_and_falling_over_the_whole_range(schedule, dtype):
     assert (schedule.log_snr(t).diff() <= 0).all()
 
 
+@pytest.mark.parametrize("schedule", [sch.Cosine(), sch.Flow()])
+def test_continuous_schedules_stop_a_ten_thousandth_before_their_ends(schedule, randn):
+    """Nearer, float32 keeps fewer than three digits of a conversion; further away, noise at t = 0 could be seen."""
+    ends = torch.tensor([0.0, 1.0])
+    smallest = torch.stack([schedule.sigma(ends)[0], schedule.alpha(ends)[1]])
+    assert (smallest >= 0.99e-4).all() and (smallest <= 1.6e-4).all()  # Cosine's slope there is pi / 2
+    x0, eps = randn(2, 1000).float(), randn(2, 1000).float()
+    alpha, sigma = sch.coefficients(schedule, ends, x0)
+    x_t = alpha * x0 + sigma * eps
+    torch.testing.assert_close(sch.to_eps("x0", x0, x_t, alpha, sigma), eps, rtol=0, atol=5e-3)
+    torch.testing.assert_close(sch.from_eps("x0", eps, x_t, alpha, sigma), x0, rtol=0, atol=5e-3)
+
+
 @every_schedule
 def test_log_snr_and_its_inverse(schedule):
     t = torch.linspace(0.001, 0.99, 400, dtype=torch.float64)

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from distill3d.diffusion.ddim import ddim_step
+from distill3d.diffusion.guidance import guided_prediction
 from distill3d.diffusion.schedule import Cosine, Flow, coefficients, from_eps, stable_diffusion
 from distill3d.objectives import (
+    Objective,
     attach,
     csd,
     esd,
@@ -17,7 +19,6 @@ from distill3d.objectives import (
     nfsd,
     noise,
     prediction,
-    reference,
     rfds,
     sds,
     sds_bridge,
@@ -26,6 +27,7 @@ from distill3d.objectives import (
     vsd,
     weighting,
 )  # fmt: skip
+from distill3d.objectives.weighting import noise_variance
 from distill3d.priors.mixture import MixturePrior
 from distill3d.types import Conditioning
 
@@ -38,14 +40,14 @@ class Exact:
     """A student that needs no training: another text of the prior, or two, by whether the camera is told."""
 
     def __init__(self, prior, posed="odd", free="right"):
-        self.prior, self.texts, self.learned = prior, (free, posed), 0
+        self.prior, self.texts, self.learned = prior, (free, posed), []
 
-    def predict(self, x_t, t, conditioning, posed):
-        assert len(x_t) == len(t) == len(conditioning) == len(posed)
-        return self.prior.predict(x_t, t, self.prior.embed([self.texts[int(p)] for p in posed]))
+    def predict(self, x_t, t, conditioning, with_camera):
+        assert len(x_t) == len(t) == len(conditioning) == len(with_camera)
+        return self.prior.predict(x_t, t, self.prior.embed([self.texts[int(p)] for p in with_camera]))
 
     def learn(self, x, conditioning, generator):
-        self.learned += 1
+        self.learned.append(x)
         return len(x)
 
 
@@ -184,28 +186,19 @@ def test_ism_by_hand(evaluated, mixture, counting):
 
 
 def test_the_interval_shrinks_by_step(evaluated, mixture):
-    """From 0.1 to 0.08 in 1500 steps: seen in where the last hop starts."""
-    seen = []
-
-    class Watch:
-        def __getattr__(self, name):
-            return getattr(mixture, name)
-
-        def predict(self, x_t, t, text):
-            seen.append(t[0].item())
-            return mixture.predict(x_t, t, text)
-
+    """From 0.1 to 0.08 in 1500 of 5000 steps: seen in where the last step of the inversion starts."""
     for step, gap in ((0, 0.1), (750, 0.09), (1500, 0.08), (4900, 0.08)):
-        seen.clear()
-        at(ism(), 0.5).guidance(evaluated.x, Watch(), evaluated.conditioning, step=step, total=5000, generator=seeds(3))
-        assert seen[-2:] == pytest.approx([0.5 - gap, 0.5])
+        watch = Watch(mixture)
+        at(ism(), 0.5).guidance(evaluated.x, watch, evaluated.conditioning, step=step, total=5000, generator=seeds(3))
+        assert [t[0].item() for t in watch.times[-2:]] == pytest.approx([0.5 - gap, 0.5])
 
 
 def test_vsd_of_a_student_that_is_the_prior_is_csd_with_its_weight(evaluated, mixture):
     """Where the student already draws what the prior does without a prompt, only the classifier part is left."""
     empty = Exact(mixture, posed="", free="")
     torch.testing.assert_close(evaluated(vsd(empty, 7.5)).gradient, evaluated(csd(7.5)).gradient)
-    assert empty.learned == 1
+    (lesson,) = empty.learned
+    assert torch.equal(lesson, evaluated.x)  # it learns on clean samples, not on noised ones
 
 
 @pytest.mark.parametrize("entropy", [0.0, 0.4, 1.0])
@@ -277,16 +270,82 @@ def test_a_text_that_counts_nothing_is_not_shown(evaluated, mixture, counting):
     assert prior.calls == [8] and out.nfe == 8
 
 
-def test_perp_neg_enters_a_contrast_as_it_enters_guidance(mixture, conditions, randn):
+def test_perp_neg_enters_a_linear_combination_as_it_enters_guidance(mixture, conditions, randn):
     x, weights = randn(3, 2, 2, 2), torch.tensor([[-0.5], [0.0], [-1.0]], dtype=F64)
     conditioning = conditions(mixture, TEXTS, ["right", "odd", "left"], weights)
-    guided, pair = prediction.guided(7.5), prediction.guided_against(7.5, {prediction.negative: 1.0})
-    a = dataclasses.replace(sds(), prediction=guided)
-    b = dataclasses.replace(sds(), prediction=pair[0])
+    text, empty = prediction.positive, prediction.negative
+    a = dataclasses.replace(sds(), prediction=prediction.guided(7.5))
+    b = dataclasses.replace(sds(), prediction=prediction.linear_combination({text: 7.5, empty: -6.5}, {empty: 1.0}))
     out = [
         at(o, (0.8, 0.5, 0.2)).guidance(x, mixture, conditioning, step=0, total=1, generator=seeds(3)) for o in (a, b)
     ]
     torch.testing.assert_close(out[0].prediction, out[1].prediction)
+
+
+def dds(source, condition, scale=7.5):
+    """Delta denoising score (Hertz et al. 2023): the prediction at x against the one at a source image."""
+
+    def reference(query, x_t, kappa):
+        alpha, sigma = coefficients(query.prior.schedule, query.t, query.x)
+        return guided_prediction(query.prior, alpha * source + sigma * kappa, query.t, condition, scale)
+
+    return Objective(noise.gaussian(), timesteps.uniform(), prediction.guided(scale), reference, noise_variance)
+
+
+def test_an_objective_of_ones_own_is_seven_lines(evaluated, mixture, conditions):
+    same = dds(evaluated.x, evaluated.conditioning)
+    assert evaluated(same).gradient.abs().max() == 0  # nothing to edit
+    other = conditions(mixture, ["odd", "odd", "left"])
+    out, sources = evaluated(dds(evaluated.x, other)), evaluated(sds(7.5))
+    edited = at(sds(7.5), (0.7, 0.4, 0.1)).guidance(evaluated.x, mixture, other, step=0, total=11, generator=seeds(3))
+    torch.testing.assert_close(out.gradient, sources.gradient - edited.gradient)  # the noise cancels
+    assert out.nfe == 6 + 6
+
+
+def test_axes_of_different_methods_combine(evaluated):
+    """A prediction or noise that finds a reference may be used with another one."""
+    combined = dataclasses.replace(sds(7.5), prediction=csd(7.5).prediction)
+    torch.testing.assert_close(evaluated(combined).gradient, evaluated(sds(7.5)).gradient)
+    inverted = dataclasses.replace(sds(7.5), noise=ism().noise)
+    out = evaluated(inverted)
+    assert torch.equal(out.noise, evaluated(ism()).noise) and out.gradient.isfinite().all()
+    both = dataclasses.replace(csd(7.5), noise=ism().noise)  # two references: that of the prediction counts
+    again = dataclasses.replace(csd(7.5), noise=noise.given(out.noise))
+    torch.testing.assert_close(evaluated(both).gradient, evaluated(again).gradient)
+
+
+class Watch:
+    """Passes everything on to a prior and remembers times and conditions of each call."""
+
+    def __init__(self, prior):
+        self.prior, self.times, self.conditions = prior, [], []
+
+    def __getattr__(self, name):
+        return getattr(self.prior, name)
+
+    def predict(self, x_t, t, text):
+        self.times.append(t)
+        self.conditions.append(text)
+        return self.prior.predict(x_t, t, text)
+
+
+@pytest.mark.parametrize("method", ["nfsd", "csd-unwanted", "bridge"])
+def test_a_fixed_text_keeps_camera_and_control_image_of_its_sample(evaluated, mixture, randn, method):
+    control, camera = randn(3, 3, 4, 4), randn(3, 4, 4)
+    conditioning = evaluated.conditioning.with_control(control).with_camera(camera)
+    watch = Watch(mixture)
+    at(family(mixture)[method], 0.6).guidance(evaluated.x, watch, conditioning, step=0, total=11, generator=seeds(3))
+    (seen,) = watch.conditions
+    assert len(seen) in (6, 9)
+    assert torch.equal(seen.control, control.repeat(len(seen) // 3, 1, 1, 1))
+    assert torch.equal(seen.camera, camera.repeat(len(seen) // 3, 1, 1))
+
+
+def test_the_interval_of_ism_ends_at_time_zero(evaluated, mixture):
+    """Where t is below the gap the network is used at 0, the lowest level it knows, and never before it."""
+    watch = Watch(mixture)
+    evaluated(ism(), (0.05, 0.02, 0.08), watch)
+    assert torch.cat(watch.times).min() == 0
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -339,7 +398,7 @@ def test_mistakes_are_named(evaluated, mixture):
         for scale in (float("nan"), "7.5", float("inf"), True):
             with pytest.raises(ValueError, match="scale must be a finite number"):
                 factory(scale)
-    with pytest.raises(ValueError, match="steps must be 1 or more"):
+    with pytest.raises(ValueError, match="steps must be a whole number of at least 1"):
         ism(steps=0)
     with pytest.raises(ValueError, match=r"wide must lie in \[0, 1\]"):
         ism(wide=100)
@@ -353,7 +412,5 @@ def test_mistakes_are_named(evaluated, mixture):
         evaluated(rfds())
     with pytest.raises(ValueError, match="unknown condition"):
         evaluated(nfsd())
-    with pytest.raises(ValueError, match="use both or neither"):
-        evaluated(dataclasses.replace(sds(), reference=reference.interval_start))
-    with pytest.raises(ValueError, match="use both or neither"):
-        evaluated(dataclasses.replace(sds(), reference=csd().reference))
+    with pytest.raises(ValueError, match="neither noise nor prediction return a reference"):
+        evaluated(dataclasses.replace(sds(), reference=None))

@@ -115,7 +115,7 @@ def test_levels_of_the_estimate_agree(evaluated, mixture):
     ("make", "match"),
     [
         (lambda: mvdream(rescale=1.5), "rescale must lie in"),
-        (lambda: mvdream(views=0), "views must be 1 or more"),
+        (lambda: mvdream(views=0), "views must be a whole number of at least 1"),
         (lambda: mvdream(float("inf")), "scale must be a finite number"),
         (lambda: timesteps.widening(0.3, 0.1, 0.5, 0.1), "low <= high <= start"),
         (lambda: timesteps.widening(0.9, 0.1, 0.5, 800), "over must lie in"),

@@ -100,7 +100,7 @@ def test_sdi_with_random_noise_is_x0_matching_sds(mixture, conditions, randn):
         sdi(eta=0.0, solver="ab2"),
         Objective(
             noise.ddim_inversion(), timesteps.listed([[0.97, 0.3, 0.04]]),
-            prediction.guided(7.5), reference.nothing, weighting.constant(2.0),
+            prediction.guided(7.5), reference.zero, weighting.constant(2.0),
         ),
     ],
     ids=["sds", "sdi", "sdi-ab2", "per-sample-times"],
@@ -194,6 +194,26 @@ def test_annealing_runs_from_start_to_stop_and_stays():
     assert t == pytest.approx([0.98, 0.615, 0.25, 0.25])
 
 
+def test_fractions_of_a_run_are_whole_steps():
+    assert [timesteps.steps_of(0.3, total) for total in range(1, 500)] == [3 * total // 10 for total in range(1, 500)]
+    assert timesteps.steps_of(0.29, 100) == 29  # which is 28.999999999999996 in floating point
+
+
+def test_listed_times_stay_at_the_last_one():
+    times = timesteps.listed([0.9, 0.5, 0.1])
+    assert [times(step, 3, 2, torch.Generator())[1].item() for step in (0, 1, 2, 3, 7)] == [0.9, 0.5, 0.1, 0.1, 0.1]
+    ragged = timesteps.listed([[0.9, 0.8], [0.2, 0.1]])
+    assert ragged(9, 3, 2, torch.Generator()).tolist() == [0.2, 0.1]
+
+
+def test_loss_is_attach_of_the_gradient(mixture, conditions, randn):
+    x, conditioning = randn(2, 2, 2, 2).requires_grad_(), conditions(mixture, TEXTS[:2])
+    when = dict(step=3, total=9)
+    sdi().loss(x, mixture, conditioning, **when, generator=torch.Generator().manual_seed(1)).backward()
+    out = sdi().guidance(x, mixture, conditioning, **when, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(x.grad, out.gradient / x.numel())
+
+
 def test_attach_gives_x_exactly_the_gradient(randn):
     x, g = randn(2, 3, 4, 4).requires_grad_(), randn(2, 3, 4, 4)
     attach(x, g).backward()
@@ -214,7 +234,7 @@ def test_mistakes_are_named(mixture, conditions, randn):
         sds().guidance(randn(3, 2, 4, 4), mixture, conditioning, step=0, total=1, generator=torch.Generator())
     with pytest.raises(ValueError, match="2 generators for a batch of 3"):
         sds().guidance(randn(3, 2, 2, 2), mixture, conditioning, step=0, total=1, generator=seeds(2))
-    with pytest.raises(ValueError, match="steps must be 1 or more"):
+    with pytest.raises(ValueError, match="steps must be a whole number of at least 1"):
         sdi(inversion_steps=0)
     with pytest.raises(ValueError, match="needs eta = 0"):
         sdi(solver="heun")

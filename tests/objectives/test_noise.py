@@ -119,7 +119,7 @@ def test_order_of_the_residuals(mixture, conditions, randn):
     query = query_of(mixture, x, conditioning, 0.4)
     found = {}
     for name, solver in {"random": noise.gaussian(), **SOLVERS}.items():
-        kappa, _ = solver(dataclasses.replace(query, generator=seeds(3)))
+        kappa = solver(dataclasses.replace(query, generator=seeds(3)))[0]
         found[name] = residual(query, kappa).mean().item()
     assert found["random"] > 3 * found["inversion"] > 0
     for better, worse in (
@@ -133,12 +133,12 @@ def test_order_of_the_residuals(mixture, conditions, randn):
 def test_batch_and_times_one_by_one(mixture, conditions, randn, solver):
     x, times = 0.5 * randn(3, 2, 2, 2), torch.tensor([0.9, 0.3, 0.04], dtype=F64)
     conditioning = conditions(mixture, TEXTS)
-    together, rows = SOLVERS[solver](query_of(mixture, x, conditioning, times))
+    together, rows = SOLVERS[solver](query_of(mixture, x, conditioning, times))[:2]
     alone = 0
     for i in range(3):
         one = torch.tensor([i])
         query = query_of(mixture, x[one], conditioning[one], times[one], seeds(3)[i : i + 1])
-        kappa, count = SOLVERS[solver](query)
+        kappa, count = SOLVERS[solver](query)[:2]
         alone += count
         torch.testing.assert_close(together[one], kappa, rtol=1e-7, atol=1e-7)
     assert rows == alone
@@ -162,7 +162,7 @@ ROWS = [
 def test_rows_are_counted(mixture, counting, conditions, randn, case):
     solver, expected = ROWS[case]
     prior = counting(mixture)
-    _, rows = solver(query_of(prior, randn(2, 2, 2, 2), conditions(prior, TEXTS[:2]), 0.5))
+    rows = solver(query_of(prior, randn(2, 2, 2, 2), conditions(prior, TEXTS[:2]), 0.5))[1]
     assert rows == sum(prior.calls) == expected
 
 
@@ -178,6 +178,23 @@ def test_kappa_is_looked_for_above_the_time_it_is_used_at(gaussian):
         for a, s in (coefficients(query.prior.schedule, query.t + tau, query.x) for tau in (0.0, 0.1))
     )
     assert (low <= drawn.abs()).all() and (drawn.abs() <= high).all()
+
+
+def test_tau_is_drawn_from_one_step_of_ten_unless_it_is_given(gaussian, conditions):
+    """For solvers that have no inversion steps: U[0, 0.1), as with the ten steps of the SDI release."""
+    prior, n, seen = gaussian[0].prior, 2000, []
+
+    def spy(query):
+        seen.append(query.t)
+        return torch.zeros_like(query.x), 0
+
+    x = torch.zeros(n, *prior.sample_shape, dtype=F64)
+    query = query_of(prior, x, conditions(prior, [""] * n), 0.4, torch.Generator().manual_seed(0))
+    for solver in (noise.fixed_point(1, start=spy), noise.descent(1, start=spy)):
+        solver(query)
+        tau = seen.pop() - 0.4
+        assert 0 <= tau.min() < 1e-3 and 0.099 < tau.max() <= 0.1
+        torch.testing.assert_close(tau.mean(), torch.tensor(0.05, dtype=F64), rtol=0, atol=0.003)
 
 
 @pytest.mark.parametrize("t", [0.0, 1.0])
@@ -198,7 +215,7 @@ def test_finite_at_both_ends_of_time(mixture, conditions, randn, t, schedule):
 def test_mistakes_are_named(gaussian):
     for make in (noise.fixed_point, noise.descent, noise.ddim_inversion):
         for steps in (0, 2.5, -1):
-            with pytest.raises(ValueError, match="steps must be 1 or more"):
+            with pytest.raises(ValueError, match="steps must be a whole number of at least 1"):
                 make(steps)
         with pytest.raises(ValueError, match="scale must be a finite number"):
             make(scale=float("nan"))
@@ -206,7 +223,7 @@ def test_mistakes_are_named(gaussian):
             make(overshoot=50)
     with pytest.raises(ValueError, match="damping must lie above 0"):
         noise.fixed_point(damping=0.0)
-    with pytest.raises(ValueError, match="memory must be 0 or more"):
+    with pytest.raises(ValueError, match="memory must be a whole number of at least 0"):
         noise.fixed_point(memory=-1)
     with pytest.raises(ValueError, match="rate must be above 0"):
         noise.descent(rate=0)

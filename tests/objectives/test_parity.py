@@ -17,7 +17,7 @@ import torch
 
 from distill3d.diffusion.guidance import guided_prediction
 from distill3d.diffusion.schedule import coefficients, to_eps
-from distill3d.objectives import Query, attach, noise, released, sdi, sds, timesteps
+from distill3d.objectives import Query, attach, noise, sdi, sdi_release, sds, timesteps
 from distill3d.priors import load_prior
 from distill3d.prompts import ViewPrompts
 from distill3d.types import Condition, Conditioning
@@ -125,11 +125,11 @@ def check_sdi(case):
     path, times = case["timesteps"], timesteps.listed(t / 1000)
     check_texts(case, case["text_embeddings"][None], case["neg_guidance_weights"], case["azimuth"],
                 case["elevation"], perp)  # fmt: skip
-    ours = released.grid(t.item(), steps, case["random_value"])
+    ours = sdi_release.grid(t.item(), steps, case["random_value"])
     assert ours == path.tolist() and ours[-1] == min(t.item() + case["delta_t"], 999)
     settings = dict(scale=case["guidance_scale"], inversion_scale=case["inversion_guidance_scale"],
                     inversion_steps=steps, eta=case["inversion_eta"], released=True)  # fmt: skip
-    draws = released.inversion(
+    draws = sdi_release.inversion(
         steps, settings["inversion_scale"], settings["eta"], case["random_value"], case["step_noise"]
     )
     objective = dataclasses.replace(sdi(**settings), timesteps=times, noise=draws)
@@ -187,7 +187,7 @@ def check_call(case):
     objective = dataclasses.replace(
         sdi(eta=0.0, released=True),
         timesteps=timesteps.listed(case["t"] / 1000),
-        noise=released.inversion(eta=0.0, random=0.0),
+        noise=sdi_release.inversion(eta=0.0, random=0.0),
     )
     told = conditioning(case["azimuth"], case["elevation"], case.perp)
     x = case["latents"].requires_grad_()
@@ -210,7 +210,7 @@ def check_sds(case):
     own = dataclasses.replace(
         sds(scale if perp else scale + 1), timesteps=timesteps.listed(t / 1000), noise=noise.given(case["noise"])
     )
-    for objective in (own, dataclasses.replace(own, prediction=released.guided(scale))):
+    for objective in (own, dataclasses.replace(own, prediction=sdi_release.guided(scale))):
         out = objective.guidance(
             case["latents"], prior_of(F32), told, step=0, total=STEPS_OF_A_RUN, generator=torch.Generator()
         )

@@ -38,7 +38,7 @@ def seed(i=0):
 class Zero:
     """A student that answers zero."""
 
-    def predict(self, x_t, t, conditioning, posed):
+    def predict(self, x_t, t, conditioning, with_camera):
         return torch.zeros_like(x_t)
 
     def learn(self, x, conditioning, generator):
@@ -66,6 +66,62 @@ def test_defaults_are_those_of_the_functions(name):
     assert fields == {key: arguments[key].default for key in fields}
     left_out = {"student", "views", "first", "solver", "overshoot", "released"}
     assert set(arguments) - set(fields) <= left_out
+
+
+# What the sources say, in the order of the fields. A timestep k of 1000 is k / 1000.
+SOURCES = {
+    # Lukoianov et al. 2024 and the configuration of their code (threestudio, commit 28d9d80d).
+    "sdi": {"scale": 7.5, "inversion_scale": -7.5, "inversion_steps": 10, "eta": 0.3, "start": 0.98, "stop": 0.25},
+    "sdi_cached": {"scale": 7.5, "start": 0.98, "stop": 0.02},
+    # Poole et al. 2022: guidance 100, t ~ U(0.02, 0.98).
+    "sds": {"scale": 100.0, "low": 0.02, "high": 0.98, "anneal": False},
+    # Wang et al. 2022, as configured in threestudio (sjc.yaml).
+    "sjc": {"scale": 100.0, "low": 0.01, "high": 0.97, "variance_reduced": True},
+    # Katzir et al. 2023.
+    "nfsd": {
+        "scale": 7.5,
+        "negative_prompt": "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, "
+        "low-resolution, gloomy",
+        "low": 0.02,
+        "high": 0.98,
+    },
+    # Yu et al. 2023: the classifier part alone.
+    "csd": {"scale": 1.0, "negative_prompt": None, "negative_weight": 1.0, "low": 0.02, "high": 0.98},
+    # Zhu et al. 2023, as configured in threestudio (hifa.yaml).
+    "hifa": {"scale": 100.0, "start": 0.98, "stop": 0.3},
+    # Liang et al. 2023, the configurations of LucidDreamer: delta_t 100 to 80, inversions of 200, 1500 of 5000 steps.
+    "ism": {"scale": 7.5, "steps": 5, "wide": 0.1, "narrow": 0.08, "high": 0.98, "warmup": 1500 / 5000},
+    # Shi et al. 2023, the configuration of MVDream-threestudio: 8000 of 10000 steps.
+    "mvdream": {"scale": 50.0, "rescale": 0.5, "warmup": 8000 / 10000, "shared_noise": False},
+    # McAllister et al. 2024, the 2D experiments of their code.
+    "sds_bridge": {
+        "scale": 40.0,
+        "target_suffix": ", detailed high resolution, high quality, sharp",
+        "source_suffix": ", oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, noisy, "
+        "malformed",
+        "low": 0.02,
+        "high": 0.98,
+    },
+    # Wang et al. 2023, as configured in threestudio (prolificdreamer.yaml): 5000 of 25000 steps.
+    "vsd": {"scale": 7.5, "camera": 1.0, "low": 0.02, "high": 0.98, "switch": 5000 / 25000},
+    # Wang et al. 2024, as recommended in their code (guidance_scale_lora 0.5).
+    "esd": {"scale": 7.5, "entropy": 0.5},
+    # Yang et al. 2024, their code: 50 to 100.
+    "rfds": {"scale": 50.0, "low": 0.02, "high": 0.98},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_defaults_are_those_of_the_sources(name):
+    fields = {f.name: f.default for f in dataclasses.fields(METHODS[name]) if f.name not in ("noise", "time_scale")}
+    assert fields == SOURCES[name]
+
+
+def test_mvdreams_times_are_those_of_its_source():
+    """U[0.98, 0.98] at first, U[0.02, 0.5] after 8000 of 10000 steps."""
+    times = MVDream().build(None, 10000, seed()).timesteps
+    first, last = (times(step, 10000, 4000, seed()) for step in (0, 8000))
+    assert (first == 0.98).all() and 0.02 <= last.min() < 0.0205 and 0.4995 < last.max() <= 0.5
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -98,7 +154,7 @@ def test_an_objective_is_its_own_method(mixture):
     [
         (lambda: SDI(start=980), r"times must lie in \[0, 1\]"),
         (lambda: SDI(noise="none"), "choose inversion, random"),
-        (lambda: SDI(inversion_steps=0, noise="random"), "steps must be 1 or more"),
+        (lambda: SDI(inversion_steps=0, noise="random"), "steps must be a whole number of at least 1"),
         (lambda: SDICached(scale=float("nan")), "scale must be a finite number"),
         (lambda: SDS(low=0.9, high=0.1), "swap them"),
         (lambda: SJC(high=2.0), r"times must lie in \[0, 1\]"),
@@ -147,6 +203,14 @@ def test_starting_at_takes_objectives_and_keeps_lower_limits():
     assert starting_at(sds(), 0.5).timesteps(0, 1, 1000, seed()).max() <= 0.5
     with pytest.raises(ValueError, match="pass the Objective that it builds"):
         starting_at(object(), 0.5)
+
+
+def test_sdi_cached_refuses_3d(mixture, conditions, randn):
+    conditioning = conditions(mixture, ["left"]).with_camera(torch.eye(4)[None])
+    with pytest.raises(ValueError, match="in 3D every step shows another view; use sdi"):
+        SDICached().build(mixture, 6, seed()).guidance(
+            randn(1, 2, 2, 2), mixture, conditioning, step=0, total=6, generator=seed()
+        )
 
 
 def test_a_cached_kappa_is_the_state_of_its_objective(mixture, conditions, randn):

@@ -1,10 +1,10 @@
-"""Score distillation: what pulls a picture towards its words. Knows nothing of 3D."""
+"""Score distillation: the gradient that pulls an image towards its prompt. Independent of 3D."""
 
-from distill3d.objectives.images import image_gradient
 from distill3d.objectives.methods import (
     csd,
     esd,
     hifa,
+    image_gradient,
     ism,
     mvdream,
     nfsd,

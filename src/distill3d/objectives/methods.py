@@ -1,21 +1,24 @@
-"""The named methods, each a point of the design space in objective.py.
+"""The published methods, each a point of the design space in objective.py.
 
-At x_t = alpha_t x + sigma_t kappa: e_c is the noise predicted with the prompt, e_u with the empty (or the
-user's negative) one, and eps_s = e_u + s (e_c - e_u). A timestep k of 1000 in a source is t = k / 1000 here.
-Defaults are those of the paper or, where it is silent, of its public code, as the docstrings say.
+At x_t = alpha_t x + sigma_t kappa: e_c is the noise predicted with the prompt, e_u with the empty (or the user's
+negative) one, e_n with a negative prompt of the method, and eps_s = e_u + s (e_c - e_u). A timestep k of 1000 in a
+source is t = k / 1000 here, and steps of a run are fractions of it. Defaults are those of the paper or, where it is
+silent, of public code, as the docstrings say. Settings out of range raise ValueError.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from distill3d.diffusion.ddim import Solver
-from distill3d.objectives import checks, noise, prediction, reference, timesteps, weighting
-from distill3d.objectives import released as release
-from distill3d.objectives.objective import Objective, Query
-from distill3d.objectives.prediction import guided_against, negative, words
+from distill3d.diffusion.schedule import coefficients
+from distill3d.objectives import noise, prediction, reference, timesteps, weighting
+from distill3d.objectives.objective import Objective, Query, check_fraction, check_number
+from distill3d.objectives.prediction import fixed_text, linear_combination, negative, positive
+from distill3d.objectives.sdi_release import sdi_as_released
+from distill3d.types import Guidance, Prior
 
 # The negative prompt of NFSD (Katzir et al. 2023).
 NFSD_NEGATIVE_PROMPT = (
@@ -29,8 +32,8 @@ BRIDGE_SOURCE = ", oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurr
 def sds(scale: float = 100.0, low: float = 0.02, high: float = 0.98, anneal: bool = False) -> Objective:
     """g = sigma_t^2 (eps_s - kappa), kappa ~ N(0, I), t ~ U[low, high].
 
-    Score distillation sampling (DreamFusion, Poole et al. 2022, eq. 3). anneal: t falls linearly from high to low
-    instead, a step of the ablation on the way to SDI (Lukoianov et al. 2024).
+    Score distillation sampling (DreamFusion, Poole et al. 2022, eq. 3). anneal: t falls
+    linearly from high to low instead, a step of the ablation on the way to SDI (Lukoianov et al. 2024).
     """
     return Objective(
         noise=noise.gaussian(),
@@ -54,14 +57,15 @@ def sdi(
 ) -> Objective:
     """g = sigma_t / alpha_t (eps_s - kappa) = x - x0_hat, kappa by DDIM inversion of x to t + tau.
 
-    Score distillation via reparametrized DDIM (Lukoianov et al. 2024): t falls linearly from start to stop.
-    The other arguments are those of noise.ddim_inversion. released gives the official implementation number
-    for number, defects included (released.py lists them); it has neither solver nor overshoot.
+    Score distillation via reparametrized DDIM (SDI, Lukoianov et al. 2024): t falls linearly from start to stop.
+    The other arguments are those of noise.ddim_inversion. Constants: the paper and its public code. released=True
+    gives the official implementation number for number, defects included (sdi_release.py lists them); it has neither
+    solver nor overshoot.
     """
     if released:
         if solver != "euler" or overshoot is not None:
             raise ValueError("sdi(released=True) has neither solver nor overshoot: leave them out")
-        return release.sdi(scale, inversion_scale, inversion_steps, eta, start, stop)
+        return sdi_as_released(scale, inversion_scale, inversion_steps, eta, start, stop)
     return Objective(
         noise=noise.ddim_inversion(inversion_steps, inversion_scale, eta, solver, overshoot),
         timesteps=timesteps.linear(start, stop),
@@ -72,9 +76,9 @@ def sdi(
 
 
 def sdi_cached(scale: float = 7.5, start: float = 0.98, stop: float = 0.02, first: Tensor | None = None) -> Objective:
-    """SDI with kappa remembered from the step before: from x = 0, taking x0_hat whole, it IS DDIM sampling.
+    """SDI with the kappa of the step before: from x = 0, with x <- x0_hat at every step, it IS DDIM sampling.
 
-    For one image (2D) and one run: the objective keeps kappa as its state. first [B, ...] is the noise of step 0.
+    For images (2D) and one run: the objective keeps kappa as its state. first [B, ...] is the noise of step 0.
     """
     memory = noise.Cached(first)
     return Objective(
@@ -90,15 +94,14 @@ def sdi_cached(scale: float = 7.5, start: float = 0.98, stop: float = 0.02, firs
 def sjc(scale: float = 100.0, low: float = 0.01, high: float = 0.97, variance_reduced: bool = True) -> Objective:
     """g = eps_s - kappa = (x - D) / u_t with D = z - u_t eps_s, z = x + u_t kappa, u_t = sigma_t / alpha_t.
 
-    Score Jacobian chaining (Wang et al. 2022) in the frame z = x_t / alpha_t: SDS of weight 1. Without
-    variance reduction the reference is zero, g = (z - D) / u_t. Times and scale: its public code as re-implemented
-    in threestudio.
+    Score Jacobian chaining (Wang et al. 2022) in the frame z = x_t / alpha_t: SDS of weight 1. Without variance
+    reduction the reference is zero, g = (z - D) / u_t. Times and scale: its re-implementation in threestudio.
     """
     return Objective(
         noise=noise.gaussian(),
         timesteps=timesteps.uniform(low, high),
         prediction=prediction.guided(scale),
-        reference=reference.injected_noise if variance_reduced else reference.nothing,
+        reference=reference.injected_noise if variance_reduced else reference.zero,
         weight=weighting.constant(1.0),
     )
 
@@ -106,8 +109,9 @@ def sjc(scale: float = 100.0, low: float = 0.01, high: float = 0.97, variance_re
 def hifa(scale: float = 100.0, start: float = 0.98, stop: float = 0.3) -> Objective:
     """g = sigma_t^2 (eps_s - kappa), kappa ~ N(0, I), t = start - (start - stop) sqrt(step / total).
 
-    HiFA (Zhu et al. 2023), the term on x. Its term on pictures is images.image_gradient, and the variance of
-    the depth along a ray is a regularizer of the scene. Constants: its public code.
+    HiFA (Zhu et al. 2023), the term on x. Its term on images is `image_gradient`, and the variance of the depth along
+    a ray is a regularizer of the scene. Constants: its re-implementation in threestudio; the authors' own code weighs
+    all times alike and denoises in several steps.
     """
     return Objective(
         noise=noise.gaussian(),
@@ -123,15 +127,22 @@ def nfsd(
 ) -> Objective:
     """g = sigma_t^2 (s (e_c - e_u) + d), d = e_u for t < 0.2 and e_u - e_n above, e_n with the negative prompt.
 
-    Noise-free score distillation (Katzir et al. 2023), all constants from there. Here eps_s stands
-    against e_n, or against nothing: the same difference, with a prediction that denoises.
+    Noise-free score distillation (Katzir et al. 2023), all constants from there. Written here as eps_s minus e_n, or
+    minus nothing: the same difference, with a prediction that denoises.
     """
+    check_number("scale", scale)
 
     def late(query: Query) -> Tensor:
         return (query.t >= 0.2).to(query.t)
 
-    predicted, compared = guided_against(scale, {words(negative_prompt): late})
-    return Objective(noise.gaussian(), timesteps.uniform(low, high), predicted, compared, weighting.noise_variance)
+    return Objective(
+        noise=noise.gaussian(),
+        timesteps=timesteps.uniform(low, high),
+        prediction=linear_combination({positive: scale, negative: 1 - scale}, {fixed_text(negative_prompt): late}),
+        reference=None,
+        weight=weighting.noise_variance,
+        texts=(negative_prompt,),
+    )
 
 
 def csd(
@@ -143,21 +154,27 @@ def csd(
 ) -> Objective:
     """g = sigma_t^2 s (e_c - e_u), or with a negative prompt sigma_t^2 (s (e_c - e_u) + w (e_u - e_n)).
 
-    Classifier score distillation (Yu et al. 2023): SDS without its generative part e_u - kappa. The paper
-    anneals w. Here it falls linearly from negative_weight at the first step to 0 at the last, which is our choice.
+    Classifier score distillation (Yu et al. 2023): SDS without its generative part e_u - kappa. Here w falls linearly
+    from negative_weight at the first step to 0 at the last, which is our choice: the paper anneals it, and in its
+    public code it rises while the object forms and falls while it is refined.
     """
-    checks.number("negative_weight", negative_weight)
+    check_number("scale", scale)
+    check_number("negative_weight", negative_weight)
 
     def fading(query: Query) -> Tensor:
         return query.t.new_tensor(negative_weight * (1 - min(query.step / max(query.total - 1, 1), 1.0)))
 
-    source = (
-        {negative: 1.0}
-        if negative_prompt is None
-        else {negative: lambda q: 1 - fading(q), words(negative_prompt): fading}
+    compared = {negative: 1.0}
+    if negative_prompt is not None:
+        compared = {negative: lambda query: 1 - fading(query), fixed_text(negative_prompt): fading}
+    return Objective(
+        noise=noise.gaussian(),
+        timesteps=timesteps.uniform(low, high),
+        prediction=linear_combination({positive: scale, negative: 1 - scale}, compared),
+        reference=None,
+        weight=weighting.noise_variance,
+        texts=() if negative_prompt is None else (negative_prompt,),
     )
-    predicted, compared = guided_against(scale, source)
-    return Objective(noise.gaussian(), timesteps.uniform(low, high), predicted, compared, weighting.noise_variance)
 
 
 def sds_bridge(
@@ -169,14 +186,20 @@ def sds_bridge(
 ) -> Objective:
     """g = sigma_t^2 s (e_target - e_source), one text describing the goal, the other the images so far.
 
-    SDS as a bridge between image distributions (McAllister et al. 2024), its second stage, after one of sds().
-    The target is the conditioning's positive text and the source its negative one, so the caller writes them:
-    prompt + target_suffix and prompt + source_suffix, per view. Runs read both from Objective.suffixes. With the
-    empty text as negative it is csd(scale). Scale: the 2D experiments of its public code.
+    SDS as a bridge between image distributions (McAllister et al. 2024), its second stage, after one of sds(). Target
+    and source are the conditioning's positive and negative text. The caller writes them, as Objective.suffixes says:
+    prompt + target_suffix and prompt + source_suffix. With any other negative text it is csd(scale). Scale: the 2D
+    experiments of its public code.
     """
-    predicted, compared = guided_against(scale, {negative: 1.0})
-    objective = Objective(noise.gaussian(), timesteps.uniform(low, high), predicted, compared, weighting.noise_variance)
-    return replace(objective, suffixes=(target_suffix, source_suffix))
+    check_number("scale", scale)
+    return Objective(
+        noise=noise.gaussian(),
+        timesteps=timesteps.uniform(low, high),
+        prediction=linear_combination({positive: scale, negative: 1 - scale}, {negative: 1.0}),
+        reference=None,
+        weight=weighting.noise_variance,
+        suffixes=(target_suffix, source_suffix),
+    )
 
 
 def ism(
@@ -193,7 +216,7 @@ def ism(
         noise=noise.interval_inversion(steps, wide, narrow, warmup),
         timesteps=timesteps.narrowing(0.02, high, 0.5, over=warmup),
         prediction=prediction.guided(scale),
-        reference=reference.interval_start,
+        reference=None,
         weight=weighting.scaled(0.1, weighting.x0_matching),
     )
 
@@ -210,6 +233,7 @@ def vsd(
 
     Variational score distillation (ProlificDreamer, Wang et al. 2023); t ~ U[low, high], and U[low, 0.5] after the
     fraction `switch` of the run. The student (priors.student.Student) learns once at each step, on the same x.
+    camera is its guidance scale on the camera.
     Constants: its re-implementation in threestudio, which switches after 5000 of 25000 steps.
     """
     return Objective(
@@ -227,7 +251,7 @@ def esd(student: reference.Student, scale: float = 7.5, entropy: float = 0.5) ->
     Entropic score distillation (Wang et al. 2024): VSD with guidance on the camera, of scale 1 - l, in the student.
     l = 0 is VSD; 0.5 is the setting its public code recommends.
     """
-    checks.share("entropy", entropy)
+    check_fraction("entropy", entropy)
     return vsd(student, scale, camera=1 - entropy)
 
 
@@ -255,7 +279,8 @@ def rfds(scale: float = 50.0, low: float = 0.02, high: float = 0.98) -> Objectiv
     """g = v_s - (kappa - x) at x_t = (1 - t) x + t kappa, v_s the guided velocity; kappa ~ N(0, I).
 
     Rectified flow distillation sampling (Yang et al. 2024), for flow models only: v = eps - x0 makes it
-    (eps_s - kappa) / (1 - t), SDS of that weight. Scale: its public code uses 50 to 100.
+    (eps_s - kappa) / (1 - t), SDS of that weight. Scale: its public code uses 50 to 100. That code also narrows the
+    times, to t <= 0.7 for Stable Diffusion 3, which is left to low and high here.
     """
     return Objective(
         noise=noise.gaussian(),
@@ -264,3 +289,23 @@ def rfds(scale: float = 50.0, low: float = 0.02, high: float = 0.98) -> Objectiv
         reference=reference.injected_noise,
         weight=weighting.velocity_matching,
     )
+
+
+@torch.no_grad()
+def image_gradient(
+    images: Float[Tensor, "b 3 h w"], guidance: Guidance, prior: Prior, weight: float = 0.01
+) -> Float[Tensor, "b 3 h w"]:
+    """weight sigma_t^2 (alpha_t / sigma_t) (images - decode(x0_hat)), HiFA's second term, to be attached to images.
+
+    The rendered view is pulled towards the decoded target of `guidance`, which was evaluated on its x (Zhu et al.
+    2023; weight as in threestudio). alpha_t / sigma_t matches it to g = sigma_t^2 (eps_s - kappa) =
+    sigma_t^2 (alpha_t / sigma_t) (x - x0_hat). It costs one decoding and no network evaluation. Use it as
+    `attach(x, guidance.gradient) + attach(images, image_gradient(...))`: either term is then a mean over its own
+    elements, where the paper sums squares. Raises ValueError if the prior decodes to another shape.
+    """
+    check_number("weight", weight)
+    target = prior.decode(guidance.x0)
+    if target.shape != images.shape:
+        raise ValueError(f"got images {list(images.shape)}, {prior.name} decodes to {list(target.shape)}: resize them")
+    alpha, sigma = coefficients(prior.schedule, guidance.t, images)
+    return weight * alpha * sigma * (images - target)

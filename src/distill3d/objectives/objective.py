@@ -1,29 +1,31 @@
-"""Score distillation as a design space: which noise, when, predicted how, against what, weighed how.
+"""Score distillation as a design space: which noise, at which time, predicted how, compared with what, weighted how.
 
     g = w(t) (prediction(x_t, t) - reference),   x_t = alpha_t x + sigma_t kappa
 
-Every method of the family is five functions; nothing here asks for a method's name.
+Every method is five functions; nothing here depends on a method's name.
 """
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from distill3d.diffusion import random as draw
 from distill3d.diffusion.random import Generators
 from distill3d.diffusion.schedule import coefficients, expand, from_eps
-from distill3d.objectives import checks
 from distill3d.types import Conditioning, Guidance, Prior, Schedule
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked of an objective once: pull x [B, ...] towards its conditions at the times t [B]."""
+    """One evaluation of an objective: x [B, *prior.sample_shape] with its conditions at the times t [B]."""
 
     x: Tensor
     t: Tensor
@@ -32,25 +34,20 @@ class Query:
     generator: Generators
     step: int
     total: int
-    views: int = 1  # neighbors in the batch that are one group: the network sees them together, at one time
-    # What one part found out and a later one needs, so that the network is not asked twice; see `recall`.
-    notes: dict[object, Tensor] = field(default_factory=dict, repr=False)
-
-    def recall(self, key: object) -> Tensor:
-        """What an earlier part of this very evaluation left in `notes`; ValueError if none did."""
-        if key not in self.notes:
-            raise ValueError(
-                "this reference goes with the noise or the prediction it was made for: use both or neither"
-            )
-        return self.notes[key]
+    views: int = 1  # neighbors in the batch that form a group: the network sees them together, at one time
 
 
-# The five axes. Those that may consult the prior also tell how many network rows that took.
-Noise = Callable[[Query], tuple[Tensor, int]]  # -> kappa [B, ...], rows
+# The five axes. Those that may call the network also return its NFE, counted in rows.
 Timesteps = Callable[[int, int, int, Generators], Tensor]  # step, total, batch, generator -> t [B]
-Prediction = Callable[[Query, Tensor], tuple[Tensor, int]]  # query, x_t -> noise [B, ...], rows
-Reference = Callable[[Query, Tensor, Tensor], tuple[Tensor, int]]  # query, x_t, kappa -> noise, rows
+Noise = Callable[[Query], tuple[Tensor, int]]  # -> kappa [B, ...], NFE
+Prediction = Callable[[Query, Tensor], tuple[Tensor, int]]  # query, x_t -> noise [B, ...], NFE
+Reference = Callable[[Query, Tensor, Tensor], tuple[Tensor, int]]  # query, x_t, kappa -> noise [B, ...], NFE
 Weight = Callable[[Schedule, Tensor], Tensor]  # schedule, t [B] -> w [B]
+
+# A noise or a prediction may find the reference on its way; it then returns that too, as a third value, and the
+# objective has no `reference` of its own.
+NoiseAndReference = Callable[[Query], tuple[Tensor, int, Tensor]]
+PredictionAndReference = Callable[[Query, Tensor], tuple[Tensor, int, Tensor]]
 
 
 class Stateful(Protocol):
@@ -64,39 +61,43 @@ class Stateful(Protocol):
 class Objective:
     """A score distillation method; see methods.py for the published ones.
 
-    views: for a multi-view prior, the batch is groups of so many neighbors, and a group shares its time, as such
-    a prior was trained.
-    suffixes: what the caller appends to the prompt to write the positive and the negative text; None leaves the
-    positive text as it is and the negative one empty (or the user's).
-    state: what the objective learns or remembers, for checkpoints.
+    Args:
+        reference: None if noise or prediction return the reference too.
+        views: for a multi-view prior. The batch consists of groups of this many neighbors, and the views of a group
+            share their time, as in the training of such a prior.
+        suffixes: what the caller has to append to the prompt for the positive and for the negative text; None leaves
+            the positive text as it is and the negative one empty, or the user's own.
+        texts: other texts that the prior has to embed.
+        state: what the objective learns or remembers, for checkpoints.
     """
 
-    noise: Noise
+    noise: Noise | NoiseAndReference
     timesteps: Timesteps
-    prediction: Prediction
-    reference: Reference
+    prediction: Prediction | PredictionAndReference
+    reference: Reference | None
     weight: Weight
     views: int = 1
     suffixes: tuple[str, str] | None = None
+    texts: tuple[str, ...] = ()
     state: Stateful | None = None
 
     def __post_init__(self) -> None:
-        checks.count("views", self.views)
+        check_count("views", self.views)
 
     def build(self, prior: Prior, steps: int, generator: torch.Generator) -> Objective:
-        """The objective itself, so that one of your own goes wherever the settings of a method go."""
+        """The objective itself: an Objective of your own can be used wherever settings of a method can."""
         return self
 
     def loss(
         self,
-        x: Tensor,
+        x: Float[Tensor, "b *shape"],
         prior: Prior,
         conditioning: Conditioning,
         *,
         step: int,
         total: int,
         generator: Generators,
-    ) -> Tensor:
+    ) -> Float[Tensor, ""]:
         """A scalar whose gradient on x is that of `guidance`, divided by the number of elements (see `attach`).
 
         Arguments and errors as in `guidance`.
@@ -106,7 +107,7 @@ class Objective:
     @torch.no_grad()
     def guidance(
         self,
-        x: Tensor,
+        x: Float[Tensor, "b *shape"],
         prior: Prior,
         conditioning: Conditioning,
         *,
@@ -114,10 +115,10 @@ class Objective:
         total: int,
         generator: Generators,
     ) -> Guidance:
-        """The gradient on x [B, *prior.sample_shape] at `step` (from 0) of a run of `total` steps; no graph is kept.
+        """The gradient on x at `step` (from 0) of a run of `total` steps; no graph is kept.
 
         generator is one for the batch or one per sample (then a batch equals its samples one by one).
-        Raises ValueError if x does not fit the prior or the conditions, or is no whole number of groups.
+        Raises ValueError if x does not fit the prior or the conditions, or is not a whole number of groups.
         """
         if tuple(x.shape[1:]) != tuple(prior.sample_shape) or len(conditioning) != len(x):
             raise ValueError(
@@ -130,11 +131,11 @@ class Objective:
         times = self.timesteps(step, total, len(x) // self.views, draw.per_group(generator, self.views))
         t = times.to(x).repeat_interleave(self.views)
         query = Query(x, t, prior, conditioning, generator, step, total, self.views)
-        kappa, noise_rows = self.noise(query)
+        kappa, noise_nfe, *found = self.noise(query)
         alpha, sigma = coefficients(prior.schedule, t, x)
         x_t = alpha * x + sigma * kappa
-        prediction, rows = self.prediction(query, x_t)
-        reference, reference_rows = self.reference(query, x_t, kappa)
+        prediction, prediction_nfe, *found_too = self.prediction(query, x_t)
+        reference, reference_nfe = self._reference(query, x_t, kappa, [*found, *found_too])
         return Guidance(
             x_t=x_t,
             t=t,
@@ -142,12 +143,19 @@ class Objective:
             prediction=prediction,
             x0=from_eps("x0", prediction, x_t, alpha, sigma),
             gradient=expand(self.weight(prior.schedule, t), x) * (prediction - reference),
-            nfe=noise_rows + rows + reference_rows,
+            nfe=noise_nfe + prediction_nfe + reference_nfe,
         )
 
+    def _reference(self, query: Query, x_t: Tensor, kappa: Tensor, found: list[Tensor]) -> tuple[Tensor, int]:
+        if self.reference is not None:
+            return self.reference(query, x_t, kappa)
+        if not found:
+            raise ValueError("neither noise nor prediction return a reference: pass one, such as injected_noise")
+        return found[-1], 0
 
-def attach(x: Tensor, gradient: Tensor) -> Tensor:
-    """A scalar loss 0.5 mean((x - sg(x - g))^2), so that d loss / d x = g / x.numel(); x and g of one shape.
+
+def attach(x: Float[Tensor, "*shape"], gradient: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
+    """A scalar loss 0.5 mean((x - sg(x - g))^2), so that d loss / d x = g / x.numel().
 
     The mean over all elements is the one scale of every method. Raises ValueError for unlike shapes.
     """
@@ -155,3 +163,24 @@ def attach(x: Tensor, gradient: Tensor) -> Tensor:
         raise ValueError(f"the gradient {list(gradient.shape)} must have the shape of x {list(x.shape)}")
     target = (x - gradient).detach()
     return 0.5 * ((x - target) ** 2).mean()
+
+
+# Settings are checked where an objective is made, not in the middle of a run.
+
+
+def check_number(name: str, value: object) -> None:
+    """Raises ValueError unless value is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+
+
+def check_fraction(name: str, value: object) -> None:
+    """Raises ValueError unless value is a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0.0 <= float(value) <= 1.0:
+        raise ValueError(f"{name} must lie in [0, 1], got {value!r}")
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Raises ValueError unless value is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")

@@ -1,8 +1,8 @@
-"""How the network is asked at x_t: functions (query, x_t) -> (noise [B, ...], network rows)."""
+"""How the network is used at x_t: functions (query, x_t) -> (noise [B, ...], NFE), some with the reference too."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -10,20 +10,19 @@ from torch import Tensor
 
 from distill3d.diffusion.guidance import cfg, guided_prediction, rescale
 from distill3d.diffusion.schedule import coefficients, from_eps, to_eps
-from distill3d.objectives import checks
-from distill3d.objectives.objective import Prediction, Query, Reference
+from distill3d.objectives.objective import Prediction, PredictionAndReference, Query, check_fraction, check_number
 from distill3d.types import Condition, Conditioning
 
-Text = Callable[[Query], Condition]  # what the network is told: one row per sample
-Amount = float | Callable[[Query], Tensor]  # how much that counts: a number, or one per sample [B]
+Text = Callable[[Query], Condition]  # the condition of each sample
+Coefficient = float | Callable[[Query], Tensor]  # a number, or one per sample [B]
 
 
 def guided(scale: float) -> Prediction:
-    """Classifier-free guidance e_u + s (e_c - e_u), with Perp-Neg where the conditions carry it.
+    """Classifier-free guidance e_u + s (e_c - e_u), with Perp-Neg where the conditioning has it.
 
     Raises ValueError if scale is not a finite number.
     """
-    checks.number("scale", scale)
+    check_number("scale", scale)
 
     def prediction(query: Query, x_t: Tensor) -> tuple[Tensor, int]:
         return guided_prediction(query.prior, x_t, query.t, query.conditioning, scale)
@@ -32,101 +31,81 @@ def guided(scale: float) -> Prediction:
 
 
 def rescaled(scale: float, fraction: float = 0.5) -> Prediction:
-    """Guidance whose x0_hat has, by this fraction, the standard deviation of the conditional x0_hat.
+    """Guidance whose x0_hat is rescaled, by this fraction, to the standard deviation of the conditional x0_hat.
 
-    Lin et al. 2023, eq. 15 and 16, on x0_hat and over all views of a group together, as MVDream (Shi et al. 2023)
-    does it. Raises ValueError unless scale is a finite number and fraction lies in [0, 1].
+    Lin et al. 2023, eq. 15 and 16, on x0_hat and over all views of a group together, as in MVDream (Shi et al. 2023).
+    Raises ValueError unless scale is a finite number and fraction lies in [0, 1].
     """
-    checks.number("scale", scale)
-    checks.share("rescale", fraction)
+    check_number("scale", scale)
+    check_fraction("rescale", fraction)
 
     def prediction(query: Query, x_t: Tensor) -> tuple[Tensor, int]:
-        everyone = torch.ones(2, len(x_t), dtype=torch.bool, device=x_t.device)
-        (e_u, e_c), rows = _told(query, x_t, (negative, prompt), everyone)
+        everywhere = torch.ones(2, len(x_t), dtype=torch.bool, device=x_t.device)
+        (e_u, e_c), nfe = _noise_under_texts(query, x_t, [negative, positive], everywhere)
         levels = coefficients(query.prior.schedule, query.t, x_t)
         full, conditional = (
             from_eps("x0", e, x_t, *levels).unflatten(0, (-1, query.views)) for e in (cfg(e_u, e_c, scale), e_c)
         )
-        return to_eps("x0", rescale(full, conditional, fraction).flatten(0, 1), x_t, *levels), rows
+        return to_eps("x0", rescale(full, conditional, fraction).flatten(0, 1), x_t, *levels), nfe
 
     return prediction
 
 
-def prompt(query: Query) -> Condition:
-    """The positive text of each sample's condition; in `contrast`, with its Perp-Neg push."""
+def positive(query: Query) -> Condition:
+    """The positive condition of each sample; in `linear_combination` it comes with its Perp-Neg push."""
     return query.conditioning.positive
 
 
 def negative(query: Query) -> Condition:
-    """The empty (or the user's negative) text of each sample's condition."""
+    """The negative condition of each sample: the empty prompt, or the user's negative one."""
     return query.conditioning.negative
 
 
-def words(text: str) -> Text:
-    """The same text for every sample, beside whatever else its condition says of it."""
+def fixed_text(text: str) -> Text:
+    """The same text for every sample; camera and ControlNet image stay those of the sample."""
 
-    def told(query: Query) -> Condition:
-        of = query.conditioning.positive
-        return replace(query.prior.embed([text] * len(query.x)), control=of.control, camera=of.camera)
+    def condition(query: Query) -> Condition:
+        own = query.conditioning.positive
+        return replace(query.prior.embed([text] * len(query.x)), control=own.control, camera=own.camera)
 
-    return told
+    return condition
 
 
-def contrast(prediction: Mapping[Text, Amount], reference: Mapping[Text, Amount]) -> tuple[Prediction, Reference]:
-    """Two sums, amount times what the network says at x_t when told a text, from ONE network call.
+def linear_combination(
+    prediction: Mapping[Text, Coefficient], reference: Mapping[Text, Coefficient]
+) -> PredictionAndReference:
+    """Prediction and reference as two sums of coefficient times e(x_t | text), from ONE network call.
 
-    The pair belongs into one Objective. A sample is not shown to the network under a text that counts zero
-    in both sums. Perp-Neg moves e_c to e_c + sum_k w_k perp(e_k - e_u, e_c - e_u), as in guided prediction.
+    A sample is not evaluated under a text whose coefficient is zero in both sums. Perp-Neg moves the noise under
+    `positive` to e_c + sum_k w_k perp(e_k - e_u, e_c - e_u), as in guided prediction.
     """
     texts = list(dict.fromkeys([*prediction, *reference]))
-    key = object()
 
-    def predict(query: Query, x_t: Tensor) -> tuple[Tensor, int]:
-        first, second = (_amounts(terms, texts, query) for terms in (prediction, reference))
-        e, rows = _told(query, x_t, texts, (first != 0) | (second != 0))
-        query.notes[key] = _sum(second, e)
-        return _sum(first, e), rows
+    def coefficients_of(terms: Mapping[Text, Coefficient], query: Query) -> Tensor:  # [K, B]
+        values = [terms.get(text, 0.0) for text in texts]
+        values = [value(query) if callable(value) else query.t.new_tensor(value) for value in values]
+        return torch.stack([value.expand(len(query.x)) for value in values])
 
-    def refer(query: Query, x_t: Tensor, kappa: Tensor) -> tuple[Tensor, int]:
-        return query.recall(key), 0
+    def predict(query: Query, x_t: Tensor) -> tuple[Tensor, int, Tensor]:
+        sums = [coefficients_of(terms, query) for terms in (prediction, reference)]
+        e, nfe = _noise_under_texts(query, x_t, texts, (sums[0] != 0) | (sums[1] != 0))
+        predicted, compared = ((c.to(e).reshape(*c.shape, *[1] * (e.ndim - 2)) * e).sum(0) for c in sums)
+        return predicted, nfe, compared
 
-    return predict, refer
-
-
-def guided_against(
-    scale: float, reference: Mapping[Text, Amount], goal: Text = prompt, source: Text = negative
-) -> tuple[Prediction, Reference]:
-    """The contrast of e_source + s (e_goal - e_source) with a sum; ValueError unless scale is a finite number."""
-    checks.number("scale", scale)
-    return contrast({goal: scale, source: 1 - scale}, reference)
+    return predict
 
 
-def _amounts(terms: Mapping[Text, Amount], texts: Sequence[Text], query: Query) -> Tensor:
-    """[K, B] for K texts."""
-    values = [terms.get(text, 0.0) for text in texts]
-    return torch.stack([(v(query) if callable(v) else query.t.new_tensor(v)).expand(len(query.x)) for v in values])
-
-
-def _sum(amounts: Tensor, e: Tensor) -> Tensor:
-    return (amounts.to(e).reshape(*amounts.shape, *[1] * (e.ndim - 2)) * e).sum(0)
-
-
-def _told(query: Query, x_t: Tensor, texts: Sequence[Text], wanted: Tensor) -> tuple[Tensor, int]:
-    """Noise [K, B, ...] under K texts where wanted [K, B], zero elsewhere; and the rows of the one call."""
-    rows = wanted.flatten().nonzero().squeeze(1)
+def _noise_under_texts(query: Query, x_t: Tensor, texts: list[Text], where: Tensor) -> tuple[Tensor, int]:
+    """Noise [K, B, ...] under K texts where `where` [K, B] is true, zero elsewhere; and the NFE of the one call."""
+    own, k = query.conditioning, len(texts)
+    each = Condition.cat([text(query) for text in texts])  # K B rows
+    conditioning = Conditioning(each, Condition.cat([own.negative] * k))
+    if own.perp is not None and own.perp_weights is not None:  # beside the prompt only
+        weights = torch.cat([own.perp_weights * float(text is positive) for text in texts])
+        conditioning = replace(conditioning, perp=Condition.cat([own.perp] * k), perp_weights=weights)
+    rows = where.flatten().nonzero().squeeze(1)
     sample = rows % len(x_t)
-    # At scale 1 guidance is e_c plus the Perp-Neg push, and asks for nothing else where nothing pushes.
-    e, count = guided_prediction(query.prior, x_t[sample], query.t[sample], _stacked(query, texts)[rows], 1.0)
-    out = e.new_zeros(wanted.numel(), *e.shape[1:]).index_copy(0, rows, e)
-    return out.unflatten(0, tuple(wanted.shape)), count
-
-
-def _stacked(query: Query, texts: Sequence[Text]) -> Conditioning:
-    """K B conditions: each text as positive of every sample, Perp-Neg beside the prompt only."""
-    told = query.conditioning
-    positive = Condition.cat([text(query) for text in texts])
-    empty = Condition.cat([told.negative] * len(texts))
-    if told.perp is None or told.perp_weights is None:
-        return Conditioning(positive, empty)
-    weights = torch.cat([told.perp_weights * float(text is prompt) for text in texts])
-    return Conditioning(positive, empty, Condition.cat([told.perp] * len(texts)), weights)
+    # At scale 1 guidance is e_c plus the Perp-Neg push, and evaluates nothing else where nothing pushes.
+    e, nfe = guided_prediction(query.prior, x_t[sample], query.t[sample], conditioning[rows], 1.0)
+    out = e.new_zeros(where.numel(), *e.shape[1:]).index_copy(0, rows, e)
+    return out.unflatten(0, tuple(where.shape)), nfe

@@ -1,55 +1,59 @@
-"""What the prediction is compared with: functions (query, x_t, kappa) -> (noise [B, ...], network rows)."""
+"""What the prediction is compared with: functions (query, x_t, kappa) -> (noise [B, ...], NFE)."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from distill3d.diffusion.guidance import cfg
 from distill3d.diffusion.random import Generators
-from distill3d.objectives import checks
-from distill3d.objectives.noise import INTERVAL_START
-from distill3d.objectives.objective import Query, Reference
+from distill3d.objectives.objective import Query, Reference, check_fraction
 from distill3d.types import Conditioning
 
 
-def injected_noise(query: Query, x_t: Tensor, kappa: Tensor) -> tuple[Tensor, int]:
-    """The very noise that was put into x_t."""
+def injected_noise(
+    query: Query, x_t: Float[Tensor, "b *shape"], kappa: Float[Tensor, "b *shape"]
+) -> tuple[Float[Tensor, "b *shape"], int]:
+    """The noise that was put into x_t."""
     return kappa, 0
 
 
-def nothing(query: Query, x_t: Tensor, kappa: Tensor) -> tuple[Tensor, int]:
-    """Zero: same mean gradient under random noise, far more variance."""
+def zero(
+    query: Query, x_t: Float[Tensor, "b *shape"], kappa: Float[Tensor, "b *shape"]
+) -> tuple[Float[Tensor, "b *shape"], int]:
+    """Zero: the same mean gradient under random noise as `injected_noise`, with far more variance."""
     return torch.zeros_like(kappa), 0
 
 
-def interval_start(query: Query, x_t: Tensor, kappa: Tensor) -> tuple[Tensor, int]:
-    """The unconditional noise from which noise.interval_inversion hopped to x_t (ISM)."""
-    return query.recall(INTERVAL_START), 0
-
-
 class Student(Protocol):
-    """A second model, of the pictures that are being made rather than of those that are wanted."""
+    """A second network, which learns the distribution of the images that are being made."""
 
-    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, with_camera: Tensor) -> Tensor:
-        """Noise for N rows; with_camera [N] (bool) says which are conditioned on their camera."""
+    def predict(
+        self,
+        x_t: Float[Tensor, "n *shape"],
+        t: Float[Tensor, " n"],
+        conditioning: Conditioning,
+        with_camera: Bool[Tensor, " n"],
+    ) -> Float[Tensor, "n *shape"]:
+        """The noise for N rows; those that are not with_camera are predicted without their camera."""
         ...
 
-    def learn(self, x: Tensor, conditioning: Conditioning, generator: Generators) -> int:
-        """One training step on the pictures x [B, ...]; returns the rows the network was shown."""
+    def learn(self, x: Float[Tensor, "b *shape"], conditioning: Conditioning, generator: Generators) -> int:
+        """One training step on the clean samples x; returns its NFE."""
         ...
 
 
 def student(model: Student, camera: float = 1.0) -> Reference:
-    """e_0 + camera (e_camera - e_0) of the student, with and without its camera, in one call of it.
+    """e_0 + camera (e_camera - e_0) of the student, without and with its camera, from one call of it.
 
-    Afterwards the student takes one training step on x: the two of them alternate, as in ProlificDreamer.
+    Afterwards the student takes one training step on x: the two alternate, as in ProlificDreamer (Wang et al. 2023).
     Raises ValueError unless camera lies in [0, 1].
     """
-    checks.share("camera", camera)
-    kinds = [told for told, amount in ((True, camera), (False, 1 - camera)) if amount > 0]
+    check_fraction("camera", camera)
+    kinds = [with_camera for with_camera, amount in ((True, camera), (False, 1 - camera)) if amount > 0]
 
     def reference(query: Query, x_t: Tensor, kappa: Tensor) -> tuple[Tensor, int]:
         b = len(x_t)

@@ -1,4 +1,4 @@
-"""When the network is asked: functions (step, total, batch, generator) -> t [B], float64 in [0, 1]."""
+"""At which time the network is used: functions (step, total, batch, generator) -> t [B], float64 in [0, 1]."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from torch import Tensor
 
 from distill3d.diffusion import random as draw
 from distill3d.diffusion.random import Generators
-from distill3d.objectives import checks
-from distill3d.objectives.objective import Timesteps
+from distill3d.objectives.objective import Timesteps, check_fraction
 
 
 def uniform(low: float = 0.02, high: float = 0.98) -> Timesteps:
@@ -26,23 +25,26 @@ def uniform(low: float = 0.02, high: float = 0.98) -> Timesteps:
 
 
 def linear(start: float = 0.98, stop: float = 0.25) -> Timesteps:
-    """From start at the first step to stop at the last, evenly; ValueError outside [0, 1]."""
+    """From start at the first step to stop at the last, linearly; ValueError outside [0, 1]."""
     _check(start, stop)
 
     def timesteps(step: int, total: int, batch: int, generator: Generators) -> Tensor:
-        share = min(step / max(total - 1, 1), 1.0)
-        return torch.full((batch,), start + (stop - start) * share, dtype=torch.float64)
+        done = min(step / max(total - 1, 1), 1.0)
+        return torch.full((batch,), start + (stop - start) * done, dtype=torch.float64)
 
     return timesteps
 
 
 def square_root(start: float = 0.98, stop: float = 0.3) -> Timesteps:
-    """From start at the first step to stop at the last, as sqrt(step): fast first, then slower (HiFA)."""
+    """From start at the first step to stop at the last, as sqrt(step); ValueError outside [0, 1].
+
+    The schedule of HiFA (Zhu et al. 2023): fast at first, then slower.
+    """
     _check(start, stop)
 
     def timesteps(step: int, total: int, batch: int, generator: Generators) -> Tensor:
-        share = min(step / max(total - 1, 1), 1.0)
-        return torch.full((batch,), start + (stop - start) * share**0.5, dtype=torch.float64)
+        done = min(step / max(total - 1, 1), 1.0)
+        return torch.full((batch,), start + (stop - start) * done**0.5, dtype=torch.float64)
 
     return timesteps
 
@@ -54,8 +56,8 @@ def narrowing(low: float, high: float, settled: float, after: float = 0.0, over:
     ValueError unless 0 <= low <= settled, high <= 1 and both fractions lie in [0, 1].
     """
     _check(low, high, settled)
-    checks.share("after", after)
-    checks.share("over", over)
+    check_fraction("after", after)
+    check_fraction("over", over)
     if low > min(high, settled):
         raise ValueError(f"low must not exceed high and settled, got {low}, {high} and {settled}")
 
@@ -74,7 +76,7 @@ def widening(start: float, low: float, high: float, over: float) -> Timesteps:
     in [0, 1].
     """
     _check(start, low, high)
-    checks.share("over", over)
+    check_fraction("over", over)
     if not low <= high <= start:
         raise ValueError(f"low <= high <= start is needed, got {low}, {high} and {start}")
 
@@ -91,14 +93,14 @@ def steps_of(fraction: float, total: int) -> int:
     return int(fraction * total + 1e-6)
 
 
-def scaled(timesteps: Timesteps, highest: float) -> Timesteps:
-    """The same times, each multiplied by `highest`: none lies above it; ValueError outside [0, 1]."""
-    _check(highest)
-    return lambda step, total, batch, generator: highest * timesteps(step, total, batch, generator)
+def scaled(timesteps: Timesteps, factor: float) -> Timesteps:
+    """The same times, each multiplied by `factor`, so that none lies above it; ValueError outside [0, 1]."""
+    _check(factor)
+    return lambda step, total, batch, generator: factor * timesteps(step, total, batch, generator)
 
 
 def listed(times: Sequence[float] | Tensor) -> Timesteps:
-    """times [T] (one per step) or [T, B] (one per step and sample); the last one holds beyond its end."""
+    """times [T] (one per step) or [T, B] (one per step and sample); after the last one it stays there."""
     table = torch.as_tensor(times, dtype=torch.float64)
     _check(*table.flatten().tolist())
 

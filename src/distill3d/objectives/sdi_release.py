@@ -1,14 +1,14 @@
 """SDI number for number as its author released it (threestudio, commit 28d9d80d): `sdi(released=True)`.
 
-To compare with published numbers; the default of `sdi` follows the paper. All that the release does otherwise
-stands in this file:
+For comparison with published numbers; the default of `sdi` follows the paper. The release differs in seven points,
+which are all in this file:
 
-    1. the sample inverted to t + d is shown to the network, and denoised, as if it stood at t
-    2. the first hop of the inversion asks the network at a negative timestep, with the lowest noise level
+    1. the sample inverted to t + d enters the network, and is denoised, as if it were at t
+    2. the first step of the inversion evaluates the network at a negative timestep, with the lowest noise level
     3. eta adds noise without shrinking the deterministic part: the variance grows
     4. the inversion takes one view at a time
     5. without Perp-Neg the guidance is e_c + s (e_c - e_u), with it e_u + s (...)
-    6. Perp-Neg shows its negatives samples in the order of the batch, not those of their own views
+    6. Perp-Neg evaluates its negatives on samples in the order of the batch, not on those of their own views
     7. t anneals in whole timesteps, towards a step count beyond which it keeps falling
 
 t and d are whole timesteps of a table of 1000 levels.
@@ -36,10 +36,14 @@ LEVELS = 1000
 LOWEST = 1  # the first timestep above the data in the grid of Stable Diffusion's scheduler
 
 
-def sdi(
-    scale: float = 7.5, inversion_scale: float = -7.5, inversion_steps: int = 10,
-    eta: float = 0.3, start: float = 0.98, stop: float = 0.25,
-) -> Objective:  # fmt: skip
+def sdi_as_released(
+    scale: float = 7.5,
+    inversion_scale: float = -7.5,
+    inversion_steps: int = 10,
+    eta: float = 0.3,
+    start: float = 0.98,
+    stop: float = 0.25,
+) -> Objective:
     """g = x - x0_hat with x0_hat = (x_{t+d} - sigma_t eps_s(x_{t+d}, t)) / alpha_t; arguments as in methods.sdi."""
     return Objective(
         noise=inversion(inversion_steps, inversion_scale, eta),
@@ -52,7 +56,7 @@ def sdi(
 
 def annealed(start: float = 0.98, stop: float = 0.25) -> Timesteps:
     """int(1000 (stop + (start - stop)(1 - step/total))) / 1000, falling on when step exceeds total."""
-    times.linear(start, stop)  # refuses what lies outside [0, 1]
+    times.linear(start, stop)  # raises ValueError outside [0, 1]
 
     def timesteps(step: int, total: int, batch: int, generator: Generators) -> Tensor:
         left = 1 - step / max(total, 1)
@@ -64,8 +68,8 @@ def annealed(start: float = 0.98, stop: float = 0.25) -> Timesteps:
 
 
 def guided(scale: float) -> Prediction:
-    """e_c + s (e_c - e_u), or Perp-Neg's e_u + s (...) with the negatives of a batch out of place (5 and 6)."""
-    predictions.guided(scale)  # refuses what is no number
+    """e_c + s (e_c - e_u), or Perp-Neg's e_u + s (...) with the negatives of a batch on the wrong samples (5 and 6)."""
+    predictions.guided(scale)  # raises ValueError unless scale is a number
 
     def prediction(query: Query, x_t: Tensor) -> tuple[Tensor, int]:
         return _predict(query, x_t, query.t, scale)
@@ -79,8 +83,8 @@ def grid(t: int, steps: int, random: float) -> list[int]:
     d is the whole part of 1000 random / n, with random in [0, 1).
     """
     stride = LEVELS // steps
-    rungs = [rung for rung in range(LOWEST, LOWEST + steps * stride, stride) if rung < t]
-    return [LOWEST - stride, *rungs, min(t + int(random * LEVELS // steps), LEVELS - 1)]
+    below = [k for k in range(LOWEST, LOWEST + steps * stride, stride) if k < t]
+    return [LOWEST - stride, *below, min(t + int(random * LEVELS // steps), LEVELS - 1)]
 
 
 def inversion(
@@ -92,37 +96,36 @@ def inversion(
 ) -> Noise:
     """The kappa for which x_t = alpha_t x + sigma_t kappa is x inverted to t + d (1 to 4).
 
-    random in [0, 1), which decides d, and the fresh noise [hops, 1, ...] that eta adds are drawn from the
-    query's generator unless they are given. Raises ValueError for settings out of range, here, and for
-    more than one view or a prior without a table of 1000 levels, when asked.
+    random in [0, 1), which decides d, and the fresh noise [steps, 1, ...] that eta adds are drawn from the query's
+    generator unless they are given. Raises ValueError for settings out of range; the noise function does so for more
+    than one view, and for a prior without a table of 1000 levels.
     """
     if not 1 <= steps <= LEVELS or not 0.0 <= eta <= 1.0 or not (random is None or 0.0 <= random < 1.0):
         raise ValueError(
             f"got steps={steps}, eta={eta}, random={random}: steps must lie in 1 to {LEVELS}, "
             "eta in [0, 1] and random in [0, 1)"
         )
-    predictions.guided(scale)  # refuses what is no number
+    predictions.guided(scale)  # raises ValueError unless scale is a number
 
     def noise(query: Query) -> tuple[Tensor, int]:
         _check(query)
-        schedule, here, rows = query.prior.schedule, query.x, 0
-        chance = draw.uniform(1, query.generator).item() if random is None else random
-        path = grid(round(query.t.item() * LEVELS), steps, chance)
+        schedule, x, nfe = query.prior.schedule, query.x, 0
+        drawn = draw.uniform(1, query.generator).item() if random is None else random
+        path = grid(round(query.t.item() * LEVELS), steps, drawn)
         for k, (t, s) in enumerate(itertools.pairwise(query.t.new_tensor(path)[:, None] / LEVELS)):
-            eps, count = _predict(query, here, t, scale)
-            there = ddim_step(here, eps, schedule, t, s)
+            eps, count = _predict(query, x, t, scale)
+            std = eta * _ddim_std(schedule, t, s, x)
+            x, nfe = ddim_step(x, eps, schedule, t, s), nfe + count
             if eta > 0:
-                spread = eta * _spread(schedule, t, s, here)
-                there = there + spread * (draw.normal(here, query.generator) if fresh is None else fresh[k].to(here))
-            here, rows = there, rows + count
-        alpha, sigma = coefficients(schedule, query.t, here)
-        return to_eps("x0", query.x, here, alpha, sigma), rows
+                x = x + std * (draw.normal(x, query.generator) if fresh is None else fresh[k].to(x))
+        alpha, sigma = coefficients(schedule, query.t, x)
+        return to_eps("x0", query.x, x, alpha, sigma), nfe
 
     return noise
 
 
-def _spread(schedule: Schedule, t: Tensor, s: Tensor, like: Tensor) -> Tensor:
-    """sigma_t / sigma_s sqrt(1 - alpha_s^2 / alpha_t^2), DDIM's own for the hop down from s to t."""
+def _ddim_std(schedule: Schedule, t: Tensor, s: Tensor, like: Tensor) -> Tensor:
+    """sigma_t / sigma_s sqrt(1 - alpha_s^2 / alpha_t^2): DDIM's own for the step down from s to t."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = (coefficients(schedule, level, like) for level in (t, s))
     return sigma_t / sigma_s * (1 - (alpha_s / alpha_t) ** 2).sqrt()
 
@@ -132,19 +135,21 @@ def _check(query: Query) -> None:
         raise ValueError(f"sdi(released=True) inverts one view at a time, got {len(query.x)}: use batch 1 or sdi()")
     schedule = query.prior.schedule
     if not isinstance(schedule, Table) or len(schedule) != LEVELS:
-        raise ValueError(f"sdi(released=True) needs a prior with {LEVELS} noise levels, {query.prior.name} is not one")
+        raise ValueError(
+            f"sdi(released=True) needs a prior with {LEVELS} noise levels, unlike {query.prior.name}: use sdi()"
+        )
 
 
 def _predict(query: Query, x: Tensor, t: Tensor, scale: float) -> tuple[Tensor, int]:
-    """The guided noise at x [B, ...], t [B], and the rows shown: positive, negative and all of Perp-Neg's."""
-    told, b = query.conditioning, len(x)
-    text = [told.positive, told.negative]
-    if told.perp is not None:
-        text.append(told.perp)
-    rows = sum(map(len, text))
+    """The guided noise at x [B, ...], t [B], and the NFE: positive, negative and all of Perp-Neg's rows."""
+    own, b = query.conditioning, len(x)
+    conditions = [own.positive, own.negative]
+    if own.perp is not None:
+        conditions.append(own.perp)
+    rows = sum(map(len, conditions))
     copies = torch.arange(rows, device=x.device) % b  # `perp` is ordered by view: its rows meet other samples
-    e = query.prior.predict(x[copies], t[copies], Condition.cat(text))
-    if told.perp is None or told.perp_weights is None:
+    e = query.prior.predict(x[copies], t[copies], Condition.cat(conditions))
+    if own.perp is None or own.perp_weights is None:
         return cfg(e[b : 2 * b], e[:b], scale + 1), rows
     e_n = e[2 * b :].unflatten(0, (b, -1))
-    return perp_neg(e[b : 2 * b], e[:b], e_n, told.perp_weights, scale), rows
+    return perp_neg(e[b : 2 * b], e[:b], e_n, own.perp_weights, scale), rows

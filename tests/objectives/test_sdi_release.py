@@ -10,7 +10,7 @@ import torch
 from distill3d.diffusion import ddim
 from distill3d.diffusion.guidance import Guided, guided_prediction
 from distill3d.diffusion.schedule import coefficients, stable_diffusion
-from distill3d.objectives import Query, noise, released, sdi, sds, timesteps
+from distill3d.objectives import Query, noise, sdi, sdi_release, sds, timesteps
 from distill3d.priors.mixture import MixturePrior
 
 F64 = torch.float64
@@ -54,7 +54,7 @@ def test_1_the_sample_stands_above_the_level_that_the_network_is_told(prior, con
     """Released, x_t is the end of the walk to t + d; by default it has the kappa found there, at level t."""
     x, told = 0.5 * randn(1, 2, 2, 2), conditions(prior, ["left"])
     objective = sdi(eta=0.0, start=0.6, stop=0.6, released=True)
-    theirs = dataclasses.replace(objective, noise=released.inversion(eta=0.0, random=0.8))
+    theirs = dataclasses.replace(objective, noise=sdi_release.inversion(eta=0.0, random=0.8))
     clock = Clock(prior)
     out = theirs.guidance(x, clock, told, step=0, total=1, generator=torch.Generator())
     walk = torch.tensor([0.0, *(k / 1000 for k in range(1, 600, 100)), 0.68], dtype=F64)
@@ -78,7 +78,7 @@ def test_1_the_sample_stands_above_the_level_that_the_network_is_told(prior, con
 
 def test_2_the_first_hop_asks_below_the_table(prior, conditions, randn):
     x, told = 0.5 * randn(1, 2, 2, 2), conditions(prior, ["left"])
-    theirs = dataclasses.replace(sdi(released=True), noise=released.inversion(random=0.0))
+    theirs = dataclasses.replace(sdi(released=True), noise=sdi_release.inversion(random=0.0))
     first = {}
     for name, objective in {"released": theirs, "default": sdi(overshoot=0.0)}.items():
         clock = Clock(prior)
@@ -86,8 +86,8 @@ def test_2_the_first_hop_asks_below_the_table(prior, conditions, randn):
         first[name] = clock.times[:3]
         assert len(clock.times) == {"released": 12, "default": 11}[name]
     assert first == {"released": [-0.099, 0.001, 0.101], "default": [0.0, 0.1, 0.2]}
-    assert released.grid(500, 5, 0.0) == [-199, 1, 201, 401, 500]
-    assert released.grid(980, 10, 0.375)[-1] == 999 and released.grid(1, 10, 0.5) == [-99, 51]
+    assert sdi_release.grid(500, 5, 0.0) == [-199, 1, 201, 401, 500]
+    assert sdi_release.grid(980, 10, 0.375)[-1] == 999 and sdi_release.grid(1, 10, 0.5) == [-99, 51]
     assert SCHEDULE.timestep(torch.tensor([-0.099, 0.25])).tolist() == [-99, 250]
     assert SCHEDULE.position(torch.tensor([-0.099])).item() == 0
 
@@ -99,7 +99,7 @@ def test_3_eta_keeps_the_variance_by_default_only(unit, conditions, randn):
     for eta in (0.0, 1.0):
         for late in (False, True):
             start = dict(start=0.5, stop=0.5, eta=eta, scale=0.0, inversion_scale=0.0, released=late)
-            chosen = released.inversion(eta=eta, scale=0.0, random=0.0) if late else None
+            chosen = sdi_release.inversion(eta=eta, scale=0.0, random=0.0) if late else None
             objective = sdi(**start, **({} if late else {"overshoot": 0.0}))
             objective = objective if chosen is None else dataclasses.replace(objective, noise=chosen)
             out = objective.guidance(x, unit, told, step=0, total=1, generator=torch.Generator().manual_seed(0))
@@ -132,7 +132,7 @@ def test_5_without_perp_neg_a_scale_acts_as_one_more(prior, conditions, randn):
     x, t, g = randn(1, 2, 2, 2), torch.tensor([0.5], dtype=F64), torch.Generator()
     for scale in (7.5, -7.5, 0.0):
         told = conditions(prior, ["left"])
-        theirs, rows = released.guided(scale)(Query(x, t, prior, told, g, 0, 1), x)
+        theirs, rows = sdi_release.guided(scale)(Query(x, t, prior, told, g, 0, 1), x)
         ours, _ = guided_prediction(prior, x, t, told, scale)
         conditional, _ = guided_prediction(prior, x, t, told, 1.0)
         empty, _ = guided_prediction(prior, x, t, told, 0.0)
@@ -140,7 +140,7 @@ def test_5_without_perp_neg_a_scale_acts_as_one_more(prior, conditions, randn):
         assert rows == 2 and (conditional - empty).abs().max() > 0.01
 
         told = conditions(prior, ["left"], ["right", "odd"], torch.tensor([[-0.5, -1.0]], dtype=F64))
-        theirs, rows = released.guided(scale)(Query(x, t, prior, told, g, 0, 1), x)
+        theirs, rows = sdi_release.guided(scale)(Query(x, t, prior, told, g, 0, 1), x)
         torch.testing.assert_close(theirs, guided_prediction(prior, x, t, told, scale)[0], rtol=1e-9, atol=1e-9)
         assert rows == 4
 
@@ -149,7 +149,7 @@ def test_6_negatives_of_a_batch_meet_other_samples(prior, conditions, randn):
     x, t = randn(2, 2, 2, 2), torch.tensor([0.5, 0.5], dtype=F64)
     weights = torch.tensor([[-0.5, -1.0], [-0.7, -0.2]], dtype=F64)
     told = conditions(prior, ["left", "odd"], ["right", "odd", "right", "left"], weights)
-    theirs, _ = released.guided(7.5)(Query(x, t, prior, told, torch.Generator(), 0, 1), x)
+    theirs, _ = sdi_release.guided(7.5)(Query(x, t, prior, told, torch.Generator(), 0, 1), x)
     ours, _ = guided_prediction(prior, x, t, told, 7.5)
     for i in range(2):
         one = torch.tensor([i])
@@ -174,7 +174,7 @@ def test_draws_come_from_the_generator(prior, conditions, randn):
 
     def x_t(seed, **given):
         objective = sdi(released=True)
-        objective = dataclasses.replace(objective, noise=released.inversion(**given)) if given else objective
+        objective = dataclasses.replace(objective, noise=sdi_release.inversion(**given)) if given else objective
         return objective.guidance(x, prior, told, step=5, total=10, generator=torch.Generator().manual_seed(seed)).x_t
 
     assert x_t(0).equal(x_t(0)) and not x_t(0).equal(x_t(1))
@@ -186,19 +186,19 @@ def test_draws_come_from_the_generator(prior, conditions, randn):
 
 def test_mistakes_are_named(mixture, prior, conditions, randn):
     x = randn(1, 2, 2, 2)
-    with pytest.raises(ValueError, match="1000 noise levels, mixture is not one"):
+    with pytest.raises(ValueError, match="1000 noise levels, unlike mixture"):
         sdi(released=True).guidance(
             x, mixture, conditions(mixture, ["left"]), step=0, total=1, generator=torch.Generator()
         )
     for bad in ({"steps": 0}, {"steps": 1001}, {"eta": -0.1}, {"eta": float("nan")}, {"random": 1.0}):
         with pytest.raises(ValueError, match="steps must lie in 1 to 1000"):
-            released.inversion(**bad)
+            sdi_release.inversion(**bad)
     for bad in ({"solver": "heun", "eta": 0.0}, {"overshoot": 0.1}):
         with pytest.raises(ValueError, match="leave them out"):
             sdi(released=True, **bad)
     with pytest.raises(ValueError, match=r"lie in \[0, 1\]"):
         sdi(released=True, start=980)
     # What works on any noise level still does: a given noise under the released guidance.
-    objective = dataclasses.replace(sds(), prediction=released.guided(1.0), noise=noise.given(x))
+    objective = dataclasses.replace(sds(), prediction=sdi_release.guided(1.0), noise=noise.given(x))
     told = conditions(mixture, ["left"])
     assert objective.guidance(x, mixture, told, step=0, total=1, generator=torch.Generator()).gradient.isfinite().all()
