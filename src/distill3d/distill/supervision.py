@@ -71,7 +71,7 @@ def run_texts(recipe: Recipe, prompts: ViewPrompts, prior: Prior, objective: Obj
     supervision, texts = recipe.supervision, prompts_for(objective_prompts(prompts, objective), prior).texts
     if supervision.weight and not supervision.separate_prior:
         texts += prompts_for(geometry_prompts(prompts, supervision), prior).texts
-    return list(texts)
+    return [*texts, *objective.texts]
 
 
 class GeometryObjective:
