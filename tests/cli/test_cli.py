@@ -72,7 +72,7 @@ def test_the_summary_names_steps_times_evaluations_and_files(done):
     summary, *files = process.stdout.splitlines()
     found = re.fullmatch(r"8 steps in (.*) with ([\d,]+) NFE, files in (.*):", summary)
     assert found and int(found[2].replace(",", "")) == last["nfe"]
-    assert f"{found[1]} left" in " ".join(process.stderr.split())  # the bar shows the same time
+    assert f"{found[1]}, left" in " ".join(process.stderr.split())  # the bar shows the same time
     names = {"config.json", "mesh.glb", "metrics.jsonl", "preview.png", "turntable.mp4"}
     assert {Path(file.strip()) for file in files} == {run / name for name in names}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -201,14 +200,16 @@ class Compare:
         """Makes the images, prints the table and where both are; returns the exit status."""
         from distill3d.runs.compare import compare
 
-        config, output, began = self.config(), self.output, time.monotonic()
+        config, output = self.config(), self.output
+        seconds: dict[str, float] = {}
         steps = [recipe.steps for recipe in config.recipes.values()]
         before = {name: sum(steps[:i]) for i, name in enumerate(config.recipes)}
         with progress_bar(sum(steps), "comparing") as show:
 
             def on_step(method: str, progress: Progress) -> None:
-                step, seconds = before[method] + progress.step, time.monotonic() - began
-                show(replace(progress, step=step, seconds=seconds), method)
+                seconds[method] = progress.seconds
+                step = before[method] + progress.step
+                show(replace(progress, step=step, seconds=sum(seconds.values())), method)
 
             result = compare(config, output.folder(), size=output.size, force=output.force, on_step=on_step)
         _print_table(result.rows)

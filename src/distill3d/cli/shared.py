@@ -206,8 +206,13 @@ def progress_bar(total: int, name: str) -> Iterator[Show]:
     from rich.progress import Progress as Bar
 
     columns = (
-        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[elapsed]}")),
-        *(TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[status]}")),
+        *(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[elapsed]}, left"),
+        ),
+        *(TimeRemainingColumn(), TextColumn("{task.fields[status]}")),
     )
     bar = Bar(*columns, console=Console(stderr=True))
     task = bar.add_task(name, total=total, status="", elapsed="")
