@@ -127,6 +127,21 @@ def test_checkpoint_round_trip(prior, conditioning, tmp_path):
     assert all(torch.equal(p, trained(fresh)[name]) for name, p in trained(other).items())
 
 
+def test_vsd_and_esd_train_their_student_on_x_itself(prior, conditioning):
+    """Not on the noised sample: the student learns the distribution of the rendered images."""
+    learned = []
+
+    class Watched(Student):
+        def learn(self, x, conditioning, generator):
+            learned.append(x)
+            return super().learn(x, conditioning, generator)
+
+    for method in (vsd, esd):
+        objective = method(Watched(prior, generator()))
+        objective.guidance(noise(3), prior, conditioning, step=0, total=1, generator=generator())
+        assert torch.equal(learned.pop(), noise(3)) and not learned
+
+
 def test_its_chance_is_its_own(prior):
     state = torch.get_rng_state()
     a, b, c = (trained(Student(prior, generator(seed))) for seed in (1, 1, 2))
