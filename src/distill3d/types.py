@@ -217,10 +217,15 @@ class Guidance:
 
 
 class Schedule(Protocol):
-    """x_t = alpha(t) x0 + sigma(t) eps for t [B] in [0, 1]; both return [B] in t's dtype."""
+    """x_t = alpha(t) x0 + sigma(t) eps for t in [0, 1]."""
 
-    def alpha(self, t: Tensor) -> Tensor: ...
-    def sigma(self, t: Tensor) -> Tensor: ...
+    def alpha(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        """The factor of the sample, in t's dtype."""
+        ...
+
+    def sigma(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        """The factor of the noise, in t's dtype."""
+        ...
 
 
 class Prior(Protocol):

@@ -121,7 +121,7 @@ def _default_hub_id(weights: dict[str, torch.Tensor]) -> str | None:
         hub_id = DIFFUSERS_DEFAULT_PIPELINE_PATHS[family]["pretrained_model_name_or_path"]
     except (ImportError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(
-            "the installed version of diffusers cannot tell the family of a single-file checkpoint: pass its "
+            "the installed version of diffusers cannot identify single-file checkpoints: pass its "
             "configuration, a folder or hub id, as --set prior_options.config=FOLDER"
         ) from error
     is_v1 = any(name.startswith("model.diffusion_model.") for name in weights)

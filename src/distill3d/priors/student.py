@@ -7,10 +7,8 @@ first, so it starts as the prior. It learns the distribution of the images that 
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +18,6 @@ from torch import Tensor, nn
 from distill3d.diffusion import random as draw
 from distill3d.diffusion.random import Generators
 from distill3d.diffusion.schedule import coefficients, from_eps
-from distill3d.files import replacing
 from distill3d.priors.stable_diffusion import CAMERA_SIZE, LatentPrior
 from distill3d.types import Conditioning
 
@@ -133,23 +130,6 @@ class Student:
             if all(found in state for found in keys.values()):
                 groups["state"][i] = {key: state[found].clone() for key, found in keys.items()}
         self.optimizer.load_state_dict(groups)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes `state_dict` to a safetensors file."""
-        from safetensors.torch import save_file
-
-        with replacing(path) as draft:
-            save_file({k: v.cpu().contiguous() for k, v in self.state_dict().items()}, draft)
-
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Restores, in place, what `save` wrote. Raises ValueError if the file cannot be read or does not fit."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            self.load_state_dict(load_file(Path(path)))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is not a student's checkpoint: {error}") from error
 
     def _trained(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}

@@ -74,8 +74,8 @@ def read_token(text: str, encoders: list[str]) -> tuple[str, dict[str, Tensor]]:
         own = key if key not in ("emb_params", "clip_l", "clip_g") else f"<{path.stem}>"
         return name or own, {encoders[0]: value.reshape(-1, value.shape[-1])}
     if not set(encoders) <= tensors.keys():
-        wanted = " and ".join(encoders) if len(encoders) > 1 else "one tensor"
-        raise ValueError(f"textual-inversion file {path} contains {', '.join(tensors)}: this model needs {wanted}")
+        needed = " and ".join(encoders) if len(encoders) > 1 else "one tensor"
+        raise ValueError(f"textual-inversion file {path} contains {', '.join(tensors)}: this model needs {needed}")
     return name or f"<{path.stem}>", {key: tensors[key].reshape(-1, tensors[key].shape[-1]) for key in encoders}
 
 

@@ -22,9 +22,17 @@ class Codec(Protocol):
     channels: int
     factor: int  # downsampling: height and width of an image over those of x
 
-    def encode(self, images: Images, generator: torch.Generator | None = None) -> Latents: ...
-    def decode(self, x: Latents) -> Images: ...
-    def modules(self) -> Mapping[str, nn.Module]: ...
+    def encode(self, images: Images, generator: torch.Generator | None = None) -> Latents:
+        """Images to x; differentiable. With a generator, a draw from the posterior instead of its mean."""
+        ...
+
+    def decode(self, x: Latents) -> Images:
+        """x to images."""
+        ...
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The networks by their names in diffusers."""
+        ...
 
 
 class Pixels:

@@ -35,7 +35,7 @@ TEXTS = ("json", "txt", "model")  # configurations, merges.txt, sentencepiece
 def resolve(
     name: str | Path, what: str = "prior", names: tuple[str, ...] = NAMES, half: bool = False, weights: bool = True
 ) -> Path:
-    """The file or folder of a model, given as one of the short `names`, a path, or a hub id, in this order.
+    """The file or folder of a model, found by a short name out of `names`, a path, or a hub id, in this order.
 
     A hub id is downloaded once into the cache of huggingface_hub, after its size is printed, or only looked up there
     if HF_HUB_OFFLINE is set. `half` prefers weights stored as float16 if there is a choice; without `weights`, only

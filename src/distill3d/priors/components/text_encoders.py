@@ -1,7 +1,7 @@
 """The text encoders of the model families: from one text to the features of its tokens.
 
 CLIP reads windows of 77 tokens: a longer text is read window by window, and the network attends to all of them. T5
-reads a fixed number of tokens. A warning tells how much of a text is left out.
+reads a fixed number of tokens. A warning says how many tokens of a text are left out.
 """
 
 from __future__ import annotations
