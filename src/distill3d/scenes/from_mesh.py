@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from scipy.spatial import KDTree
 
 from distill3d.meshes.mesh import Mesh, faces_per_edge
 from distill3d.render.raster import column_crossings
-from distill3d.scenes.hashgrid.field import HashField
 from distill3d.scenes.mesh import MIN_COLOR
-from distill3d.scenes.voxels import VoxelField
+
+if TYPE_CHECKING:
+    from distill3d.scenes.hashgrid.field import HashField
+    from distill3d.scenes.voxels import VoxelField
 
 SAMPLES = 200_000  # points on the surface that distances are measured to
 REACH = 3.0  # cells from the surface up to which distances are computed
