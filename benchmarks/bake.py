@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 from unlit import unlit_views
 
-from distill3d import cameras
+from distill3d.cameras import BACKGROUND, turntable
 from distill3d.export.options import ExportOptions
 from distill3d.export.video import contact_sheet, save_image
 from distill3d.meshes.mesh import Mesh
 from distill3d.runs.objects import load_scene
 from distill3d.scenes.to_mesh import field_to_mesh
 
-VIEWS, ELEVATION, DISTANCE, FOV, GRAY = 8, 15.0, 2.8, 40.0, 0.9
+VIEWS = 8
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -36,10 +36,10 @@ def psnr(a: Tensor, b: Tensor) -> float:
 @torch.no_grad()
 def compare(scene: Any, mesh: Mesh, size: int) -> tuple[float, float, Tensor]:
     """PSNR of whole pictures and of their insides, and the pictures, field above mesh [2 VIEWS, 3, size, size]."""
-    views = cameras.turntable(VIEWS, ELEVATION, DISTANCE, FOV)
-    field = [scene.render(views[i : i + 1], size, torch.full((1, 3), GRAY)) for i in range(VIEWS)]
+    views = turntable(VIEWS)
+    field = [scene.render(views[i : i + 1], size, torch.full((1, 3), BACKGROUND)) for i in range(VIEWS)]
     rgb, opacity = torch.cat([r.rgb for r in field]), torch.cat([r.opacity for r in field])
-    shown = unlit_views(mesh, views, size, GRAY)
+    shown = unlit_views(mesh, views, size)
     inside = ((opacity > 0.99) & (shown[:, 3:] == 1)).expand_as(rgb)
     pictures = torch.cat((rgb, shown[:, :3]))
     return psnr(rgb, shown[:, :3]), psnr(rgb[inside], shown[:, :3][inside]), pictures

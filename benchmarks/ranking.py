@@ -26,15 +26,15 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from distill3d.cameras import turntable
+from distill3d.cameras import BACKGROUND, ELEVATION, turntable
 from distill3d.evaluation.evaluator import ToyboxJudge
 from distill3d.evaluation.ground_truth import foreground_mask, true_kind
 from distill3d.evaluation.metrics import RunResult, measure
 from distill3d.meshes.mesh import Mesh
 from distill3d.meshes.surface import extract_surface
 
-VIEWS, SIZE, ELEVATION, GRAY = 8, 64, 15.0, 0.9
-CAMERAS = turntable(VIEWS, ELEVATION, 2.8, 40.0)
+VIEWS, SIZE = 8, 64
+CAMERAS = turntable(VIEWS)
 LOOKS = (15, 30, 45, 60, 80, 100, 130, 160, 200)  # steps
 TRUTHS, SCORES = ("silhouette_iou", "chamfer"), ("clip_score", "edge_concentration", "sharpness", "spectrum_gap")
 
@@ -42,7 +42,7 @@ TRUTHS, SCORES = ("silhouette_iou", "chamfer"), ("clip_score", "edge_concentrati
 def seen(scene: Any, prompt: str) -> RunResult:
     """What is seen of a scene from 8 sides, and its surface if it has one."""
     with torch.no_grad():
-        out = scene.render(CAMERAS, SIZE, torch.full((VIEWS, 3), GRAY))
+        out = scene.render(CAMERAS, SIZE, torch.full((VIEWS, 3), BACKGROUND))
         try:
             mesh = extract_surface(scene.query, resolution=64, half_size=scene.half_size)
         except ValueError:  # there is no surface yet
@@ -69,8 +69,8 @@ def read(path: Path) -> RunResult:
         opacity = torch.from_numpy(kept["opacity"])
         return RunResult(str(kept["prompt"]), pictures, CAMERAS, opacity=opacity, mesh=mesh)
     *kind, color, _, _ = path.stem.split("-")
-    masks = foreground_mask(pictures, GRAY).float()[:, None]
-    cameras = turntable(len(pictures), ELEVATION, 2.8, 40.0)
+    masks = foreground_mask(pictures, BACKGROUND).float()[:, None]
+    cameras = turntable(len(pictures))
     return RunResult(f"a {color} {' '.join(kind)}", pictures, cameras, opacity=masks)
 
 
@@ -144,7 +144,7 @@ def truth_pictures(prompt: str, size: int = SIZE) -> torch.Tensor:
 
     reading = read_prompt(prompt)
     toy = build(reading.kind or "", reading.color or "red", seed=5)
-    pictures = [draw(toy, View(a, ELEVATION), GRAY, size) for a in CAMERAS.azimuth.tolist()]
+    pictures = [draw(toy, View(a, ELEVATION), size=size) for a in CAMERAS.azimuth.tolist()]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill3d.cameras import orbit
+from distill3d.cameras import DISTANCE, FOV, orbit
 from distill3d.export.video import contact_sheet, save_image
 from distill3d.render.volume import Sampling
 from distill3d.scenes.fit import Fitting, fit, psnr
@@ -28,10 +28,10 @@ from distill3d.scenes.hashgrid.field import HashOptions
 from distill3d.scenes.hashgrid.layout import HashLayout
 from distill3d.scenes.mesh import MeshOptions, MeshScene
 from distill3d.scenes.voxels import VoxelOptions
-from distill3d.toybox.world import FOV, ToyMesh, View, build, draw
+from distill3d.toybox.world import ToyMesh, View, build, draw
 from distill3d.types import Cameras
 
-TRAINED, HELD_OUT, DISTANCE = 32, 16, 2.8
+TRAINED, HELD_OUT = 32, 16
 WHITE = torch.ones(3)
 GOLDEN = 137.508  # degrees: azimuths that never repeat
 
@@ -74,8 +74,7 @@ def views(toy: ToyMesh, count: int, first: float, size: int) -> tuple[Cameras, T
     azimuth = (first + GOLDEN * np.arange(count)) % 360 - 180
     elevation = np.linspace(-8, 60, count)
     pictures = [
-        draw(toy, View(float(a), float(e), DISTANCE), 1.0, size, supersample=4)
-        for a, e in zip(azimuth, elevation, strict=True)
+        draw(toy, View(float(a), float(e)), 1.0, size, supersample=4) for a, e in zip(azimuth, elevation, strict=True)
     ]
     cameras = orbit(torch.from_numpy(azimuth).float(), torch.from_numpy(elevation).float(), DISTANCE, FOV)
     return cameras, torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from distill3d.cameras import turntable
+from distill3d.cameras import BACKGROUND, turntable
 from distill3d.cli import main as cli
 from distill3d.evaluation.evaluator import ToyboxJudge
 from distill3d.evaluation.metrics import RunResult, measure
@@ -27,7 +27,7 @@ from distill3d.runs.objects import read_config
 from distill3d.scenes.mesh import MeshOptions, MeshScene
 
 VIEWS, SIZE, SHOWN = 24, 128, 4
-CAMERAS = turntable(VIEWS, 15.0, 2.8, 40.0)
+CAMERAS = turntable(VIEWS)
 SCORES = (
     "clip_score", "edge_concentration", "sharpness", "spectrum_gap", "janus_rate", "lost_back", "silhouette_iou",
     "chamfer",
@@ -50,7 +50,7 @@ def refined(run: Path, out: Path, flags: dict[str, float]) -> Path:
 def judged(path: Path, prompt: str, judge: ToyboxJudge, reference: torch.Tensor) -> tuple[dict, torch.Tensor]:
     """The scores of a mesh, and some of its views."""
     scene = MeshScene(read_mesh(path), MeshOptions(mesh=str(path), refit=False, colors=True, levels=(32, 64, 128)))
-    out = scene.render(CAMERAS, SIZE, torch.full((VIEWS, 3), 0.9))
+    out = scene.render(CAMERAS, SIZE, torch.full((VIEWS, 3), BACKGROUND))
     cell = RunResult(
         prompt,
         out.rgb.clamp(0, 1),

@@ -33,7 +33,7 @@ from distill3d.runs.objects import Config, generate, load_scene, render_views
 from distill3d.scenes.mesh import MeshOptions, MeshScene
 from distill3d.toybox.world import build
 
-VIEWS, SIZE, ELEVATION, GRAY = 8, 64, 15.0, 0.9
+VIEWS, SIZE = 8, 64
 
 
 def torus_knot(p: int = 2, q: int = 3, tube: float = 0.22) -> trimesh.Trimesh:
@@ -171,7 +171,7 @@ def main() -> None:
         assert result.mesh is not None
         source, found = read_mesh(path), read_mesh(result.mesh)
         scene = load_scene(result.folder)
-        painted = render_views(scene, VIEWS, SIZE, ELEVATION, GRAY)
+        painted = render_views(scene, VIEWS, SIZE)
         pictures = baked_views(found)
         verdict = judge.verdict(pictures, kind or "apple", color)  # the color is judged whatever the kind
         across, as_painted = seams(found, scene)
@@ -198,7 +198,7 @@ def main() -> None:
 
 def baked_views(mesh: Mesh) -> torch.Tensor:
     """Pictures [VIEWS, 3, SIZE, SIZE] of a file's mesh with the file's own texture, by another renderer."""
-    return unlit_views(placed(mesh), turntable(VIEWS, ELEVATION, 2.8, 40.0), SIZE, GRAY)[:, :3]
+    return unlit_views(placed(mesh), turntable(VIEWS), SIZE)[:, :3]
 
 
 if __name__ == "__main__":

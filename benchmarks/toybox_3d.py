@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distill3d.cameras import turntable
+from distill3d.cameras import BACKGROUND, ELEVATION, turntable
 from distill3d.distill.loop import ObjectRun, Progress, optimize
 from distill3d.distill.recipes import LAPTOP, method_settings
 from distill3d.evaluation.evaluator import Evaluator, ToyboxJudge
@@ -32,7 +32,7 @@ from distill3d.toybox.captions import COLOR_NAMES, KIND_NAMES, Claim, held_out_p
 from distill3d.toybox.world import View, build, draw
 from distill3d.types import Prior
 
-VIEWS, SIZE, ELEVATION, DISTANCE, FOV, GRAY = 8, 64, 15.0, 2.8, 40.0, 0.9
+VIEWS, SIZE = 8, 64
 
 
 def prompts() -> list[tuple[str, str, bool]]:
@@ -56,15 +56,15 @@ def make(prior: Prior, kind: str, color: str, method: str, seed: int) -> tuple[t
     optimize(run, range(LAPTOP.steps), history.append)
     seconds = time.monotonic() - began
     run.scene.eval()
-    pictures = render_views(run.scene, VIEWS, SIZE, ELEVATION, GRAY)
-    filled = float(((pictures - GRAY).abs().amax(1) > 0.05).float().mean())
+    pictures = render_views(run.scene, VIEWS, SIZE)
+    filled = float(((pictures - BACKGROUND).abs().amax(1) > 0.05).float().mean())
     return pictures, {"seconds": seconds, "rows": history[-1].nfe, "filled": filled}
 
 
 def world_views(kind: str, color: str) -> torch.Tensor:
     """The same 8 views of a true toy."""
     toy = build(kind, color, seed=5)
-    pictures = [draw(toy, View(i * 360 / VIEWS, ELEVATION), GRAY, SIZE) for i in range(VIEWS)]
+    pictures = [draw(toy, View(i * 360 / VIEWS, ELEVATION), size=SIZE) for i in range(VIEWS)]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
 
 
@@ -80,7 +80,7 @@ def judge_cell(pictures: torch.Tensor, kind: str, color: str, judge: ToyboxJudge
         "clip_score": float(clip.score(pictures, text).mean()),
         "sharpness": sharpness(pictures, world),
         "edges": edge_concentration(pictures, world),
-        "iou": silhouette_iou(foreground_mask(pictures, GRAY), turntable(VIEWS, ELEVATION, DISTANCE, FOV), kind),
+        "iou": silhouette_iou(foreground_mask(pictures, BACKGROUND), turntable(VIEWS), kind),
     }
 
 

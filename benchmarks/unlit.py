@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distill3d.cameras import world_to_camera
+from distill3d.cameras import BACKGROUND, world_to_camera
 from distill3d.meshes.mesh import Mesh
 from distill3d.render.raster import rasterize
 from distill3d.types import Cameras
 
 
 @torch.no_grad()
-def unlit_views(mesh: Mesh, cameras: Cameras, size: int, background: float = 0.9, samples: int = 4) -> Tensor:
+def unlit_views(mesh: Mesh, cameras: Cameras, size: int, background: float = BACKGROUND, samples: int = 4) -> Tensor:
     """Images [B, 4, size, size] in [0, 1] over a gray background: color, and the fraction of the pixel covered.
 
     Each pixel has `samples` x `samples` samples.

@@ -19,6 +19,9 @@ from torch import Tensor
 
 from distill3d.types import Cameras, Rays
 
+# The usual views of an object: of turntables, previews, metrics and the toy world. Degrees, world units, gray level.
+ELEVATION, DISTANCE, FOV, BACKGROUND = 15.0, 2.8, 40.0, 0.9
+
 Range = tuple[float, float]
 Angle = float | Sequence[float] | Tensor
 
@@ -59,7 +62,7 @@ def orbit(azimuth: Angle, elevation: Angle, distance: Angle, fov: Angle) -> Came
     return Cameras(pose, torch.deg2rad(fov), azimuth, elevation, distance)
 
 
-def turntable(n: int, elevation: float, distance: float, fov: float) -> Cameras:
+def turntable(n: int, elevation: float = ELEVATION, distance: float = DISTANCE, fov: float = FOV) -> Cameras:
     """`n` views evenly around the object, the first from the front; angles in degrees."""
     if n < 1:
         raise ValueError(f"a turntable needs at least one view, got {n}")

@@ -2,8 +2,8 @@
 
 Knows no model: texts and numbers only. `ViewPrompts.conditioning` takes the embedding function of a prior.
 
-Directions by |azimuth| (degrees, 0 = front): front below 45, back beyond 135, side between, and overhead above
-60 degrees of elevation (DreamFusion, section 3.2).
+Directions by |azimuth| (degrees, 0 = front): front below FRONT_LIMIT, back beyond BACK_LIMIT, side between, and
+overhead above OVERHEAD_LIMIT degrees of elevation (DreamFusion, section 3.2).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 from distill3d.types import Condition, Conditioning
 
 DIRECTIONS = ("front", "side", "back", "overhead")
+FRONT_LIMIT, BACK_LIMIT, OVERHEAD_LIMIT = 45.0, 135.0, 60.0  # degrees
 WEIGHTED = re.compile(r"\(([^()]+):(-?[0-9]*\.?[0-9]+)\)")
 Embed = Callable[[Sequence[str]], Condition]
 
@@ -27,9 +28,9 @@ Embed = Callable[[Sequence[str]], Condition]
 def direction_of(azimuth: float, elevation: float) -> str:
     """The word for a camera at azimuth and elevation in degrees."""
     turned = abs((azimuth + 180) % 360 - 180)
-    if elevation > 60:
+    if elevation > OVERHEAD_LIMIT:
         return "overhead"
-    return "front" if turned < 45 else "back" if turned > 135 else "side"
+    return "front" if turned < FRONT_LIMIT else "back" if turned > BACK_LIMIT else "side"
 
 
 def read_prompts(text: str) -> list[str]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill3d.cameras import turntable
+from distill3d.cameras import FOV, turntable, world_to_camera
 from distill3d.evaluation.evaluator import ToyboxJudge
 from distill3d.evaluation.ground_truth import silhouettes, true_mesh
 from distill3d.evaluation.views import (
@@ -17,7 +17,7 @@ from distill3d.evaluation.views import (
 )
 from distill3d.render.raster import rasterize
 from distill3d.toybox.shapes import KINDS
-from distill3d.toybox.world import FOV, ToyMesh, View, build, draw
+from distill3d.toybox.world import ToyMesh, View, build, draw
 
 AZIMUTHS = torch.arange(0, 360, 30).float()
 
@@ -108,7 +108,7 @@ def surface():
     cameras, size, toy = turntable(12, 15.0, 2.8, FOV), 64, build("house", "red", seed=0)
     images, depths = [], []
     for azimuth in cameras.azimuth.tolist():
-        points = torch.from_numpy(View(azimuth, 15.0).to_camera(toy.vertices)).float()
+        points = world_to_camera(View(azimuth, 15.0).camera(), torch.from_numpy(toy.vertices))[0].float()
         face, weights = rasterize(points, torch.from_numpy(toy.faces), np.radians(FOV), size, size)
         corner = points[torch.from_numpy(toy.faces)[face.clamp_min(0)]]
         color = torch.from_numpy(toy.face_colors).float()[face.clamp_min(0)]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import distill3d
+from distill3d.cameras import BACKGROUND, DISTANCE, ELEVATION, FOV
 from distill3d.distill.recipes import LAPTOP, Recipe
 from distill3d.files import replacing
 from distill3d.runs.config import PriorConfig, to_plain
@@ -50,10 +51,10 @@ class Protocol(PriorConfig):
     seeds: tuple[int, ...] = (0,)
     views: int = 50
     size: int = 64
-    elevation: float = 15.0
-    distance: float = 2.8
-    fov: float = 40.0
-    background: float = 0.9
+    elevation: float = ELEVATION
+    distance: float = DISTANCE
+    fov: float = FOV
+    background: float = BACKGROUND
 
     def __post_init__(self) -> None:
         for what, given in (("method", self.names), ("prompt", self.prompts), ("seed", self.seeds)):

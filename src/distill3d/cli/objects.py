@@ -264,7 +264,7 @@ class Render:
         if path.suffix.lower() != ".mp4":
             raise ValueError(f"--out must end in .mp4, got {path}")
         scene = load_scene(run_folder(self.folder), device=self.device)
-        save_video(path, turntable_frames(scene, self.frames, self.size, self.elevation, background=0.9))
+        save_video(path, turntable_frames(scene, self.frames, self.size, self.elevation))
         print(path)
         return 0
 

@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from distill3d.cameras import focal_length, orbit, project, world_to_camera
-from distill3d.meshes.mesh import Mesh
+from distill3d.cameras import FOV, focal_length, orbit, project, world_to_camera
+from distill3d.meshes.mesh import Mesh, sample_surface
 from distill3d.render.raster import rasterize
 from distill3d.types import Cameras
 
@@ -86,18 +86,15 @@ def surface_points(mesh: Mesh, count: int = POINTS, seed: int = 0) -> Float[np.n
     Raises:
         ValueError: for a mesh without area.
     """
-    corners = np.asarray(mesh.vertices, np.float64)[mesh.faces]
-    area = 0.5 * np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
-    if not area.sum() > 0:
+    corners = mesh.vertices[mesh.faces]
+    if not np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).any():
         raise ValueError("the mesh has no surface to take points from")
     cameras = _surrounding_cameras(mesh.vertices)
     depths = _depths(mesh, cameras, PROBE_SIZE)
     rng = np.random.default_rng(seed)
     kept, drawn = [np.empty((0, 3))], 0
     while sum(map(len, kept)) < count and drawn < 20 * count:
-        face = rng.choice(len(area), count, p=area / area.sum())
-        u, v = np.sqrt(rng.random(count)), rng.random(count)
-        weights = np.stack((1 - u, u * (1 - v), u * v), axis=1)
+        face, weights = sample_surface(mesh.vertices, mesh.faces, rng.random((3, count)))
         points = np.einsum("ni,nid->nd", weights, corners[face])
         kept.append(points[_visible(points, depths, cameras)])
         drawn += count
@@ -139,9 +136,9 @@ def _true_silhouettes(kind: str, seed: int, poses: tuple[tuple[float, ...], ...]
 
 def _depths(mesh: Mesh, cameras: Cameras, size: int) -> Tensor:
     """Depth along the optical axis [V, size, size] of a mesh seen from both sides, 0 where nothing is hit."""
-    corners = torch.from_numpy(np.ascontiguousarray(mesh.faces)).long()
+    corners = torch.from_numpy(mesh.faces)
     depths = []
-    local = world_to_camera(cameras, torch.from_numpy(np.asarray(mesh.vertices)).float())
+    local = world_to_camera(cameras, torch.from_numpy(mesh.vertices).float())
     for points, fov in zip(local, cameras.fov_y, strict=True):
         face, weights = rasterize(points, corners, float(fov), size, size, cull=False)
         depth = (-points[:, 2][corners[face.clamp_min(0)]] * weights).sum(-1)
@@ -155,9 +152,8 @@ def _surrounding_cameras(vertices: np.ndarray) -> Cameras:
     elevation = np.degrees(np.arcsin(1 - 2 * (i + 0.5) / PROBES))
     azimuth = np.degrees(np.pi * (3 - np.sqrt(5)) * i)
     radius = max(float(np.linalg.norm(vertices, axis=1).max()), 1e-6)
-    fov = 40.0
-    distance = 1.05 * radius / np.sin(np.radians(fov / 2))
-    return orbit(azimuth.tolist(), elevation.tolist(), float(distance), fov)
+    distance = 1.05 * radius / np.sin(np.radians(FOV / 2))
+    return orbit(azimuth.tolist(), elevation.tolist(), float(distance), FOV)
 
 
 def _visible(points: np.ndarray, depths: Tensor, cameras: Cameras) -> np.ndarray:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from distill3d.cameras import project, rays
 from distill3d.evaluation.evaluator import Evaluator
+from distill3d.prompts import BACK_LIMIT, FRONT_LIMIT, direction_of
 from distill3d.types import Cameras
 
 VIEW_WORDS = ("front", "side", "back")
-FRONT_LIMIT, BACK_LIMIT = 45.0, 135.0  # degrees: the limits of `distill3d.prompts.direction_of`
 MARGIN = 15.0  # degrees around a limit where either word may be correct
 
 
@@ -87,7 +87,7 @@ def view_accuracy(
     if not bool(clear.any()):
         raise ValueError("the view accuracy needs views at least 15 degrees away from the limits, got none")
     words = classify_views(images[clear], prompt, evaluator)
-    correct = ["front" if a < FRONT_LIMIT else "back" if a > BACK_LIMIT else "side" for a in angle[clear].tolist()]
+    correct = [direction_of(a, 0.0) for a in angle[clear].tolist()]
     return sum(a == b for a, b in zip(words, correct, strict=True)) / len(correct)
 
 

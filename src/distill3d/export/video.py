@@ -1,4 +1,4 @@
-"""Pictures for people: turntables as mp4, contact sheets as PNG."""
+"""Images for people: turntables as mp4, contact sheets as PNG."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from distill3d import cameras
+from distill3d.cameras import BACKGROUND, DISTANCE, ELEVATION, FOV, turntable
 from distill3d.files import replacing
 from distill3d.types import Scene
 
@@ -24,80 +25,89 @@ def turntable_frames(
     scene: Scene,
     frames: int = 72,
     size: int = 256,
-    elevation: float = 15.0,
-    distance: float = 2.8,
-    fov: float = 40.0,
-    background: float = 1.0,
-) -> Iterator[Tensor]:
-    """Yields pictures [3, size, size] all around a scene on the CPU, in order, over a gray level in [0, 1].
+    elevation: float = ELEVATION,
+    distance: float = DISTANCE,
+    fov: float = FOV,
+    background: float = BACKGROUND,
+) -> Iterator[Float[Tensor, "3 size size"]]:
+    """Renders images all around a scene, in order, on the scene's device.
 
-    The frames are made side by side, one thread each: rendering is many small operations, which one frame alone
-    cannot spread over cores.
+    On the CPU several frames are rendered at once, one thread each: rendering is many small operations, which do not
+    spread over cores.
+
+    Args:
+        elevation, fov: degrees.
+        distance: world units.
+        background: gray level in [0, 1].
     """
-    views = cameras.turntable(frames, elevation, distance, fov)
+    device = next((p.device for group in scene.parameter_groups() for p in group["params"]), torch.device("cpu"))
+    views, gray = turntable(frames, elevation, distance, fov).to(device), torch.full((1, 3), background, device=device)
     threads = torch.get_num_threads()
 
     @torch.no_grad()
     def frame(i: int) -> Tensor:
-        return scene.render(views[i : i + 1], size, torch.full((1, 3), background)).rgb[0]
+        return scene.render(views[i : i + 1], size, gray).rgb[0]
 
-    if threads == 1:
+    if threads == 1 or device.type != "cpu":
         yield from map(frame, range(frames))
         return
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             waiting = deque(pool.submit(frame, i) for i in range(min(frames, 2 * threads)))
             for i in range(len(waiting), frames + len(waiting)):
-                picture = waiting.popleft().result()
+                image = waiting.popleft().result()
                 if i < frames:
                     waiting.append(pool.submit(frame, i))
-                yield picture
+                yield image
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
 
 
 def save_video(path: str | os.PathLike[str], frames: Iterable[Tensor], fps: int = 24) -> None:
-    """Writes pictures [3, H, W] in [0, 1] (a tensor [N, 3, H, W] or any iterable) as an mp4, whole or not at all.
+    """Writes images [3, H, W] in [0, 1] (a tensor [N, 3, H, W] or any iterable) as an mp4 file, whole or not at all.
 
-    H.264 where the codec is there, else MPEG-4 part 2; an odd row or column is repeated, for both want even sizes.
+    Uses H.264 if the codec is installed, otherwise MPEG-4 part 2. Both need even sizes: the last row or column of an
+    odd size is repeated.
 
     Raises:
         ValueError: for no frames, or frames of different shapes.
     """
     import av
 
-    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    codec, options = "mpeg4", {"qscale": "3"}
+    if "libx264" in av.codecs_available:
+        codec, options = "libx264", {"crf": "18"}
     with replacing(path) as draft, av.open(str(draft), "w") as container:
-        stream, shape = None, None
+        stream, shape = None, torch.Size()
         for frame in frames:
-            if shape is None:
+            if stream is None:
                 shape = frame.shape
-                stream = container.add_stream(codec, rate=fps)
+                stream = container.add_stream(codec, rate=fps, options=options)
                 stream.height, stream.width = (n + n % 2 for n in shape[1:])
                 stream.pix_fmt = "yuv420p"
-                stream.options = {"crf": "18"} if codec == "libx264" else {"qscale": "3"}
             if frame.shape != shape or shape[0] != 3:
                 raise ValueError(f"frames must all be [3, H, W], got {tuple(frame.shape)} after {tuple(shape)}")
             padded = F.pad(frame[None].float(), (0, shape[2] % 2, 0, shape[1] % 2), mode="replicate")[0]
-            picture = av.VideoFrame.from_ndarray(_bytes(padded).numpy(), format="rgb24")
-            assert stream is not None
-            container.mux(stream.encode(picture))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(_bytes(padded).numpy(), format="rgb24")))
         if stream is None:
             raise ValueError("a video needs at least one frame, got none")
         container.mux(stream.encode())
 
 
-def contact_sheet(images: Tensor, columns: int, gap: int = 2) -> Image.Image:
-    """Pictures [N, 3, H, W] in [0, 1] side by side, row by row, `gap` white pixels between them."""
+def contact_sheet(images: Float[Tensor, "n c h w"], columns: int, gap: int = 2) -> Image.Image:
+    """Images [N, 3, H, W] in [0, 1] side by side, row by row, with `gap` white pixels between them.
+
+    Raises:
+        ValueError: for no images, another shape, or less than one column.
+    """
     from PIL import Image
 
     if images.ndim != 4 or images.shape[1] != 3 or not len(images) or columns < 1:
-        raise ValueError(f"a sheet needs pictures [N, 3, H, W] and columns >= 1, got {tuple(images.shape)}, {columns}")
+        raise ValueError(f"a sheet needs images [N, 3, H, W] and columns >= 1, got {tuple(images.shape)}, {columns}")
     n, _, height, width = images.shape
     columns = min(columns, n)
-    rows = -(-n // columns)
-    size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
+    size = (columns * (width + gap) - gap, -(-n // columns) * (height + gap) - gap)
     sheet = Image.new("RGB", size, "white")
     for i, image in enumerate(images):
         at = (i % columns * (width + gap), i // columns * (height + gap))
@@ -105,15 +115,16 @@ def contact_sheet(images: Tensor, columns: int, gap: int = 2) -> Image.Image:
     return sheet
 
 
-def save_image(path: str | os.PathLike[str], image: Image.Image | Tensor) -> None:
-    """Writes a picture, PIL or [3, H, W] in [0, 1], in the format of the suffix, whole or not at all."""
+def save_image(path: str | os.PathLike[str], image: Image.Image | Float[Tensor, "3 h w"]) -> None:
+    """Writes an image, PIL or a tensor in [0, 1], in the format of the suffix, whole or not at all."""
     from PIL import Image
 
-    picture = Image.fromarray(_bytes(image).numpy()) if isinstance(image, Tensor) else image
+    if isinstance(image, Tensor):
+        image = Image.fromarray(_bytes(image).numpy())
     with replacing(path) as draft:
-        picture.save(draft)
+        image.save(draft)
 
 
-def _bytes(image: Tensor) -> Tensor:
-    """[3, H, W] in [0, 1] as [H, W, 3] bytes on the CPU, rounded."""
+def _bytes(image: Float[Tensor, "3 h w"]) -> UInt8[Tensor, "h w 3"]:
+    """An image in [0, 1] as bytes on the CPU, rounded."""
     return (image.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()

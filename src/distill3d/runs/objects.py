@@ -199,7 +199,7 @@ def write_artifacts(folder: Path, scene: Scene, recipe: Recipe) -> tuple[Path, .
 
     The views are rendered where the scene is; then it is moved to the CPU.
     """
-    turn = list(video.turntable_frames(scene.eval(), recipe.frames, TURNTABLE_SIZE, background=0.9))
+    turn = list(video.turntable_frames(scene.eval(), recipe.frames, TURNTABLE_SIZE))
     preview = torch.stack([turn[i * recipe.frames // 8] for i in range(8)])
     video.save_image(folder / "preview.png", video.contact_sheet(preview, columns=4))
     video.save_video(folder / "turntable.mp4", turn, fps=16)
@@ -212,7 +212,7 @@ def write_artifacts(folder: Path, scene: Scene, recipe: Recipe) -> tuple[Path, .
 
 def render_views(scene: Scene, views: int, size: int, elevation: float = 15.0) -> Tensor:
     """Images [views, 3, size, size] of evenly spaced views around a scene, the first from the front."""
-    return torch.stack(list(video.turntable_frames(scene, views, size, elevation, background=0.9))).clamp(0, 1)
+    return torch.stack(list(video.turntable_frames(scene, views, size, elevation))).clamp(0, 1)
 
 
 def _finish(run: ObjectRun, folder: RunFolder, on_step: OnStep) -> Result:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from distill3d.meshes.mesh import Mesh
+from distill3d.meshes.mesh import Mesh, sample_surface
 from distill3d.render.splat import Splats
 
 FLATNESS = 0.2  # thickness of a splat on a surface, as a fraction of its width
@@ -38,34 +41,29 @@ def splats_on_mesh(mesh: Mesh, count: int, generator: torch.Generator) -> Splats
     """`count` flat splats spread evenly over the surface of a mesh in world units, each lying in its face.
 
     Raises:
-        ValueError: where the mesh has no area, or vertices or colors that are not finite.
+        ValueError: if the mesh has no area or colors that are not finite.
     """
-    vertices, faces = torch.tensor(mesh.vertices).float(), torch.tensor(mesh.faces).long()
-    colors = torch.tensor(mesh.corner_colors()).float()
-    if not bool(vertices.isfinite().all() and colors.isfinite().all()):
-        raise ValueError("splats cannot start from this mesh: it has NaN or infinite vertices or colors")
-    corners = vertices[faces]  # [F, 3, 3]
-    along, across = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
-    normal = torch.linalg.cross(along, across)
-    area = 0.5 * normal.norm(dim=1)
-    if not len(faces) or not float(area.sum()) > 0:
+    corners, colors = mesh.vertices[mesh.faces], mesh.corner_colors()  # [F, 3, 3]
+    if not np.isfinite(colors).all():
+        raise ValueError("splats cannot start from this mesh: it has NaN or infinite colors")
+    normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    area = 0.5 * float(np.linalg.norm(normal, axis=1).sum())
+    if not area > 0:
         raise ValueError("splats cannot start from this mesh: its faces have no area")
-    # Evenly spaced along the cumulative area: the number on each face is proportional to its area, up to one.
-    ends = area.double().cumsum(0)
-    at = (torch.arange(count) + torch.rand(count, generator=generator).double()) / count * ends[-1]
-    face = torch.searchsorted(ends, at).clamp_max(len(faces) - 1)
-    root, second = torch.rand(2, count, generator=generator)
-    root = root.sqrt()
-    weights = torch.stack((1 - root, root * (1 - second), root * second), 1)[:, None]
+    draws = torch.rand(3, count, generator=generator).double().numpy()
+    draws[0] = (np.arange(count) + draws[0]) / count
+    face, weights = sample_surface(mesh.vertices, mesh.faces, draws)
+    means, seen = (np.einsum("nc,ncd->nd", weights, values[face]) for values in (corners, colors))
+    up = F.normalize(torch.from_numpy(normal[face]).float(), dim=1)
     # Discs that cover the surface: a spacing of sqrt(area / count), half of it as standard deviation.
-    width = 0.5 * (area.sum() / count).sqrt()
-    scales = width * torch.tensor([1.0, 1.0, FLATNESS])
+    scales = 0.5 * math.sqrt(area / count) * torch.tensor([1.0, 1.0, FLATNESS])
+    opacities = torch.logit(torch.full((count,), SURFACE_OPACITY))
     return Splats(
-        (weights @ corners[face])[:, 0],
-        rotation_from_z(F.normalize(normal[face], dim=1)),
+        torch.from_numpy(means).float(),
+        rotation_from_z(up),
         scales.log().repeat(count, 1),
-        torch.logit(torch.full((count,), SURFACE_OPACITY)),
-        (weights @ colors[face])[:, 0].clamp(0, 1),
+        opacities,
+        torch.from_numpy(seen).float().clamp(0, 1),
     )
 
 

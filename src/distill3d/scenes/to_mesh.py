@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from distill3d.cameras import orbit
+from distill3d.cameras import BACKGROUND, DISTANCE, FOV, orbit
 from distill3d.export.options import ExportOptions
 from distill3d.export.splats import load_splats
 from distill3d.meshes.bake import bake, paint_vertices
@@ -77,7 +77,7 @@ def fit_to_field(field: Field, mesh: Mesh, steps: int, resolution: int = 128) ->
         resolution: pixels a side of the renderings, and lattice points a side of the finest color grid.
     """
     box = halved(field.half_size, float(np.abs(mesh.vertices).max()))
-    cameras, gray = _around(FIT_VIEWS, 2.8 * box), torch.full((3,), FIT_GRAY)
+    cameras, gray = _around(FIT_VIEWS, DISTANCE * box), torch.full((3,), BACKGROUND)
     with torch.no_grad():
         images = [field.render(cameras[i : i + 1], resolution, gray[None]).rgb for i in range(FIT_VIEWS)]
     levels = (resolution // 4, resolution // 2, resolution)
@@ -88,7 +88,7 @@ def fit_to_field(field: Field, mesh: Mesh, steps: int, resolution: int = 128) ->
     return painted.textured(len(mesh.textures[0]))
 
 
-FIT_VIEWS, FIT_GRAY, FIT_MOVE = 24, 0.9, 0.02
+FIT_VIEWS, FIT_MOVE = 24, 0.02
 FIT_SMOOTH = 6e-4  # with a thousandth of it surfaces are bumpy under light, which unlit renderings do not show
 
 
@@ -97,7 +97,7 @@ def _around(count: int, distance: float) -> Cameras:
     u = (torch.arange(count) + 0.5) / count
     lowest, highest = math.sin(math.radians(-15)), math.sin(math.radians(75))
     elevation = torch.rad2deg(torch.asin(lowest + (highest - lowest) * u))
-    return orbit(torch.arange(count) * 137.50776, elevation, distance, 40.0)
+    return orbit(torch.arange(count) * 137.50776, elevation, distance, FOV)
 
 
 def describe_file(path: Path) -> str:

@@ -8,14 +8,16 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from distill3d.cameras import BACKGROUND, DISTANCE, FOV, orbit, world_to_camera
 from distill3d.meshes.mesh import Mesh
+from distill3d.prompts import direction_of
 from distill3d.render.raster import rasterize
 from distill3d.toybox.shapes import ACCENT, COLORS, KINDS, MAIN, Toy
 from distill3d.toybox.solids import corner_normals
+from distill3d.types import Cameras
 
 RADIUS = 0.9  # every toy is scaled to touch this sphere about the origin
-FOV = 40.0  # degrees, vertical
-DISTANCE = (2.6, 3.1)  # world units from the origin
+DISTANCES = (2.6, 3.1)  # of random views, world units
 LIGHT = np.array([0.45, -0.35, 0.82]) / np.linalg.norm([0.45, -0.35, 0.82])  # fixed to the world
 
 
@@ -74,36 +76,30 @@ def build(kind: str, color: str, accent: str | None = None, seed: int = 0) -> To
 
 @dataclass(frozen=True)
 class View:
-    """A camera that looks near the origin: degrees, world units, and where it aims."""
+    """A camera that looks near the origin: angles in degrees, distance from `target`, the point that it looks at."""
 
     azimuth: float
     elevation: float
-    distance: float = 2.8
-    aim: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    distance: float = DISTANCE
+    target: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def word(self) -> str:
-        """front, side, back or overhead; the same limits as in `distill3d.prompts`."""
-        azimuth = abs((self.azimuth + 180) % 360 - 180)
-        if self.elevation > 60:
-            return "overhead"
-        return "front" if azimuth < 45 else "back" if azimuth > 135 else "side"
+        """front, side, back or overhead, see `distill3d.prompts.direction_of`."""
+        return direction_of(self.azimuth, self.elevation)
 
-    def to_camera(self, points: np.ndarray) -> np.ndarray:
-        """World points [N, 3] in the OpenGL frame of this camera."""
-        azimuth, elevation = np.radians(self.azimuth), np.radians(self.elevation)
-        backward = np.array(
-            [np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)]
-        )
-        right = np.array([-np.sin(azimuth), np.cos(azimuth), 0.0])
-        frame = np.stack((right, np.cross(backward, right), backward))
-        return (points - np.asarray(self.aim)) @ frame.T - np.array([0.0, 0.0, self.distance])
+    def camera(self) -> Cameras:
+        """One camera in double precision."""
+        azimuth, elevation, distance = torch.tensor([self.azimuth, self.elevation, self.distance], dtype=torch.float64)
+        around = orbit(azimuth, elevation, distance, FOV)
+        around.camera_to_world[:, :3, 3] += torch.tensor(self.target, dtype=torch.float64)
+        return around
 
 
-def draw(toy: ToyMesh, view: View, background: float = 0.9, size: int = 64, supersample: int = 2) -> np.ndarray:
-    """A picture [size, size, 3] in [0, 1] over a gray background, `supersample`^2 samples a pixel."""
-    n = size * supersample
-    points = torch.from_numpy(view.to_camera(toy.vertices)).float()
-    face, weights = rasterize(points, torch.from_numpy(np.ascontiguousarray(toy.faces)), np.radians(FOV), n, n)
+def draw(toy: ToyMesh, view: View, background: float = BACKGROUND, size: int = 64, supersample: int = 2) -> np.ndarray:
+    """An image [size, size, 3] in [0, 1] over a gray background, with `supersample`^2 samples per pixel."""
+    n, camera = size * supersample, view.camera()
+    points = world_to_camera(camera, torch.from_numpy(toy.vertices))[0].float()
+    face, weights = rasterize(points, torch.from_numpy(np.ascontiguousarray(toy.faces)), float(camera.fov_y), n, n)
     hit = face >= 0
     image = torch.full((n, n, 3), background)
     shaded = torch.from_numpy(toy.shaded).float()
@@ -115,4 +111,4 @@ def random_view(rng: np.random.Generator) -> View:
     """A camera as in training: all around, mostly from eye height to 45 degrees up, some from overhead."""
     elevation = float(rng.uniform(-8, 45) if rng.random() < 0.88 else rng.uniform(45, 85))
     x, y, z = rng.normal(0, 0.03, 3).tolist()
-    return View(float(rng.uniform(-180, 180)), elevation, float(rng.uniform(*DISTANCE)), (x, y, z))
+    return View(float(rng.uniform(-180, 180)), elevation, float(rng.uniform(*DISTANCES)), (x, y, z))
