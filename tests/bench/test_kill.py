@@ -8,11 +8,9 @@ import time
 
 from distill3d.cli import main as cli
 
-SETTINGS = [
-    "--methods", "sdi,sds", "--seeds", "0,1", "--views", "4", "--metrics", "saturation,nfe,diverged",
-    "--recipe.steps", "3", "--recipe.views", "1", "--recipe.scene.resolution", "12",
-    "--recipe.sdi.inversion-steps", "2", "--picture-side", "16",
-]  # fmt: skip
+CHANGES = ("views=1", "scene.resolution=12", "sdi.inversion_steps=2")
+SETTINGS = ["--methods", "sdi,sds", "--seeds", "0,1", "--views", "4", "--metrics", "saturation,nfe,diverged"]
+SETTINGS += ["--steps", "3", "--view-size", "16", *(word for change in CHANGES for word in ("--set", change))]
 
 
 def test_finished_cells_are_kept_and_the_result_is_that_of_an_uninterrupted_bench(kl_folder, tmp_path, capsys):
