@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jaxtyping
 import numpy as np
 import pytest
 import trimesh
@@ -102,6 +103,15 @@ def test_edges_of_closed_and_open_surfaces():
     assert sorted(faces_per_edge(replace(box, faces=box.faces[1:]))) == [1] * 3 + [2] * 15
 
 
+@pytest.fixture
+def without_shape_checks():
+    """The package as users run it: shapes of annotations are checked in tests only."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
