@@ -35,7 +35,7 @@ check: $(DEV)
 	$(BIN)/python -m pytest
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 # The installation is editable: a change in src/ needs no new one, only a change of what is depended on does.

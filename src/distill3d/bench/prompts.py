@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 from distill3d.prompts import read_prompts
 
-LONGEST = 300  # characters; text encoders read 77 tokens, and a line beyond this is no prompt but a slip
+MAX_LENGTH = 300  # characters; text encoders read 77 tokens, so a longer line is a mistake
 LISTS = ("43", "toybox")
 
 
 def prompt_list(name: str) -> tuple[str, ...]:
-    """The prompts behind "43", "toybox" or the path of a text file with one prompt a line, each once, in order.
+    """The prompts of a list or of a text file with one prompt per line, without duplicates, in order.
 
-    "43" is a random draw (seed 7) of the shorter DreamFusion prompts, "toybox" 24 toys of the bundled prior, one of
-    each kind. In a file blank lines and lines that start with # are skipped.
+    "43" is a random draw (seed 7) of the shorter DreamFusion prompts. "toybox" is 24 toys of the bundled prior, one of
+    each kind. Blank lines and lines that start with # are skipped.
 
     Raises:
-        ValueError: for a file that is missing, is no UTF-8 text or holds no prompt, and for a line that is too long.
+        ValueError: for a file that is missing, is not UTF-8 text or holds no prompt, and for a line that is too long.
     """
     if name == "toybox":
-        return tuple(sentence for sentence, _ in toybox_prompts())
-    path = _shipped("prompts43.txt") if name == "43" else Path(name).expanduser()
+        return tuple(prompt for prompt, _ in toybox_prompts())
+    path = Path(__file__).parent / "prompts43.txt" if name == "43" else Path(name).expanduser()
     if not path.is_file():
-        raise ValueError(f"no prompt file {name}: give a text file with one prompt a line, or {' or '.join(LISTS)}")
+        raise ValueError(f"no prompt file {name}: give a text file with one prompt per line, or {' or '.join(LISTS)}")
     prompts = read_prompts(f"@{path}")
     for prompt in prompts:
-        if len(prompt) > LONGEST:
+        if len(prompt) > MAX_LENGTH:
             raise ValueError(
                 f"prompt file {name}: a line of {len(prompt)} characters ({prompt[:30]!r}...) is too long; "
-                f"at most {LONGEST} are read"
+                f"the limit is {MAX_LENGTH}"
             )
     return tuple(dict.fromkeys(prompts))
 
 
 def toybox_prompts() -> list[tuple[str, bool]]:
-    """(prompt, whether its kind and color were never trained on together), one for each kind of toy.
-
-    Every other one is a pair that the bundled prior has not seen.
-    """
+    """(prompt, whether the bundled prior never saw this kind in this color) for each kind of toy; half are unseen."""
     from distill3d.toybox.captions import COLOR_NAMES, KIND_NAMES, Claim, held_out_pairs, sentence
 
     chosen = []
@@ -49,7 +45,3 @@ def toybox_prompts() -> list[tuple[str, bool]]:
         color = colors[(7 * i) % len(colors)]
         chosen.append((sentence(Claim(i, COLOR_NAMES.index(color))), bool(i % 2)))
     return chosen
-
-
-def _shipped(name: str) -> Path:
-    return Path(str(resources.files("distill3d"))) / "bench" / name

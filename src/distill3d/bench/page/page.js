@@ -9,7 +9,7 @@ async function unpacked(id) {
   return new Response(stream).arrayBuffer();
 }
 
-// Tables: a click on a heading sorts by it, a second click turns the order around; what has no value stays last.
+// Tables: a click on a heading sorts by it, a second click reverses the order; cells without a value stay last.
 function key(row, column) {
   const cell = row.cells[column];
   if (cell.tagName === "TH") return cell.textContent;
@@ -23,7 +23,7 @@ function compare(a, b) {
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => head.firstChild.addEventListener("click", () => {
-    // Numbers begin with the largest, names with the first letter.
+    // Numbers are sorted from the largest first, names from A to Z.
     const next = { ascending: "descending", descending: "ascending" };
     const order = next[head.getAttribute("aria-sort")] || (column ? "descending" : "ascending");
     heads.forEach((other) => other.removeAttribute("aria-sort"));
@@ -35,7 +35,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }));
 }
 
-// Models: the program that shows them is unpacked when the first row is opened.
+// Models: their viewer is unpacked when the first row is opened.
 let viewer;
 
 function loadViewer() {
@@ -74,10 +74,10 @@ for (const row of document.querySelectorAll("details.prompt")) {
   row.addEventListener("toggle", () => {
     if (!row.open) return;
     if (row.querySelector("button.turn")) loadViewer();
-    for (const picture of still ? [] : row.querySelectorAll("img[data-turn]")) {
-      const turn = content(`turn-${picture.dataset.turn}`);
-      delete picture.dataset.turn;
-      if (turn) picture.src = `data:image/webp;base64,${turn}`;
+    for (const image of still ? [] : row.querySelectorAll("img[data-turn]")) {
+      const turn = content(`turn-${image.dataset.turn}`);
+      delete image.dataset.turn;
+      if (turn) image.src = `data:image/webp;base64,${turn}`;
     }
   });
   for (const button of row.querySelectorAll("button.turn")) {
