@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import overload
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,7 @@ ELEVATION, DISTANCE, FOV, BACKGROUND = 15.0, 2.8, 40.0, 0.9
 
 Range = tuple[float, float]
 Angle = float | Sequence[float] | Tensor
+Angles = TypeVar("Angles", float, Tensor)
 
 
 def look_at(
@@ -199,14 +200,11 @@ def pixel_directions(
     return torch.stack((x, y, -torch.ones_like(x)), dim=-1)
 
 
-@overload
-def focal_length(fov_y: float, height: int) -> float: ...
-@overload
-def focal_length(fov_y: Tensor, height: int) -> Tensor: ...
-def focal_length(fov_y, height):
+def focal_length(fov_y: Angles, height: int) -> Angles:
     """Focal length in pixels of images `height` pixels high, for full vertical angles in radians."""
-    tan = torch.tan if isinstance(fov_y, Tensor) else math.tan
-    return 0.5 * height / tan(0.5 * fov_y)
+    if isinstance(fov_y, Tensor):
+        return 0.5 * height / torch.tan(0.5 * fov_y)
+    return 0.5 * height / math.tan(0.5 * fov_y)
 
 
 def _frame(azimuth: Tensor, elevation: Tensor) -> tuple[Tensor, Tensor]:

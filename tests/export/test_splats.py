@@ -9,8 +9,7 @@ from plyfile import PlyData, PlyElement
 from distill3d.cameras import Cameras, orbit
 from distill3d.export.splats import TO_VIEWER, load_splats, save_splats
 from distill3d.render.splat import Splats, render_splats
-from distill3d.scenes.gaussian_start import splats_in_ball
-from distill3d.scenes.gaussians import GaussianOptions, Gaussians
+from distill3d.scenes.gaussians import GaussianOptions, Gaussians, splats_in_ball
 
 PARTS = ("means", "quaternions", "log_scales", "opacities", "colors")
 

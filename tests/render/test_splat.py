@@ -7,7 +7,7 @@ import torch
 
 from distill3d.cameras import orbit, project, rays, turntable
 from distill3d.render.splat import Splats, reference, render_splats
-from distill3d.render.splat_compositing import SplatSampling, by_pixel_counted, by_pixel_sorted
+from distill3d.render.splat_compositing import SplatSampling, by_pixel_counted, by_pixel_sorted, composite
 
 ENTRIES = ("rgb", "opacity", "depth", "depth_variance", "normal")
 PARTS = tuple(f.name for f in fields(Splats))
@@ -78,9 +78,10 @@ def test_the_fast_path_is_the_reference(chunk):
     assert (depth < 0).any() and (depth > 1).any()
     g = torch.Generator().manual_seed(1)
     results = []
-    for render in (render_splats, reference):
+    for compositor in (composite, reference):
         inputs = leaves(splats)
-        out = render(Splats(*inputs), cameras, size, gray(cameras), SplatSampling(chunk=chunk), normals=True)
+        sampling, how = SplatSampling(chunk=chunk), {"normals": True, "compositor": compositor}
+        out = render_splats(Splats(*inputs), cameras, size, gray(cameras), sampling, **how)
         g.manual_seed(1)
         loss = sum((getattr(out, e) * torch.randn(getattr(out, e).shape, generator=g)).sum() for e in ENTRIES)
         results.append((out, torch.autograd.grad(loss, inputs)))
@@ -156,9 +157,9 @@ def test_the_near_one_hides_the_far_one():
     torch.testing.assert_close(out.depth[:, 0, 8, 8], torch.full((2,), 2.3), atol=5e-3, rtol=0)
 
 
-@pytest.mark.parametrize("render", [render_splats, reference])
+@pytest.mark.parametrize("compositor", [composite, reference])
 @pytest.mark.parametrize("kind", ["none", "behind", "transparent"])
-def test_nothing_to_be_seen_is_the_background_with_legal_gradients(render, kind):
+def test_nothing_to_be_seen_is_the_background_with_legal_gradients(compositor, kind):
     splats, cameras = scattered(0 if kind == "none" else 5), views(2)
     if kind == "behind":
         splats = replace(splats, means=splats.means + 10 * cameras.camera_to_world[0, :3, 3])
@@ -166,7 +167,7 @@ def test_nothing_to_be_seen_is_the_background_with_legal_gradients(render, kind)
     if kind == "transparent":
         splats = replace(splats, opacities=splats.opacities - 20)
     inputs = leaves(splats)
-    out = render(Splats(*inputs), cameras, 8, gray(cameras), normals=True)
+    out = render_splats(Splats(*inputs), cameras, 8, gray(cameras), normals=True, compositor=compositor)
     assert out.opacity.max() == 0 and out.depth.max() == 0 and bool((out.rgb == 0.5).all())
     sum(getattr(out, entry).sum() for entry in ENTRIES).backward()
     assert all(p.grad is None or bool((p.grad == 0).all()) for p in inputs)

@@ -6,8 +6,17 @@ import torch
 from distill3d.cameras import orbit, turntable
 from distill3d.meshes.mesh import Mesh
 from distill3d.render.splat import Splats
-from distill3d.scenes.gaussian_start import rotation_from_z, splats_in_ball, splats_on_mesh
-from distill3d.scenes.gaussians import NAMES, RESET, Densification, GaussianOptions, Gaussians, split_opacity
+from distill3d.scenes.gaussians import (
+    NAMES,
+    RESET,
+    Densification,
+    GaussianOptions,
+    Gaussians,
+    rotation_from_z,
+    splats_in_ball,
+    splats_on_mesh,
+    split_opacity,
+)
 from distill3d.types import Lighting
 
 TETRAHEDRON = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])

@@ -7,8 +7,8 @@ Notation, for one view. A splat has mean mu, covariance S = R diag(s)^2 R^T, opa
     at a pixel p   alpha = min(max_alpha, o exp(-(p - m)^T S'^-1 (p - m) / 2)), m = projection of mu;
                    nothing where that is below min_alpha
     image          front to back by z: w_i = alpha_i prod_{j<i} (1 - alpha_j), so that sum w_i + T_end = 1
-`reference` computes this pixel by splat as written; `render_splats` expands each footprint's box into fragments
-(see splat_compositing.py), or calls gsplat on CUDA if that is installed.
+`reference` composites this pixel by splat as written; `composite` expands each footprint's box into fragments (see
+splat_compositing.py). On CUDA gsplat does all of it if it is installed.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from distill3d.cameras import focal_length, world_to_camera
 from distill3d.render.shading import over_background
 from distill3d.render.splat_compositing import Footprints, SplatSampling, composite
 from distill3d.types import Cameras, Rendering
+
+Compositor = Callable[[Footprints, int, SplatSampling], Tensor]
+"""Maps the footprints of one view and its size to the features [size^2, C] of its pixels, row by row."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ def render_splats(
     *,
     normals: bool = False,
     watch: Callable[[Tensor], None] | None = None,
+    compositor: Compositor | None = None,
 ) -> Rendering:
     """Square images of splats over a background; differentiable in the splats and the background.
 
@@ -78,30 +82,16 @@ def render_splats(
         normals: whether to composite the normals of the splats too. `orientation` stays None: they face the viewer
             by construction.
         watch: called in the backward pass with the gradient [B, N, 2] of the projected means, per pixel.
+        compositor: default is `composite`, or gsplat on CUDA if that is installed.
 
     Returns:
         a `Rendering`. The depth of a splat is that of its mean; at a pixel it is converted to the length of the
         pixel's ray to the plane of that depth.
     """
-    if splats.means.is_cuda and _gsplat() is not None:
+    if compositor is None and splats.means.is_cuda and _gsplat() is not None:
         image = _gsplat_image(splats, cameras, size, sampling, normals, watch)
     else:
-        image = _image(splats, cameras, size, sampling, normals, watch, composite)
-    return _assemble(image, cameras, background)
-
-
-def reference(
-    splats: Splats,
-    cameras: Cameras,
-    size: int,
-    background: Float[Tensor, "b 3"] | Float[Tensor, "b 3 h w"],
-    sampling: SplatSampling = SplatSampling(),
-    *,
-    normals: bool = False,
-    watch: Callable[[Tensor], None] | None = None,
-) -> Rendering:
-    """Slow, readable version of `render_splats`: every pixel against every splat."""
-    image = _image(splats, cameras, size, sampling, normals, watch, _composite_all)
+        image = _image(splats, cameras, size, sampling, normals, watch, compositor or composite)
     return _assemble(image, cameras, background)
 
 
@@ -118,7 +108,7 @@ def _image(
     sampling: SplatSampling,
     normals: bool,
     watch: Callable[[Tensor], None] | None,
-    compositor: Callable[[Footprints, int, SplatSampling], Tensor],
+    compositor: Compositor,
 ) -> Tensor:
     """Features [B, C, size, size], composited view by view."""
     rotation = _world_to_view(cameras)
@@ -177,8 +167,8 @@ def _origin_depth(cameras: Cameras) -> Tensor:
     return (cameras.camera_to_world[:, :3, 2] * cameras.camera_to_world[:, :3, 3]).sum(-1)
 
 
-def _composite_all(footprints: Footprints, size: int, sampling: SplatSampling) -> Tensor:
-    """Features [size^2, C] of one view, a chunk of pixels at a time against all splats."""
+def reference(footprints: Footprints, size: int, sampling: SplatSampling) -> Float[Tensor, "pixels c"]:
+    """Slow, readable version of `composite`: a chunk of pixels at a time against all splats."""
     axis = torch.arange(size, device=footprints.center.device, dtype=footprints.center.dtype) + 0.5
     pixels = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 2)
     cc, cr, rr = footprints.conic.unbind(-1)

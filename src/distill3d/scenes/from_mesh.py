@@ -1,8 +1,6 @@
-"""Fields that start from a mesh: its shape and colors become theirs."""
+"""Density and color of a mesh on a lattice, from which fields start."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,18 +8,11 @@ from scipy.spatial import KDTree
 
 from distill3d.meshes.mesh import Mesh, faces_per_edge
 from distill3d.render.raster import column_crossings
-from distill3d.scenes.mesh import MIN_COLOR
-
-if TYPE_CHECKING:
-    from distill3d.scenes.hashgrid.field import HashField
-    from distill3d.scenes.voxels import VoxelField
 
 SAMPLES = 200_000  # points on the surface that distances are measured to
 REACH = 3.0  # cells from the surface up to which distances are computed
 STEEPNESS = 10.0  # raw density per cell across the surface, and its limit: opaque within a cell
 AT_SURFACE = 3.0  # raw density at the surface: rays pass a little into the object before they stop
-FITTING_STEPS = 400  # of a field without a lattice of its own
-BOX = 1.0  # half of the box in which an object lies
 
 
 def signed_distance(mesh: Mesh, resolution: int, half_size: float) -> tuple[np.ndarray, np.ndarray]:
@@ -69,43 +60,6 @@ def _closed(mesh: Mesh) -> bool:
     return bool((faces_per_edge(mesh) % 2 == 0).all())
 
 
-def _raw(signed: np.ndarray, cell: float) -> np.ndarray:
-    """Raw density: a ramp across the surface, steep enough to be opaque within a cell."""
+def raw_density(signed: np.ndarray, cell: float) -> np.ndarray:
+    """Raw density at signed distances: a ramp across the surface, steep enough to be opaque within a cell."""
     return np.clip(AT_SURFACE - STEEPNESS * signed / cell, -STEEPNESS, STEEPNESS)
-
-
-@torch.no_grad()
-def init_voxels(field: VoxelField, mesh: Mesh) -> None:
-    """Sets density and color of a voxel field to those of a mesh in world units (see `meshes.mesh.placed`)."""
-    signed, color = signed_distance(mesh, field.resolution, field.half_size)
-    cell = 2 * field.half_size / (field.resolution - 1)
-    raw = torch.tensor(_raw(signed, cell)).to(field.raw)
-    field.raw[..., 0] = raw - field.blob
-    field.raw[..., 1:] = torch.logit(torch.tensor(color).clamp(MIN_COLOR, 1 - MIN_COLOR)).to(field.raw)
-    field.update_occupancy()
-
-
-@torch.enable_grad()
-def init_hash_field(field: HashField, mesh: Mesh, resolution: int = 96, batch: int = 1 << 14) -> None:
-    """Fits density and color of a hash field to a mesh in world units, most of all near its surface."""
-    signed, color = signed_distance(mesh, resolution, BOX)
-    device = field.table.device
-    generator = torch.Generator().manual_seed(0)
-    cell = 2 * BOX / (resolution - 1)
-    density = torch.nn.functional.softplus(torch.tensor(_raw(signed, cell))) * 10
-    known = torch.cat((density[..., None].log1p(), torch.tensor(color)), dim=-1).float()
-    near = torch.tensor(np.abs(signed) < 2.5 * cell).reshape(-1).nonzero()[:, 0]
-    optimizer = torch.optim.Adam(field.parameters(), lr=0.01, eps=1e-15)
-    for _ in range(FITTING_STEPS):
-        index = near[torch.randint(len(near), (batch // 2,), generator=generator)]
-        index = torch.cat((index, torch.randint(resolution**3, (batch // 2,), generator=generator)))
-        at = torch.stack((index % resolution, index // resolution % resolution, index // resolution**2), dim=1)
-        points = at * cell - BOX
-        target = known.view(-1, 4)[index].to(device)
-        found, rgb, _ = field.query(points.float().to(device))
-        loss = (found.log1p() - target[:, 0]).square().mean() + (rgb - target[:, 1:])[: batch // 2].square().mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    field.occupancy.update(field.density)

@@ -22,11 +22,11 @@ from distill3d.meshes.texture import paint_texels, usable_uv
 from distill3d.render.edges import Edges, antialias, mesh_edges
 from distill3d.render.mesh import RasterOutput, downsample, rasterize_views, vertex_normals
 from distill3d.render.shading import needs_normals, over_background, shade
+from distill3d.scenes.parameters import color_logits
 from distill3d.scenes.surface_grid import SurfaceGrid
 from distill3d.types import Cameras, Lighting, Rendering, Scene, SceneOptions
 
 OWN_MESH = "source.npz"  # a run's copy of its mesh
-MIN_COLOR = 0.02  # colors of a file are clamped to [MIN_COLOR, 1 - MIN_COLOR]: logits beyond would hardly move
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ class MeshScene(nn.Module, Scene):
         points = self.positions(face, weights).to(self.rest.device)
         self.paint = SurfaceGrid(points, options.levels, 3, self.half_size)
         if options.colors:
-            known = torch.tensor(source.colors(face, weights), dtype=torch.float32).clamp(MIN_COLOR, 1 - MIN_COLOR)
-            self.paint.fit(points, torch.logit(known).to(points))
+            known = torch.tensor(source.colors(face, weights), dtype=torch.float32)
+            self.paint.fit(points, color_logits(known).to(points))
         self.offset = SurfaceGrid(points, options.shape_levels, 3, self.half_size) if options.move else None
         self.vertex_rows = [] if self.offset is None else self.offset.rows(self.rest)
 

@@ -1,10 +1,11 @@
-"""Parameters that change their size during training."""
+"""What scenes do with their parameters: resize them during training, and store colors as logits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
@@ -24,3 +25,8 @@ def replace_parameter(
     state = optimizer.state.pop(old, {})
     if change is not None and state:
         optimizer.state[new] = {k: change(v) if v.shape == old.shape else v for k, v in state.items()}
+
+
+def color_logits(colors: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3"]:
+    """Logits of colors that are clamped to [0.02, 0.98]: logits beyond would hardly move."""
+    return torch.logit(colors.clamp(0.02, 0.98))

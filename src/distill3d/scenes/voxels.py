@@ -18,7 +18,7 @@ from distill3d.meshes.mesh import Mesh
 from distill3d.render.interpolate import trilinear
 from distill3d.render.shading import needs_normals
 from distill3d.render.volume import FieldValues, Filters, Occupancy, Sampling, render_rays
-from distill3d.scenes.parameters import replace_parameter
+from distill3d.scenes.parameters import color_logits, replace_parameter
 from distill3d.types import Cameras, Lighting, Rendering, Scene, SceneOptions
 
 
@@ -140,11 +140,16 @@ class VoxelField(nn.Module, Scene):
             "smooth_color": lambda: total_variation(torch.sigmoid(self.raw[..., 1:])),
         }
 
+    @torch.no_grad()
     def init_from_mesh(self, mesh: Mesh) -> None:
         """Takes the shape and the colors of a mesh in world units, in place."""
-        from distill3d.scenes.from_mesh import init_voxels
+        from distill3d.scenes.from_mesh import raw_density, signed_distance
 
-        init_voxels(self, mesh)
+        signed, color = signed_distance(mesh, self.resolution, self.half_size)
+        raw = torch.tensor(raw_density(signed, 2 * self.half_size / (self.resolution - 1)))
+        self.raw[..., 0] = raw.to(self.raw) - self.blob
+        self.raw[..., 1:] = color_logits(torch.tensor(color)).to(self.raw)
+        self.update_occupancy()
 
     def export(self, folder: Path, options: ExportOptions) -> list[Path]:
         """Writes the surface as mesh.glb; ValueError where the field is empty. See `to_mesh.export_field`."""

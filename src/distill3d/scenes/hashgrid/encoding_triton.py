@@ -12,10 +12,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language import constexpr
 
 from distill3d.scenes.hashgrid.layout import HashLayout
 
-BLOCK = 256
+BLOCK = tl.constexpr(256)  # points of a program
 
 
 def encode_triton(table: Tensor, points: Tensor, layout: HashLayout, levels: int, slopes: bool) -> Tensor:
@@ -48,10 +49,8 @@ def _launch(
         return
     cells, starts = torch.tensor([layout.cells, layout.starts], dtype=torch.int32, device=points.device)
     size, kinds = 2**layout.log2_table, 4 if slopes else 1
-    grid = (triton.cdiv(len(points), BLOCK), levels)
-    kernel[grid](
-        table, points, values, cells, starts, len(points), layout.channels, layout.features, size, kinds, BLOCK
-    )
+    grid = (triton.cdiv(len(points), BLOCK.value), levels)
+    kernel[grid](table, points, values, cells, starts, len(points), layout.channels, layout.features, size, kinds)
 
 
 @triton.jit
@@ -80,21 +79,11 @@ def _row(i, j, k, n, size):
 
 @triton.jit
 def _forward(
-    table,
-    points,
-    values,
-    cells,
-    starts,
-    count,
-    channels,
-    features: tl.constexpr,
-    size: tl.constexpr,
-    kinds: tl.constexpr,
-    block: tl.constexpr,
+    table, points, values, cells, starts, count, channels, features: constexpr, size: constexpr, kinds: constexpr
 ):
     """values [kinds, count, channels] from the table."""
     level = tl.program_id(1)
-    row = tl.program_id(0) * block + tl.arange(0, block)
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < count
     i, j, k, x, y, z, n, start = _place(points, cells, starts, level, row, inside)
     for f in tl.static_range(features):  # type: ignore[attr-defined]
@@ -127,21 +116,11 @@ def _forward(
 
 @triton.jit
 def _backward(
-    table,
-    points,
-    values,
-    cells,
-    starts,
-    count,
-    channels,
-    features: tl.constexpr,
-    size: tl.constexpr,
-    kinds: tl.constexpr,
-    block: tl.constexpr,
+    table, points, values, cells, starts, count, channels, features: constexpr, size: constexpr, kinds: constexpr
 ):
     """Adds the gradient of the table from that of values [kinds, count, channels]."""
     level = tl.program_id(1)
-    row = tl.program_id(0) * block + tl.arange(0, block)
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < count
     i, j, k, x, y, z, n, start = _place(points, cells, starts, level, row, inside)
     for f in tl.static_range(features):  # type: ignore[attr-defined]

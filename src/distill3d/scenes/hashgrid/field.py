@@ -123,11 +123,37 @@ class HashField(nn.Module, Scene):
         if step % self.options.occupancy_interval == 0:
             self.occupancy.update(self.density, torch.Generator().manual_seed(step))
 
-    def init_from_mesh(self, mesh: Mesh) -> None:
-        """Takes the shape and the colors of a mesh in world units, in place."""
-        from distill3d.scenes.from_mesh import init_hash_field
+    @torch.enable_grad()
+    def init_from_mesh(self, mesh: Mesh, resolution: int = 96, steps: int = 400, batch: int = 1 << 14) -> None:
+        """Fits density and color to a mesh in world units, on a lattice over [-1, 1]^3, mostly near its surface.
 
-        init_hash_field(self, mesh)
+        Args:
+            resolution: lattice points a side.
+            steps: updates of the parameters.
+            batch: points per update.
+        """
+        from distill3d.scenes.from_mesh import raw_density, signed_distance
+
+        cell, device = 2 / (resolution - 1), self.table.device
+        signed, color = signed_distance(mesh, resolution, 1.0)
+        density = F.softplus(torch.tensor(raw_density(signed, cell))) * 10
+        known = torch.cat((density[..., None].log1p(), torch.tensor(color)), dim=-1).float().view(-1, 4)
+        near = torch.tensor(abs(signed) < 2.5 * cell).reshape(-1).nonzero()[:, 0]
+        generator = torch.Generator().manual_seed(0)
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.01, eps=1e-15)
+        for _ in range(steps):
+            index = near[torch.randint(len(near), (batch // 2,), generator=generator)]
+            index = torch.cat((index, torch.randint(resolution**3, (batch // 2,), generator=generator)))
+            at = torch.stack((index % resolution, index // resolution % resolution, index // resolution**2), dim=1)
+            found, rgb, _ = self.query((at * cell - 1.0).float().to(device))
+            target = known[index].to(device)
+            loss = (found.log1p() - target[:, 0]).square().mean()
+            loss = loss + (rgb - target[:, 1:])[: batch // 2].square().mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self.occupancy.update(self.density)
 
     def export(self, folder: Path, options: ExportOptions) -> list[Path]:
         """Writes the surface as mesh.glb; ValueError where the field is empty. See `to_mesh.export_field`."""
