@@ -67,11 +67,11 @@ def wide():
 @pytest.mark.parametrize("up", [True, False], ids=["up", "down"])
 def test_measured_order_of_the_solvers(wide, randn, solver, order, up):
     x = 0.5 * randn(3, 2, 2)
-    eps, walk = model(wide, 3), ddim.invert if up else ddim.sample
+    eps, solve = model(wide, 3), ddim.invert if up else ddim.sample
 
     def run(steps, how):
         times = ddim.descending(steps, 0.9, 0.1)
-        return walk(eps, x, wide.schedule, times.flip(0) if up else times, how)
+        return solve(eps, x, wide.schedule, times.flip(0) if up else times, how)
 
     exact = run(1500, "heun")
     errors = [(run(n, solver) - exact).abs().max().item() for n in (40, 80, 160)]
@@ -110,7 +110,7 @@ def test_eta_one_upwards_is_the_forward_process(randn):
     torch.testing.assert_close(ddim.ddim_step(x, eps, Cosine(), t, s, 1.0, noise), forward)
 
 
-def test_a_hop_of_no_length_changes_nothing(randn):
+def test_a_step_of_no_length_changes_nothing(randn):
     x, t = randn(2, 3), torch.tensor([0.0, 1.0], dtype=F64)
     torch.testing.assert_close(ddim.ddim_step(x, randn(2, 3), Cosine(), t, t, 0.5, randn(2, 3)), x)
 

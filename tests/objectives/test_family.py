@@ -37,7 +37,7 @@ GUIDANCE = ("t", "noise", "prediction", "x0", "gradient")
 
 
 class Exact:
-    """A student that needs no training: another text of the prior, or two, by whether the camera is told."""
+    """A student that needs no training: another text of the prior, or two: with and without its camera."""
 
     def __init__(self, prior, posed="odd", free="right"):
         self.prior, self.texts, self.learned = prior, (free, posed), []
@@ -55,7 +55,7 @@ def family(prior):
     """Every method under the names of the mixture's texts."""
     return {
         "sds": sds(7.5), "sjc": sjc(7.5), "sjc-none": sjc(7.5, variance_reduced=False), "hifa": hifa(7.5),
-        "nfsd": nfsd(negative_prompt="odd"), "csd": csd(), "csd-unwanted": csd(2.0, "odd", 0.7), "bridge": sds_bridge(),
+        "nfsd": nfsd(negative_prompt="odd"), "csd": csd(), "csd-negative": csd(2.0, "odd", 0.7), "bridge": sds_bridge(),
         "ism": ism(), "ism-zero": ism(wide=0.0, narrow=0.0),
         "vsd": vsd(Exact(prior)), "esd": esd(Exact(prior), entropy=0.3),
     }  # fmt: skip
@@ -72,7 +72,7 @@ def seeds(n):
     return [torch.Generator().manual_seed(i) for i in range(n)]
 
 
-# Told one component only, the prior is a Gaussian: E eps(alpha x + sigma kappa) = sigma alpha (x - m) / v with
+# Under one component the prior is a Gaussian: E eps(alpha x + sigma kappa) = sigma alpha (x - m) / v with
 # v = alpha^2 std^2 + sigma^2. What each method averages to, in terms of these:
 CLOSED = {
     "sds": (lambda o: sds(3.0), lambda e, t: 3 * e["a"] - 2 * e["b"], "sigma^2"),
@@ -83,7 +83,7 @@ CLOSED = {
         lambda o: nfsd(3.0, "c"), lambda e, t: 3 * (e["a"] - e["b"]) + e["b"] - (e["c"] if t >= 0.2 else 0), "sigma^2"
     ),
     "csd": (lambda o: csd(3.0), lambda e, t: 3 * (e["a"] - e["b"]), "sigma^2"),
-    "csd-unwanted": (
+    "csd-negative": (
         lambda o: csd(3.0, "c", 0.8), lambda e, t: 3 * (e["a"] - e["b"]) + 0.4 * (e["b"] - e["c"]), "sigma^2"
     ),
     "bridge": (lambda o: sds_bridge(3.0), lambda e, t: 3 * (e["a"] - e["c"]), "sigma^2"),
@@ -252,7 +252,7 @@ def test_batch_and_times_one_by_one(mixture, conditions, randn, method, perp):
 
 # Rows of one network call at x_t for three samples, and all rows; the student is not the prior.
 CALLS = {
-    "sds": ([6], 6), "nfsd": ([9], 9), "csd": ([6], 6), "csd-unwanted": ([9], 9), "bridge": ([6], 6),
+    "sds": ([6], 6), "nfsd": ([9], 9), "csd": ([6], 6), "csd-negative": ([9], 9), "bridge": ([6], 6),
     "vsd": ([6], 6 + 3 + 3), "esd": ([6], 6 + 6 + 3),
 }  # fmt: skip
 
@@ -329,7 +329,7 @@ class Watch:
         return self.prior.predict(x_t, t, text)
 
 
-@pytest.mark.parametrize("method", ["nfsd", "csd-unwanted", "bridge"])
+@pytest.mark.parametrize("method", ["nfsd", "csd-negative", "bridge"])
 def test_a_fixed_text_keeps_camera_and_control_image_of_its_sample(evaluated, mixture, randn, method):
     control, camera = randn(3, 3, 4, 4), randn(3, 4, 4)
     conditioning = evaluated.conditioning.with_control(control).with_camera(camera)

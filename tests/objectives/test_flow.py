@@ -26,18 +26,18 @@ def velocity(prior, x, t, conditioning, scale):
     """E[eps - x0 | x_t] of the guided mixture, from posterior means alone: no schedule algebra of ours."""
     sigma = prior.schedule.sigma(t)[:, None, None, None]
 
-    def told(text):
+    def predict(text):
         m, s = prior.means[None], prior.stds[None]  # [1, K, ...]
         variance = ((1 - sigma)[:, None] * s) ** 2 + sigma[:, None] ** 2
         distance = x[:, None] - (1 - sigma)[:, None] * m
         log = -0.5 * (distance**2 / variance + variance.log()).flatten(2).sum(-1) + text.hidden[:, 0].log()
-        share = torch.softmax(log, 1)[..., None, None, None]
+        posterior = torch.softmax(log, 1)[..., None, None, None]
         gain = s**2 * (1 - sigma)[:, None] / variance
-        x0 = (share * (m + gain * distance)).sum(1)
-        eps = (share * sigma[:, None] * distance / variance).sum(1)
+        x0 = (posterior * (m + gain * distance)).sum(1)
+        eps = (posterior * sigma[:, None] * distance / variance).sum(1)
         return eps - x0
 
-    u, c = told(conditioning.negative), told(conditioning.positive)
+    u, c = predict(conditioning.negative), predict(conditioning.positive)
     return u + scale * (c - u)
 
 
@@ -71,7 +71,7 @@ def test_inversion_is_euler_run_backwards(prior, conditions, randn):
 
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("ab2", 2)])
 def test_higher_order_inversion_of_a_flow(prior, conditions, randn, solver, order):
-    """The way up and down again: halving the hops divides the error by 2^order."""
+    """The way up and down again: halving the steps divides the error by 2^order."""
     conditioning, x = conditions(prior, TEXTS), 0.3 * randn(2, 2, 2, 2)
     model = Guided(prior, conditioning, 1.0)
 
@@ -121,13 +121,13 @@ def test_every_kind_of_prediction_gives_the_closed_forms_x0(mixture, conditions,
     schedule = Table.from_config({**ZERO_SNR, "rescale_betas_zero_snr": zero_snr})
     prior = MixturePrior(mixture.means, mixture.stds, mixture.weights, mixture.conditions, schedule)
     t = torch.tensor([1.0, 0.98, 0.5, 0.02], dtype=dtype)
-    x, told = randn(4, 2, 2, 2).to(dtype), conditions(prior, ["left"] * 4)
+    x, conditioning = randn(4, 2, 2, 2).to(dtype), conditions(prior, ["left"] * 4)
     objective = sdi(1.0, start=1.0, stop=1.0)
     objective = dataclasses.replace(objective, timesteps=timesteps.listed([t.tolist()]))
     network = Network(prior, kind, dtype)
-    out = objective.guidance(x, network, told, step=0, total=1, generator=torch.Generator().manual_seed(0))
+    out = objective.guidance(x, network, conditioning, step=0, total=1, generator=torch.Generator().manual_seed(0))
     alpha, sigma = (c.double() for c in coefficients(schedule, out.t, out.x_t))
-    eps = prior.predict(out.x_t.double(), out.t.double(), told.positive)
+    eps = prior.predict(out.x_t.double(), out.t.double(), conditioning.positive)
     wanted = (out.x_t.double() - sigma * eps) / alpha
     if zero_snr:
         assert alpha[0] < 3e-4  # and still finite: the table ends just above nothing

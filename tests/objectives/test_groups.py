@@ -48,7 +48,7 @@ def test_rescaled_whole_the_deviation_of_a_group_is_the_conditional_one(evaluate
 
 
 def test_half_of_the_rescaling_is_half_way(evaluated):
-    none, half, whole = (evaluated(at(mvdream(50.0, share, views=2), 0.6)).x0 for share in (0.0, 0.5, 1.0))
+    none, half, whole = (evaluated(at(mvdream(50.0, fraction, views=2), 0.6)).x0 for fraction in (0.0, 0.5, 1.0))
     torch.testing.assert_close(half, (none + whole) / 2)
 
 

@@ -130,17 +130,17 @@ def test_a_batch_equals_its_samples(mixture, conditions, randn, objective, perp)
 def test_nfe_counts_the_rows_the_network_saw(mixture, counting, conditions, randn):
     x, prior = 0.5 * randn(2, 2, 2, 2), counting(mixture)
     conditioning = conditions(prior, TEXTS[:2])
-    for step, hops in ((0, 10), (99, 3)):  # t = 0.98 and 0.25, inverted to t + 0.01
+    for step, inversion_steps in ((0, 10), (99, 3)):  # t = 0.98 and 0.25, inverted to t + 0.01
         prior.calls.clear()
         out = sdi(overshoot=0.01).guidance(x, prior, conditioning, step=step, total=100, generator=torch.Generator())
-        assert prior.calls == [4] * (hops + 1) and out.nfe == sum(prior.calls)
+        assert prior.calls == [4] * (inversion_steps + 1) and out.nfe == sum(prior.calls)
     prior.calls.clear()
     assert sds(1.0).guidance(x, prior, conditioning, step=0, total=1, generator=torch.Generator()).nfe == 2
     assert prior.calls == [2]
 
 
 def test_sdi_finds_kappa_above_the_level_it_is_used_at(mixture, conditions, randn):
-    """By hand for one hop: x up to t + tau, kappa there, x_t = alpha x + sigma kappa, network at t."""
+    """By hand for one step of inversion: x up to t + tau, kappa there, x_t = alpha x + sigma kappa, network at t."""
     x, conditioning = 0.5 * randn(1, 2, 2, 2), conditions(mixture, ["left"])
     objective = sdi(eta=0.0, start=0.04, stop=0.04, overshoot=0.05)
     out = objective.guidance(x, mixture, conditioning, step=0, total=1, generator=torch.Generator())
@@ -156,7 +156,7 @@ def test_sdi_finds_kappa_above_the_level_it_is_used_at(mixture, conditions, rand
 
 @pytest.mark.parametrize("solver", ["euler", "ab2", "heun"])
 def test_inverted_kappa_approaches_the_closed_form_of_a_gaussian(randn, conditions, solver):
-    """The ODE keeps (x_t - a m) / sqrt(a^2 std^2 + s^2), which fixes the end of the walk."""
+    """The ODE keeps (x_t - a m) / sqrt(a^2 std^2 + s^2), which fixes the end of the inversion."""
     std, prior = 0.5, MixturePrior(randn(1, 1, 2, 2), 0.5, schedule=Cosine())
     x, t = randn(1, 1, 2, 2), torch.tensor([0.6], dtype=F64)
     a, s = coefficients(prior.schedule, t, x)

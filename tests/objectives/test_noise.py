@@ -15,7 +15,7 @@ F64 = torch.float64
 TEXTS = ["left", "right", "odd"]
 STD = 0.6
 
-# Scale 1, tau 0: the equation is that of the time asked for.
+# Scale 1, tau 0: the equation is that of the query's own time.
 SOLVERS = {
     "plain": noise.fixed_point(6, 1.0, overshoot=0.0),
     "damped": noise.fixed_point(6, 1.0, 0.7, overshoot=0.0),
@@ -94,7 +94,7 @@ def test_exact_inversion_does_not_solve_the_equation(gaussian):
     query, exact, rho, offset = gaussian
     inverted, _ = noise.ddim_inversion(2000, 1.0, 0.0, "heun", overshoot=0.0)(query)
     limit = ((1 + rho**2 / STD**2).sqrt() - 1) / rho * offset
-    torch.testing.assert_close(inverted, limit, rtol=1e-3, atol=1e-3)  # the walk starts at the lowest level, not at 0
+    torch.testing.assert_close(inverted, limit, rtol=1e-3, atol=1e-3)  # inversion starts at the lowest level, not at 0
     gap = STD**2 / (STD**2 + rho**2) * (limit - exact)
     torch.testing.assert_close(residual(query, limit), gap.square().flatten(1).mean(1))
     assert (residual(query, limit) > 0.01 * offset.square().flatten(1).mean(1)).all()

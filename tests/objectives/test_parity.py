@@ -136,13 +136,13 @@ def check_sdi(case):
 
     def guidance(dtype):
         prior = Watched(prior_of(dtype))
-        told = recorded_conditioning(case["text_embeddings"], case["neg_guidance_weights"], dtype)
+        texts = recorded_conditioning(case["text_embeddings"], case["neg_guidance_weights"], dtype)
         x = case["latents"].to(dtype)
-        out = objective.guidance(x, prior, told, step=0, total=STEPS_OF_A_RUN, generator=torch.Generator())
+        out = objective.guidance(x, prior, texts, step=0, total=STEPS_OF_A_RUN, generator=torch.Generator())
         level = coefficients(prior.schedule, path[-1:] / 1000, x)
-        return out, to_eps("x0", x, out.x_t, *level), prior, told
+        return out, to_eps("x0", x, out.x_t, *level), prior, texts
 
-    out, found, prior, told = guidance(F32)
+    out, found, prior, texts = guidance(F32)
     case.agree(out.x_t, case["latents_noisy"], "latents_noisy")
     case.agree(found, case["found_noise"], "found_noise")
     case.agree(out.prediction, case["noise_pred"], "noise_pred")
@@ -157,7 +157,7 @@ def check_sdi(case):
     inverse = sdi(**settings | {"scale": settings["inversion_scale"]}).prediction
     for k, theirs in enumerate(case["inv_noise_pred"]):
         x, at = case["traj_latents"][k], path[k : k + 1] / 1000
-        eps, _ = inverse(Query(x, at, prior_of(F32), told, torch.Generator(), 0, STEPS_OF_A_RUN), x)
+        eps, _ = inverse(Query(x, at, prior_of(F32), texts, torch.Generator(), 0, STEPS_OF_A_RUN), x)
         case.agree(eps, theirs, f"inv_noise_pred {k}")
 
     if "target_f64" in case:
@@ -174,9 +174,9 @@ def check_defined_noise(case):
         timesteps=timesteps.listed(case["t"] / 1000),
         noise=noise.given(case["noise"]),
     )
-    told = conditioning(case["azimuth"], case["elevation"], case.perp)
+    texts = conditioning(case["azimuth"], case["elevation"], case.perp)
     out = objective.guidance(
-        case["latents"], prior_of(F32), told, step=0, total=STEPS_OF_A_RUN, generator=torch.Generator()
+        case["latents"], prior_of(F32), texts, step=0, total=STEPS_OF_A_RUN, generator=torch.Generator()
     )
     case.agree(out.x_t, case["latents_noisy"], "latents_noisy")
     case.agree(out.prediction, case["noise_pred"], "noise_pred")
@@ -189,9 +189,9 @@ def check_call(case):
         timesteps=timesteps.listed(case["t"] / 1000),
         noise=sdi_release.inversion(eta=0.0, random=0.0),
     )
-    told = conditioning(case["azimuth"], case["elevation"], case.perp)
+    texts = conditioning(case["azimuth"], case["elevation"], case.perp)
     x = case["latents"].requires_grad_()
-    out = objective.guidance(x, prior_of(F32), told, step=0, total=STEPS_OF_A_RUN, generator=torch.Generator())
+    out = objective.guidance(x, prior_of(F32), texts, step=0, total=STEPS_OF_A_RUN, generator=torch.Generator())
     loss = attach(x, out.gradient)
     (gradient,) = torch.autograd.grad(loss, x)
     case.agree(out.x0, case["target"], "target")
@@ -205,14 +205,14 @@ def check_sds(case):
     perp, scale, t = case["use_perp_neg"], case["guidance_scale"], case["t"]
     check_texts(case, case["text_embeddings"][None], case["neg_guidance_weights"], case["azimuth"],
                 case["elevation"], perp)  # fmt: skip
-    told = recorded_conditioning(case["text_embeddings"], case["neg_guidance_weights"])
+    texts = recorded_conditioning(case["text_embeddings"], case["neg_guidance_weights"])
     # The library's own sds() with the scale in its convention, and the release's prediction with the scale as is.
     own = dataclasses.replace(
         sds(scale if perp else scale + 1), timesteps=timesteps.listed(t / 1000), noise=noise.given(case["noise"])
     )
     for objective in (own, dataclasses.replace(own, prediction=sdi_release.guided(scale))):
         out = objective.guidance(
-            case["latents"], prior_of(F32), told, step=0, total=STEPS_OF_A_RUN, generator=torch.Generator()
+            case["latents"], prior_of(F32), texts, step=0, total=STEPS_OF_A_RUN, generator=torch.Generator()
         )
         case.agree(out.x_t, case["latents_noisy"], "latents_noisy")
         case.agree(out.prediction, case["noise_pred"], "noise_pred")
@@ -226,7 +226,7 @@ def check_scheduler(case):
     case.agree(ours, theirs, "alphas_cumprod")
     case.agree(ours / theirs, torch.ones_like(ours), "alphas_cumprod, each by itself")
     below = schedule.alpha(torch.tensor([-0.099])).square().item()
-    case.agree(below, case["initial_alpha_cumprod"], "level of the first hop")
+    case.agree(below, case["initial_alpha_cumprod"], "level of the first step")
     case.agree(ours[0], case["final_alpha_cumprod"], "lowest level")
 
 
@@ -275,8 +275,8 @@ def check_batch_of_two(case):
     plain = recorded_conditioning(case["plain_text_embeddings"], weights[:, :0])
     t, prediction = torch.full((b,), 0.5), sdi(scale=7.5, released=True).prediction
 
-    def predict(told):
-        query = Query(x, t, prior_of(F32), told, torch.Generator(), 0, STEPS_OF_A_RUN)
+    def predict(texts):
+        query = Query(x, t, prior_of(F32), texts, torch.Generator(), 0, STEPS_OF_A_RUN)
         with torch.no_grad():
             return prediction(query, x)[0]
 

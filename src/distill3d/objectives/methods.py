@@ -32,8 +32,8 @@ BRIDGE_SOURCE = ", oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurr
 def sds(scale: float = 100.0, low: float = 0.02, high: float = 0.98, anneal: bool = False) -> Objective:
     """g = sigma_t^2 (eps_s - kappa), kappa ~ N(0, I), t ~ U[low, high].
 
-    Score distillation sampling (DreamFusion, Poole et al. 2022, eq. 3). anneal: t falls
-    linearly from high to low instead, a step of the ablation on the way to SDI (Lukoianov et al. 2024).
+    Score distillation sampling (DreamFusion, Poole et al. 2022, eq. 3). anneal: t falls linearly from high to low
+    instead, a step of the ablation on the way to SDI (Lukoianov et al. 2024).
     """
     return Objective(
         noise=noise.gaussian(),
@@ -232,9 +232,9 @@ def vsd(
     """g = sigma_t^2 (eps_s - e_phi), e_phi the student's noise at x_t, conditioned on prompt and camera.
 
     Variational score distillation (ProlificDreamer, Wang et al. 2023); t ~ U[low, high], and U[low, 0.5] after the
-    fraction `switch` of the run. The student (priors.student.Student) learns once at each step, on the same x.
-    camera is its guidance scale on the camera.
-    Constants: its re-implementation in threestudio, which switches after 5000 of 25000 steps.
+    fraction `switch` of the run. The student (priors.student.Student) learns once at each step, on the same x; camera
+    is the guidance scale of its camera. Constants: its re-implementation in threestudio, which switches after 5000 of
+    25000 steps.
     """
     return Objective(
         noise=noise.gaussian(),
@@ -293,8 +293,8 @@ def rfds(scale: float = 50.0, low: float = 0.02, high: float = 0.98) -> Objectiv
 
 @torch.no_grad()
 def image_gradient(
-    images: Float[Tensor, "b 3 h w"], guidance: Guidance, prior: Prior, weight: float = 0.01
-) -> Float[Tensor, "b 3 h w"]:
+    images: Float[Tensor, "b *image"], guidance: Guidance, prior: Prior, weight: float = 0.01
+) -> Float[Tensor, "b *image"]:
     """weight sigma_t^2 (alpha_t / sigma_t) (images - decode(x0_hat)), HiFA's second term, to be attached to images.
 
     The rendered view is pulled towards the decoded target of `guidance`, which was evaluated on its x (Zhu et al.

@@ -154,7 +154,7 @@ class Objective:
         return found[-1], 0
 
 
-def attach(x: Float[Tensor, "*shape"], gradient: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
+def attach(x: Float[Tensor, "..."], gradient: Float[Tensor, "..."]) -> Float[Tensor, ""]:
     """A scalar loss 0.5 mean((x - sg(x - g))^2), so that d loss / d x = g / x.numel().
 
     The mean over all elements is the one scale of every method. Raises ValueError for unlike shapes.

@@ -1,4 +1,4 @@
-"""Settings of the named methods as values: for recipes, config files and the command line.
+"""Settings of the methods as values: for recipes, config files and the command line.
 
 Each class holds the arguments of the function of the same name in methods.py, where the equations are, with the
 same defaults. Settings out of range raise ValueError when the value is made, before any prior is loaded.
@@ -32,7 +32,7 @@ class _Settings:
     factory: ClassVar[Callable[..., Objective]]
 
     def __post_init__(self) -> None:
-        self._make()  # its factory refuses what is out of range
+        self._make()  # raises ValueError for settings out of range
 
     def build(self, prior: Prior, steps: int, generator: torch.Generator) -> Objective:
         """The objective with these settings; it needs neither prior nor generator."""
@@ -41,6 +41,8 @@ class _Settings:
     def _make(self, **more: object) -> Objective:
         arguments: dict[str, Any] = vars(self) | more
         time_scale = arguments.pop("time_scale", 1.0)
+        if not 0.0 < time_scale <= 1.0:
+            raise ValueError(f"time_scale must lie above 0 and up to 1, got {time_scale}")
         objective = type(self).factory(**arguments)
         if time_scale == 1.0:
             return objective
@@ -52,16 +54,14 @@ class _ScaledTime(_Settings):
     time_scale: float = field(default=1.0, kw_only=True)
     """All times are multiplied by this, in (0, 1]."""
 
-    def __post_init__(self) -> None:
-        if not 0.0 < self.time_scale <= 1.0:
-            raise ValueError(f"time_scale must lie above 0 and up to 1, got {self.time_scale}")
-        super().__post_init__()
-
 
 @dataclass(frozen=True)
 class SDI(_Settings):
-    """Settings of `sdi`. noise other than "inversion" replaces DDIM inversion, for comparison: a random draw, or a
-    solver of equation 8, which takes steps and scale of the inversion."""
+    """Settings of `sdi`.
+
+    A noise other than "inversion" is for comparison: a random draw, or a solver of equation 8 with the steps and the
+    scale of the inversion.
+    """
 
     scale: float = 7.5
     inversion_scale: float = -7.5
