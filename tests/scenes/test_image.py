@@ -41,7 +41,8 @@ def test_latents_are_held_among_those_of_pictures():
     def decode(x):
         return (x + 1) / 2
 
-    scene = ImageScene.encoded(torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)), encode, decode)
+    images = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    scene = ImageScene(encode(images), encodable(encode, decode))
     before = scene.values.detach().clone()
     scene.project()
     torch.testing.assert_close(scene.values.detach(), before)  # an encoded picture stays

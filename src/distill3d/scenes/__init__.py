@@ -1,6 +1,7 @@
 """Scenes: parameters that can be rendered from a camera. Each has a dataclass of options with `build(device)`."""
 
 from distill3d.scenes.background import ConstantBackground, LearnedBackground, RandomGray
+from distill3d.scenes.field import FieldScene
 from distill3d.scenes.gaussians import GaussianOptions, Gaussians
 from distill3d.scenes.hashgrid.field import HashField, HashOptions
 from distill3d.scenes.image import ImageScene
@@ -9,6 +10,7 @@ from distill3d.scenes.voxels import VoxelField, VoxelOptions
 
 __all__ = [
     "ConstantBackground",
+    "FieldScene",
     "GaussianOptions",
     "Gaussians",
     "HashField",

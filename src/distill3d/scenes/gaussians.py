@@ -34,8 +34,8 @@ class SplatRates:
     """Learning rates as multiples of the recipe's.
 
     The ratios are those of DreamGaussian (Tang et al. 2024), whose runs are similarly short, with a slower opacity (10
-    there). The original's, for 30000 steps, are `ORIGINAL_RATES`. A raw color passes through a sigmoid here and through
-    a spherical harmonic of 0.28 there: the slopes are similar.
+    there). The original's, for 30000 steps, are 0.032, 0.2, 1, 10 and 0.5. A raw color passes through a sigmoid here
+    and through a spherical harmonic of 0.28 there: the slopes are similar.
     """
 
     means: float = 0.2
@@ -47,9 +47,6 @@ class SplatRates:
     def __post_init__(self) -> None:
         if min(getattr(self, f.name) for f in fields(self)) < 0:
             raise ValueError(f"learning rates of splats must be at least 0, got {self}")
-
-
-ORIGINAL_RATES = SplatRates(means=0.032, quaternions=0.2, log_scales=1.0, opacities=10.0, colors=0.5)
 
 
 @dataclass(frozen=True)

@@ -53,12 +53,6 @@ class ImageScene(nn.Module, Scene):
         drawn = torch.randn(tuple(shape), generator=generator, device=generator.device)
         return ImageScene(unit_range(0.5 + std * drawn), unit_range)
 
-    @staticmethod
-    def encoded(images: Float[Tensor, "b 3 h w"], encode: Map, decode: Map | None = None) -> ImageScene:
-        """Latents of images; with `decode` they are projected onto the encodable ones."""
-        with torch.no_grad():
-            return ImageScene(encode(images), None if decode is None else encodable(encode, decode))
-
     @torch.no_grad()
     def project(self) -> None:
         """Maps the values to allowed ones."""

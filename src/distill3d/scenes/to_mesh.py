@@ -9,49 +9,27 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from distill3d.cameras import BACKGROUND, DISTANCE, FOV, orbit
 from distill3d.export.options import ExportOptions
 from distill3d.export.splats import load_splats
 from distill3d.meshes.bake import bake, paint_vertices
-from distill3d.meshes.files import read_mesh, save_mesh
+from distill3d.meshes.files import read_mesh
 from distill3d.meshes.mesh import Mesh, faces_per_edge, weld
 from distill3d.meshes.surface import extract_surface, halved, simplify
-from distill3d.render.volume import FieldValues
 from distill3d.scenes.fit import Fitting, fit
 from distill3d.scenes.mesh import MeshOptions, MeshScene
-from distill3d.types import Cameras, Scene
+from distill3d.types import Cameras
+
+if TYPE_CHECKING:
+    from distill3d.scenes.field import FieldScene
 
 
-class Field(Scene, Protocol):
-    """A scene with a density and a color at every point."""
-
-    @property
-    def half_size(self) -> float:
-        """Nothing lies outside [-half_size, half_size]^3, world units."""
-        ...
-
-    def query(self, points: Float[Tensor, "n 3"], normals: bool = False) -> FieldValues:
-        """Density [N], color [N, 3] in [0, 1] and, if requested, outward unit normals [N, 3]."""
-        ...
-
-
-def export_field(field: Field, folder: Path, options: ExportOptions) -> list[Path]:
-    """Writes the mesh of a field as mesh.glb, or as the options name it; what `Scene.export` is for fields.
-
-    Raises:
-        ValueError: where the field is empty.
-    """
-    return save_mesh(options.mesh_path(folder), field_to_mesh(field, options))
-
-
-def field_to_mesh(field: Field, options: ExportOptions = ExportOptions()) -> Mesh:
+def field_to_mesh(field: FieldScene, options: ExportOptions = ExportOptions()) -> Mesh:
     """The mesh of a field that is on the CPU: textured, or with vertex colors.
 
     Raises:
@@ -65,7 +43,7 @@ def field_to_mesh(field: Field, options: ExportOptions = ExportOptions()) -> Mes
     return fit_to_field(field, baked, options.fit, options.resolution) if options.fit else baked
 
 
-def fit_to_field(field: Field, mesh: Mesh, steps: int, resolution: int = 128) -> Mesh:
+def fit_to_field(field: FieldScene, mesh: Mesh, steps: int, resolution: int = 128) -> Mesh:
     """The same faces with vertices moved and texture repainted so that the mesh looks like the field.
 
     Minimizes the mean squared difference from renderings of the field in `FIT_VIEWS` views, with a penalty on uneven

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +12,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill3d.cameras import rays
-from distill3d.export.options import FIELD_SETTINGS, ExportOptions
 from distill3d.meshes.mesh import Mesh
 from distill3d.render.interpolate import trilinear
 from distill3d.render.shading import needs_normals
 from distill3d.render.volume import FieldValues, Filters, Occupancy, Sampling, render_rays
+from distill3d.scenes.field import FieldScene
 from distill3d.scenes.parameters import color_logits, replace_parameter
-from distill3d.types import Cameras, Lighting, Rendering, Scene, SceneOptions
+from distill3d.types import Cameras, Lighting, Rendering, SceneOptions
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class VoxelOptions(SceneOptions):
         return math.prod(factor for begin, factor in self.density_gain if fraction >= begin)
 
 
-class VoxelField(nn.Module, Scene):
+class VoxelField(nn.Module, FieldScene):
     """Density and color on a lattice of resolution^3 points, trilinear between them.
 
     raw [Z, Y, X, 4] is interpolated first and activated afterwards, so that surfaces can lie inside a cell:
@@ -83,7 +82,6 @@ class VoxelField(nn.Module, Scene):
     `update_occupancy()` after changing parameters without rendering in training mode.
     """
 
-    export_settings = FIELD_SETTINGS
     blob: Tensor
     cells: Tensor
     march_bounds: Tensor
@@ -150,12 +148,6 @@ class VoxelField(nn.Module, Scene):
         self.raw[..., 0] = raw.to(self.raw) - self.blob
         self.raw[..., 1:] = color_logits(torch.tensor(color)).to(self.raw)
         self.update_occupancy()
-
-    def export(self, folder: Path, options: ExportOptions) -> list[Path]:
-        """Writes the surface as mesh.glb; ValueError where the field is empty. See `to_mesh.export_field`."""
-        from distill3d.scenes.to_mesh import export_field
-
-        return export_field(self, folder, options)
 
     def render(
         self,

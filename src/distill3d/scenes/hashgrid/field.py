@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +10,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill3d.cameras import rays
-from distill3d.export.options import FIELD_SETTINGS, ExportOptions
 from distill3d.meshes.mesh import Mesh
 from distill3d.render.shading import needs_normals
 from distill3d.render.volume import FieldValues, Filters, Sampling, render_rays
+from distill3d.scenes.field import FieldScene
 from distill3d.scenes.hashgrid.encoding import encode
 from distill3d.scenes.hashgrid.layout import HashLayout
 from distill3d.scenes.hashgrid.occupancy import OccupancyGrid
-from distill3d.types import Cameras, Lighting, Rendering, Scene, SceneOptions
+from distill3d.types import Cameras, Lighting, Rendering, SceneOptions
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class HashOptions(SceneOptions):
         return min(self.first_levels + max(0, step - start) // interval, self.layout.levels)
 
 
-class HashField(nn.Module, Scene):
+class HashField(nn.Module, FieldScene):
     """density = softplus(MLP(encoding) + blob), color = sigmoid(MLP(encoding)); no view direction.
 
     Both networks have one hidden layer with ReLU and no biases. Normals are minus the gradient of the raw density,
@@ -78,7 +77,6 @@ class HashField(nn.Module, Scene):
     second derivatives of the encoding.
     """
 
-    export_settings = FIELD_SETTINGS
     levels: Tensor
 
     def __init__(self, options: HashOptions = HashOptions(), device: torch.device | str | None = None):
@@ -154,12 +152,6 @@ class HashField(nn.Module, Scene):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.occupancy.update(self.density)
-
-    def export(self, folder: Path, options: ExportOptions) -> list[Path]:
-        """Writes the surface as mesh.glb; ValueError where the field is empty. See `to_mesh.export_field`."""
-        from distill3d.scenes.to_mesh import export_field
-
-        return export_field(self, folder, options)
 
     def render(
         self,
