@@ -1,6 +1,7 @@
 """The report as a person meets it: opened from a file in headless Chromium, without a network."""
 
 import dataclasses
+import io
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from PIL import Image
 
 from distill3d import bench
 from distill3d.bench.cells import Outcome, make_artifacts
@@ -222,6 +224,19 @@ def test_plots_take_their_colors_from_the_page(report):
     assert not any(re.search("#[0-9a-f]{6}", svg) for svg in svgs)
     variables = {name for svg in svgs for name in re.findall(r"var\((--\w+)\)", svg)}
     assert {"--c0", "--c1", "--c2", "--quiet", "--rule"} <= variables and all(f"{name}:" in text for name in variables)
+
+
+def test_points_follow_the_dark_scheme(browser, report):
+    page = browser.new_page(color_scheme="dark")
+    page.goto(report.as_uri())
+    ink = "getComputedStyle(document.documentElement).getPropertyValue('--c0')"
+    assert page.evaluate(ink) == "#f2f0ea"
+    point = page.locator(".plots svg .mean use").first
+    point.scroll_into_view_if_needed()
+    box = point.bounding_box()
+    shot = Image.open(io.BytesIO(page.screenshot())).convert("L")
+    assert shot.getpixel((round(box["x"] + box["width"] / 2), round(box["y"] + box["height"] / 2))) > 200
+    page.close()
 
 
 def test_a_missing_library_is_named_with_what_to_type(monkeypatch):

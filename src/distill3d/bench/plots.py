@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from xml.etree import ElementTree
 
 import numpy as np
@@ -44,11 +44,11 @@ class Curve:
     y: Sequence[float]
 
 
-def new_figure(width: float, height: float, dpi: int = 72, layout: str | None = None) -> Figure:
+def new_figure(width: float, height: float, dpi: int = 72, layout: Literal["constrained"] | None = None) -> Figure:
     """An empty matplotlib figure of a size in inches."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=dpi, layout=layout)  # pyright: ignore[reportArgumentType]
+    return Figure(figsize=(width, height), dpi=dpi, layout=layout)
 
 
 def line_plot(curves: Sequence[Curve], title: str, x_label: str, log: bool = False) -> str:

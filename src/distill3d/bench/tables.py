@@ -193,7 +193,7 @@ def summary_csv(table: Table) -> str:
             if value is None:
                 continue
             difference = table.differences.get((variant, metric.name))
-            numbers = [_number(getattr(e, name)) if e else "" for e in (value, difference) for name in names]
+            numbers = [*_numbers(value), *_numbers(difference)]
             rows.append([variant, metric.name, metric.unit, metric.better, *numbers])
     return _csv(["variant", "metric", "unit", "better", *names, *(f"difference_{name}" for name in names)], rows)
 
@@ -258,6 +258,13 @@ def _note(table: Table) -> str:
         f"Mean and half the length of its 95 % interval (Student's t; seeds are averaged first, n = {n} prompts, or "
         "seeds if there is one prompt). Bold: best mean, or a difference whose interval excludes zero."
     )
+
+
+def _numbers(estimate: Estimate | None) -> list[str]:
+    """Mean, interval and n for CSV; empty without an estimate."""
+    if estimate is None:
+        return [""] * 4
+    return [_number(value) for value in (estimate.mean, estimate.low, estimate.high, estimate.n)]
 
 
 def _number(value: float | int | None) -> str:

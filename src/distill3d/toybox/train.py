@@ -299,6 +299,8 @@ def main() -> None:
     folder, part = arguments.folder, arguments.part
     if arguments.start and part not in ("clip", "judge", "unet", "pack"):
         parser.error(f"--start goes with clip, judge, unet or pack, not with {part}")
+    if arguments.start and not (arguments.start / "evaluator_clip").is_dir():  # it is not in the wheel
+        parser.error(f"{arguments.start} has no evaluator_clip: take the weights from a clone of the repository")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer").mkdir(exist_ok=True)
     fits = {k: Fit(**(vars(f) | dict(steps=max(1, round(f.steps * arguments.scale))))) for k, f in FITS.items()}
