@@ -7,7 +7,7 @@ Everywhere x_t = alpha(t) x0 + sigma(t) eps with t in [0, 1], t = 1 pure noise, 
     velocity    eps - x0                    (flow matching: d x_t / dt where alpha = 1 - t, sigma = t)
 
 No schedule reaches alpha = 0 or sigma = 0, where eps, x0 and v could not be converted into each other. Every t in
-[0, 1], both ends included, therefore gives finite values.
+[0, 1], both ends included, therefore gives finite values. The methods of a schedule work on tensors of any shape.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ MARGIN = 1e-4
 SMALLEST_ALPHA_BAR = 2.0**-24
 
 
-def expand(value: Float[Tensor, " b"], like: Float[Tensor, "b *shape"]) -> Float[Tensor, "b *ones"]:
-    """Per-sample values [B] as [B, 1, ...], with the dtype and device of `like`."""
+def expand(value: Tensor, like: Tensor) -> Tensor:
+    """Per-sample values [B] as [B, 1, ...], with the dtype and device of `like` [B, ...]."""
     return value.to(like).reshape(-1, *[1] * (like.ndim - 1))
 
 
@@ -45,8 +45,8 @@ def coefficients(
     return expand(schedule.alpha(t), like), expand(schedule.sigma(t), like)
 
 
-def log_snr(schedule: Schedule, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
-    """log(alpha^2 / sigma^2) of any schedule."""
+def log_snr(schedule: Schedule, t: Tensor) -> Tensor:
+    """log(alpha^2 / sigma^2) of any schedule at t, of any shape."""
     return 2 * (schedule.alpha(t).log() - schedule.sigma(t).log())
 
 
@@ -89,14 +89,14 @@ def _unknown(kind: object) -> ValueError:
 class _VariancePreserving:
     """alpha^2 + sigma^2 = 1: both follow from the log-SNR, without cancellation at either end."""
 
-    def log_snr(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    def log_snr(self, t: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def alpha(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    def alpha(self, t: Tensor) -> Tensor:
         """Scale of the clean sample."""
         return torch.sigmoid(self.log_snr(t)).sqrt()
 
-    def sigma(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    def sigma(self, t: Tensor) -> Tensor:
         """Scale of the noise."""
         return torch.sigmoid(-self.log_snr(t)).sqrt()
 
@@ -107,11 +107,11 @@ class Cosine(_VariancePreserving):
 
     margin: float = MARGIN
 
-    def log_snr(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    def log_snr(self, t: Tensor) -> Tensor:
         """-2 log tan(pi t / 2)."""
         return -2 * torch.tan(math.pi / 2 * t.clamp(self.margin, 1 - self.margin)).log()
 
-    def time(self, log_snr: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    def time(self, log_snr: Tensor) -> Tensor:
         """The t at which the schedule has this log-SNR."""
         return torch.atan(torch.exp(-log_snr / 2)) * (2 / math.pi)
 
@@ -124,12 +124,12 @@ class Linear(_VariancePreserving):
     beta_max: float = 20.0
     margin: float = MARGIN
 
-    def log_snr(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    def log_snr(self, t: Tensor) -> Tensor:
         """log(alpha^2 / (1 - alpha^2))."""
         t = t.clamp(min=self.margin)
         return -torch.expm1(t * self.beta_min + t**2 * (self.beta_max - self.beta_min) / 2).log()
 
-    def time(self, log_snr: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    def time(self, log_snr: Tensor) -> Tensor:
         """The t at which the schedule has this log-SNR."""
         total = nn.functional.softplus(-log_snr)
         slope = self.beta_max - self.beta_min
@@ -170,19 +170,19 @@ class Flow:
             raise ValueError(f"time_shift_type {kind!r} is not supported: use exponential or linear")
         return Flow(math.exp(mu) if kind == "exponential" else mu)
 
-    def alpha(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    def alpha(self, t: Tensor) -> Tensor:
         """1 - sigma(t)."""
         return 1 - self.sigma(t)
 
-    def sigma(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    def sigma(self, t: Tensor) -> Tensor:
         """Fraction of noise, clamped to [margin, 1 - margin]."""
         return (self.shift * t / (1 + (self.shift - 1) * t)).clamp(self.margin, 1 - self.margin)
 
-    def log_snr(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    def log_snr(self, t: Tensor) -> Tensor:
         """2 log(alpha / sigma)."""
         return 2 * (self.alpha(t) / self.sigma(t)).log()
 
-    def time(self, log_snr: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    def time(self, log_snr: Tensor) -> Tensor:
         """The t at which the schedule has this log-SNR."""
         sigma = torch.sigmoid(-log_snr / 2)
         return sigma / (self.shift - (self.shift - 1) * sigma)
@@ -239,24 +239,24 @@ class Table(_VariancePreserving):
     def __len__(self) -> int:
         return len(self.log_snrs)
 
-    def position(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    def position(self, t: Tensor) -> Tensor:
         """The position of t in the table, in [0, N - 1]."""
         return self.timestep(t).clamp(min=0)
 
-    def timestep(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    def timestep(self, t: Tensor) -> Tensor:
         """The timestep that the network gets at t: the position, or N t below 0, which only the SDI release uses."""
         p = (t * len(self)).clamp(max=len(self) - 1)
         whole = p.round()
         # Grid times such as 0.98 are not exact in floating point; they mean the entry itself.
         return torch.where((p - whole).abs() < 1e-3, whole, p)
 
-    def log_snr(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    def log_snr(self, t: Tensor) -> Tensor:
         """log(alpha^2 / sigma^2), linear between entries."""
         p, values = self.position(t), self.log_snrs.to(t)
         below = p.floor().long().clamp(max=len(self) - 2)
         return torch.lerp(values[below], values[below + 1], p - below)
 
-    def time(self, log_snr: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    def time(self, log_snr: Tensor) -> Tensor:
         """The t at which the schedule has this log-SNR; beyond the table's ends, the nearest level."""
         rising = -self.log_snrs.to(log_snr)
         wanted = (-log_snr).clamp(rising[0], rising[-1])
