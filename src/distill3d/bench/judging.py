@@ -33,10 +33,10 @@ from distill3d.meshes.files import read_mesh
 DIVERSITY = Quantity("diversity", "higher", "")  # measured over the seeds of a prompt, not from one cell
 QUANTITIES: dict[str, Quantity] = {**METRICS, DIVERSITY.name: DIVERSITY}
 HEADLINE = (  # the most informative metrics, in the order of the tables
-    "clip_score clip_r_precision clip_iqa_quality clip_iqa_sharpness clip_iqa_real image_reward "
-    "sharpness edge_concentration spectrum_gap saturation janus_rate lost_back silhouette_iou chamfer "
-    "diversity diverged seconds nfe peak_memory"
-).split()
+    *("clip_score", "clip_r_precision", "clip_iqa_quality", "clip_iqa_sharpness", "clip_iqa_real", "image_reward"),
+    *("sharpness", "edge_concentration", "spectrum_gap", "saturation", "janus_rate", "lost_back"),
+    *("silhouette_iou", "chamfer", "diversity", "diverged", "seconds", "nfe", "peak_memory"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
