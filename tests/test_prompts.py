@@ -35,7 +35,7 @@ def test_each_view_gets_its_own_text():
 def test_perp_neg_mixture_is_continuous_at_the_side():
     before, after = perp_neg_mix(90 - 1e-9, 0), perp_neg_mix(90, 0)
     assert before.second == after.first == "side"
-    assert before.share == pytest.approx(0, abs=1e-6) and after.share == pytest.approx(1)
+    assert before.fraction == pytest.approx(0, abs=1e-6) and after.fraction == pytest.approx(1)
     assert perp_neg_mix(-50, 0) == perp_neg_mix(50, 0) == perp_neg_mix(310, 0)
 
 
@@ -118,3 +118,11 @@ def test_prompt_files(tmp_path):
     for name in (file, tmp_path / "none.txt", tmp_path):
         with pytest.raises(ValueError, match="cannot be read"):
             read_prompts(f"@{name}")
+
+
+def test_times_and_ratios_are_words_and_weights_have_limits():
+    for text in ("a clock (showing 12:30)", "a frame (ratio 16:9)", "a hat (of wool)"):
+        assert weighted_parts(text) == [(text, 1.0)]
+    assert weighted_parts("a (red:1.3) hat (old:-0.5)") == [("a", 1.0), ("red", 1.3), ("hat", 1.0), ("old", -0.5)]
+    with pytest.raises(ValueError, match=r"weight in \(red:30\) must lie between -10 and 10"):
+        weighted_parts("a (red:30) hat")

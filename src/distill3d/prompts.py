@@ -1,6 +1,6 @@
-"""From one prompt to what each view is told: direction words, Perp-Neg directions and their weights.
+"""From one prompt to the conditioning of each view: direction words, Perp-Neg directions and their weights.
 
-Knows no model: texts and numbers only. `ViewPrompts.conditioning` takes the embedding function of a prior.
+Works on texts and numbers only. `ViewPrompts.conditioning` takes the embedding function of a prior.
 
 Directions by |azimuth| (degrees, 0 = front): front below FRONT_LIMIT, back beyond BACK_LIMIT, side between, and
 overhead above OVERHEAD_LIMIT degrees of elevation (DreamFusion, section 3.2).
@@ -21,7 +21,9 @@ from distill3d.types import Condition, Conditioning
 
 DIRECTIONS = ("front", "side", "back", "overhead")
 FRONT_LIMIT, BACK_LIMIT, OVERHEAD_LIMIT = 45.0, 135.0, 60.0  # degrees
-WEIGHTED = re.compile(r"\(([^()]+):(-?[0-9]*\.?[0-9]+)\)")
+# Not after a digit: "(ratio 16:9)" and "(at 12:30)" are words.
+WEIGHTED = re.compile(r"\(([^()]*[^()\d]):(-?[0-9]*\.?[0-9]+)\)")
+MAX_WEIGHT = 10.0
 Embed = Callable[[Sequence[str]], Condition]
 
 
@@ -34,10 +36,10 @@ def direction_of(azimuth: float, elevation: float) -> str:
 
 
 def read_prompts(text: str) -> list[str]:
-    """The prompts that a word of the command line means: itself, or the lines of a file for @FILE.
+    """The prompts of a command-line argument: the text itself, or the lines of a file for @FILE.
 
-    Empty lines and lines that start with # are skipped. Raises ValueError for a file that cannot be read as
-    UTF-8 text, or holds no prompt.
+    Empty lines and lines that start with # are skipped. Raises ValueError for a file that cannot be read as UTF-8 text
+    or contains no prompt.
     """
     if not text.startswith("@"):
         return [text]
@@ -47,20 +49,24 @@ def read_prompts(text: str) -> list[str]:
         raise ValueError(f"prompt file {text[1:]} cannot be read: {error}") from None
     prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not prompts:
-        raise ValueError(f"prompt file {text[1:]} holds no prompt: write one per line")
+        raise ValueError(f"prompt file {text[1:]} contains no prompt: write one per line")
     return prompts
 
 
 def weighted_parts(text: str) -> list[tuple[str, float]]:
     """A text as parts with weights: "a (red:1.3) hat" is [("a", 1), ("red", 1.3), ("hat", 1)].
 
-    Brackets without a number are words as they stand. The weights belong to the text encoder; nobody else reads
-    them.
+    Brackets without a number are plain words. Only the text encoder uses the weights.
+
+    Raises:
+        ValueError: for a weight beyond +-MAX_WEIGHT.
     """
     parts: list[tuple[str, float]] = []
     here = 0
     for match in WEIGHTED.finditer(text):
-        parts += [(text[here : match.start()].strip(), 1.0), (match[1].strip(), float(match[2]))]
+        if abs(weight := float(match[2])) > MAX_WEIGHT:
+            raise ValueError(f"the weight in {match[0]} must lie between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}")
+        parts += [(text[here : match.start()].strip(), 1.0), (match[1].strip(), weight)]
         here = match.end()
     if not parts:
         return [(text, 1.0)]
@@ -72,13 +78,13 @@ class ViewPrompts:
     """A prompt with a text for each direction.
 
     `perp_neg` interpolates between neighboring directions and pushes away from the others (Armandpour et al.
-    2023); without it each view is told its nearest direction.
+    2023); without it each view uses its nearest direction.
     """
 
     prompt: str
     negative: str = ""
     perp_neg: bool = False
-    views: Mapping[str, str] = field(default_factory=dict)  # directions that have a text of their own
+    views: Mapping[str, str] = field(default_factory=dict)  # texts of single directions
 
     def __post_init__(self) -> None:
         if unknown := set(self.views) - set(DIRECTIONS):
@@ -91,34 +97,34 @@ class ViewPrompts:
         return self.views.get(direction) or f"{self.prompt}, {direction} view"
 
     def extended(self, suffix: str) -> ViewPrompts:
-        """The same with some words more after the prompt, and after each text of a single direction."""
+        """The same with a suffix after the prompt and after each text of a single direction."""
         views = {direction: text + suffix for direction, text in self.views.items()}
         return replace(self, prompt=self.prompt + suffix, views=views)
 
     def undirected(self) -> ViewPrompts:
-        """The same without words of direction: the prompt itself, where a direction has no text of its own."""
+        """The same without direction words: the prompt itself where a direction has no text of its own."""
         return replace(self, views=dict.fromkeys(DIRECTIONS, self.prompt) | dict(self.views))
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Everything that the prior will be asked to embed."""
+        """All texts that the prior has to embed."""
         return tuple(dict.fromkeys([self.negative, *map(self.text, DIRECTIONS)]))
 
     def conditioning(self, azimuth: Tensor, elevation: Tensor, embed: Embed) -> Conditioning:
-        """What the prior is told about B views at azimuth [B] and elevation [B], in degrees."""
+        """The conditioning of B views at azimuth [B] and elevation [B], in degrees."""
         views = list(zip(azimuth.tolist(), elevation.tolist(), strict=True))
         negative = embed([self.negative] * len(views))
         if not self.perp_neg:
             return Conditioning(embed([self.text(direction_of(*v)) for v in views]), negative)
         table = embed([self.text(d) for d in DIRECTIONS])
         mixed = [perp_neg_mix(*v) for v in views]
-        share = torch.tensor([m.share for m in mixed]).to(table.hidden)[:, None, None]
+        fraction = torch.tensor([m.fraction for m in mixed]).to(table.hidden)[:, None, None]
         first = table[torch.tensor([DIRECTIONS.index(m.first) for m in mixed])]
         second = table[torch.tensor([DIRECTIONS.index(m.second) for m in mixed])]
         pooled = None
         if first.pooled is not None and second.pooled is not None:
-            pooled = share[:, 0] * first.pooled + (1 - share[:, 0]) * second.pooled
-        positive = Condition(share * first.hidden + (1 - share) * second.hidden, pooled)
+            pooled = fraction[:, 0] * first.pooled + (1 - fraction[:, 0]) * second.pooled
+        positive = Condition(fraction * first.hidden + (1 - fraction) * second.hidden, pooled)
         away = table[torch.tensor([DIRECTIONS.index(d) for m in mixed for d in m.away])]
         weights = torch.tensor([m.weights for m in mixed]).to(table.hidden)
         return Conditioning(positive, negative, away, weights)
@@ -126,11 +132,11 @@ class ViewPrompts:
 
 @dataclass(frozen=True)
 class PerpNegMix:
-    """share * first + (1 - share) * second is the positive text; `away` are the two negatives."""
+    """fraction * first + (1 - fraction) * second is the positive text; `away` are the two negatives."""
 
     first: str
     second: str
-    share: float
+    fraction: float
     away: tuple[str, str]
     weights: tuple[float, float]
 

@@ -1,8 +1,8 @@
-"""One cell: an object made under the protocol, its pictures, its mesh, and what it took.
+"""One cell: an object made under the protocol, its views, its mesh, and its cost.
 
-A cell is a folder that appears whole: `config.json` and `metrics.jsonl` as in any run, `views.png` (the pictures that
+A cell is a folder that appears whole: `config.json` and `metrics.jsonl` as in any run, `views.png` (the images that
 are judged), `maps.npz` (their opacity and depth), `turn.webp` and `still.webp` (for the report), `mesh.glb` and
-`cell.json`. Work in progress lies in another folder, with a checkpoint once a minute, and is continued after a kill.
+`cell.json`. Work in progress is in another folder, with a checkpoint every minute, and continues after a kill.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TURN_SIZE, STILL_SIZE, TURN_SECONDS = 128, 96, 5.0
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a finished cell says of itself; `failure` is empty, or why there is no object."""
+    """The result of a finished cell; `failure` is empty, or says why there is no object."""
 
     variant: str
     prompt: str
@@ -49,16 +49,16 @@ class Outcome:
     steps: int
     seconds: float  # of the loop
     nfe: int
-    peak_memory: int  # bytes, see `evaluation.cost.Meter`; of the part after it, where the cell was continued
+    peak_memory: int  # bytes, see `evaluation.cost.Meter`; of the last part, if the cell was continued
     failure: str = ""
 
 
 def make_cell(out: Path, protocol: Protocol, task: Task, prior: Prior, on_step: OnStep) -> Outcome:
-    """Makes the object of a task and its folder in `out`/cells; a failure is an outcome too.
+    """Makes the object of a task and its folder in `out`/cells; a failure is recorded as an outcome.
 
     Raises:
         ValueError: for settings that do not fit the prior or the scene.
-        KeyboardInterrupt: as it came; the state is saved, and the same call goes on from there.
+        KeyboardInterrupt: after the state was saved; the same call continues from there.
     """
     folder = RunFolder(out / "work" / task.folder)
     config = resolved(protocol.config(task))
@@ -94,7 +94,7 @@ def make_cell(out: Path, protocol: Protocol, task: Task, prior: Prior, on_step: 
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """What a cell's folder says; None where the cell is not finished.
+    """The outcome in a cell's folder; None if the cell is not finished.
 
     Raises:
         ValueError: for a damaged cell.json.
@@ -109,10 +109,10 @@ def read_outcome(folder: Path) -> Outcome | None:
 
 
 def read_views(folder: Path, protocol: Protocol) -> Tensor:
-    """The pictures [views, 3, size, size] of a cell, in [0, 1]; ValueError where they are missing or damaged."""
+    """The views [views, 3, size, size] of a cell, in [0, 1]; ValueError where they are missing or damaged."""
     try:
-        with Image.open(folder / "views.png") as picture:
-            sheet = torch.from_numpy(np.asarray(picture.convert("RGB")).copy())
+        with Image.open(folder / "views.png") as image:
+            sheet = torch.from_numpy(np.asarray(image.convert("RGB")).copy())
     except OSError as error:
         raise ValueError(
             f"{folder / 'views.png'} cannot be read: {error}; delete its folder to make it again"
@@ -136,7 +136,7 @@ def read_maps(folder: Path) -> tuple[Tensor, Tensor]:
 
 
 def make_artifacts(work: Path, scene: Scene, protocol: Protocol) -> str:
-    """Writes pictures, maps and mesh of a scene; returns why there is nothing to write, or an empty text."""
+    """Writes the views, maps and mesh of a scene; returns "" or why there is nothing to write."""
     seen = photographed(scene, protocol)
     if not bool(torch.isfinite(seen.rgb).all()):
         return "nan"
@@ -145,11 +145,11 @@ def make_artifacts(work: Path, scene: Scene, protocol: Protocol) -> str:
         opacity = (seen.opacity.clamp(0, 1) * 255).round().byte().numpy()
         np.savez_compressed(draft, opacity=opacity, depth=seen.depth.half().numpy())
     save_image(work / "views.png", contact_sheet(views, COLUMNS, gap=0))
-    pictures = [Image.fromarray(p) for p in (views * 255).round().byte().permute(0, 2, 3, 1).numpy()]
-    with _webp(work / "turn.webp", pictures, TURN_SIZE) as (draft, frames):
+    images = [Image.fromarray(p) for p in (views * 255).round().byte().permute(0, 2, 3, 1).numpy()]
+    with _webp(work / "turn.webp", images, TURN_SIZE) as (draft, frames):
         step = round(1000 * TURN_SECONDS / len(frames))
         frames[0].save(draft, save_all=True, append_images=frames[1:], duration=step, loop=0, quality=70, method=4)
-    with _webp(work / "still.webp", pictures[:1], STILL_SIZE) as (draft, frames):
+    with _webp(work / "still.webp", images[:1], STILL_SIZE) as (draft, frames):
         frames[0].save(draft, quality=80)
     try:
         scene.cpu().export(work, SMALL)
@@ -182,8 +182,8 @@ def _trained(work: RunFolder, config: Config, prior: Prior, on_step: OnStep) -> 
 
 
 @contextmanager
-def _webp(path: Path, pictures: list[Image.Image], largest: int) -> Iterator[tuple[Path, list[Image.Image]]]:
-    """A draft to save to, and the pictures, not larger than that."""
-    side = min(largest, pictures[0].width)
+def _webp(path: Path, images: list[Image.Image], largest: int) -> Iterator[tuple[Path, list[Image.Image]]]:
+    """A draft to save to, and the images resized to at most `largest` pixels per side."""
+    side = min(largest, images[0].width)
     with replacing(path) as draft:
-        yield draft, [p.resize((side, side), Image.Resampling.LANCZOS) for p in pictures]
+        yield draft, [p.resize((side, side), Image.Resampling.LANCZOS) for p in images]

@@ -23,7 +23,7 @@ OnCell = Callable[[Task, Outcome, bool], None]
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What a bench found, and where it lies."""
+    """The result of a bench and its folder."""
 
     folder: Path
     table: tables.Table
@@ -37,19 +37,24 @@ class Findings:
 
 @dataclasses.dataclass(frozen=True)
 class Listeners:
-    """Who is told how far it is."""
+    """Callbacks for progress."""
 
     on_step: OnStep = lambda task, progress: None
     on_cell: OnCell = lambda task, outcome, made: None  # made: now, not in an earlier call
 
 
 def run_bench(
-    out: Path, protocol: Protocol, prior: Prior, judges: Judges, metrics: Sequence[str],
-    command: str = "", listeners: Listeners = Listeners(),
-) -> Findings:  # fmt: skip
-    """Makes the cells that are not there yet, judges all, and writes tables and report.
+    out: Path,
+    protocol: Protocol,
+    prior: Prior,
+    judges: Judges,
+    metrics: Sequence[str],
+    command: str = "",
+    listeners: Listeners = Listeners(),
+) -> Findings:
+    """Makes the missing cells, judges all, and writes tables and report.
 
-    After an interrupt tables and report are written of what is there, and the interrupt goes on.
+    After an interrupt, tables and report are written for the finished cells, and the interrupt is raised again.
 
     Raises:
         ValueError: for settings that do not fit the prior, before anything is made, and for a folder that holds
