@@ -255,7 +255,7 @@ class TwoD:
         images = {row: [one.image for one in made] for row, made in found.made.items()}
         draw_images(figure, images, prompts, found.table, PANELS, text)
         _conclude(self.out, "2d", found.table, text)
-        print(f"{figure}\n{self.out / '2d.md'}, table.tex, table.csv, pictures.csv")
+        print(f"{figure}\n{self.out / '2d.md'}, table.tex, table.csv, images.csv")
         return 0
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill3d.bench.paper.images import DISTANCE, Picture, Study, make_table, read_picture_file, run_study, score_rows
+from distill3d.bench.paper.images import DISTANCE, Sample, Study, make_table, read_sample, run_study, score_rows
 from distill3d.evaluation.evaluator import ToyboxJudge
 from distill3d.priors.loading import load_prior
 
@@ -44,12 +44,12 @@ def test_cached_noise_is_ddim_and_nothing_is_made_twice(kl_folder, tmp_path):
     distance = {row: found.table.values[row, DISTANCE.name].mean for row in found.made}
     assert distance["DDIM"] == 0 and distance["SDI, cached noise"] < 1e-8
     assert min(distance["DDIM, another seed"], distance["SDS, scale 100"]) > 1e-4
-    assert {"table.md", "table.tex", "table.csv", "pictures.csv"} <= {p.name for p in tmp_path.iterdir()}
+    assert {"table.md", "table.tex", "table.csv", "images.csv"} <= {p.name for p in tmp_path.iterdir()}
 
-    path = next((tmp_path / "pictures").iterdir())
+    path = next((tmp_path / "images").iterdir())
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(ValueError, match="delete it to make it again"):
-        read_picture_file(path)
+        read_sample(path)
 
 
 def test_other_settings_are_other_files(kl_folder):
@@ -64,12 +64,12 @@ def test_other_settings_are_other_files(kl_folder):
     assert study(kl_folder, prompts=("a cat", "a dog")).key(one.rows[0], "a cat") == one.key(one.rows[0], "a cat")
 
 
-def test_pictures_of_no_numbers_are_counted_and_left_out(randn):
+def test_images_that_are_not_finite_are_counted_and_left_out(randn):
     told = Study(("a red mushroom", "a blue car"))
-    picture = Picture(randn(3, 64, 64).float().sigmoid(), 1.0, 10)
-    broken = dataclasses.replace(picture, image=picture.image * math.nan)
-    made = {row.name: [picture, picture] for row in told.rows} | {"SDS, scale 100": [broken, picture]}
-    reference, judge = [torch.stack([picture.image] * 2)] * 2, ToyboxJudge()
+    sample = Sample(randn(3, 64, 64).float().sigmoid(), 1.0, 10)
+    broken = dataclasses.replace(sample, image=sample.image * math.nan)
+    made = {row.name: [sample, sample] for row in told.rows} | {"SDS, scale 100": [broken, sample]}
+    reference, judge = [torch.stack([sample.image] * 2)] * 2, ToyboxJudge()
     table = make_table(told, made, score_rows(told, made, reference, judge), reference, judge)
     assert table.counts["SDS, scale 100"] == (1, 2) and table.counts["DDIM"] == (0, 2)
     assert table.values["SDS, scale 100", "clip_score"].n == 1
@@ -94,7 +94,7 @@ def test_a_scale_of_100_is_one_row():
 def test_a_reference_that_is_no_number_is_left_out(kl_folder, tmp_path):
     one, prior = study(kl_folder, steps=1), load_prior(str(kl_folder))
     run_study(tmp_path, one, prior, None)
-    path = tmp_path / "pictures" / one.key(one.references[0], "a cat")
+    path = tmp_path / "images" / one.key(one.references[0], "a cat")
     with np.load(path) as saved:
         broken = {"image": np.full_like(saved["image"], np.nan), "cost": saved["cost"]}
     np.savez(path, **broken)

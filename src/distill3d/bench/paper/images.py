@@ -1,9 +1,9 @@
-"""Score distillation in 2D against DDIM itself: pictures of the same prompts from the same noise, and their table.
+"""Score distillation in 2D against DDIM itself: images of the same prompts from the same noise, and their table.
 
-The paper's starting point is that DDIM sampling is score distillation with the right noise. Rows: DDIM; SDI with the
-noise that DDIM predicted a step before, which is DDIM; SDI with the noise found by inversion, as it has to be in 3D;
-SDS. How far two DDIM samples are apart tells what a distance means. Each picture is a file, so that a study can be
-stopped and goes on; a file belongs to its settings, and other settings make another one.
+The paper's starting point is that DDIM sampling is score distillation with the right noise. The rows are DDIM; SDI with
+the noise that the network predicted one step before, which is DDIM; SDI with the noise found by inversion, as in 3D;
+and SDS. The distance between two DDIM samples gives a scale for the other distances. Each image is a file, so that a
+study can be interrupted and continued; other settings make other files.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from distill3d.types import Prior
 
 STEPS = 50  # of DDIM
 STRONG = 100.0  # the published guidance scale of SDS
-OTHER = 1000  # added to the seed for pictures that share no noise with the others
+OTHER = 1000  # added to the seed for images from unrelated noise
 NAMES = ("clip_score", "clip_r_precision", "sharpness", "edge_concentration", "saturation", "nfe", "seconds")
 DISTANCE = Quantity("distance_to_ddim", "lower", "mean square")
 KERNEL = METRICS["kernel"]
@@ -91,7 +91,7 @@ class Study(RunConfig):
         return tuple(dataclasses.replace(self.rows[0], name="reference", shift=OTHER + i) for i in (1, 2))
 
     def key(self, row: Row, prompt: str) -> str:
-        """A name for the file of a picture, one for each way to make it."""
+        """The file name of an image, one for each way to make it."""
         shared = {n: v for n, v in to_plain(self).items() if n not in ("prompts", "scale", "steps")}
         own = {"recipe": to_plain(row.recipe), "shift": row.shift, "prompt": prompt, "version": distill3d.__version__}
         digest = hashlib.sha256(json.dumps([own, shared], sort_keys=True).encode()).hexdigest()[:12]
@@ -99,61 +99,64 @@ class Study(RunConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
-    """A picture and what it took."""
+class Sample:
+    """An image and its cost."""
 
     image: Tensor  # [3, H, W]
     seconds: float
-    nfe: int  # network rows
+    nfe: int
 
     @property
-    def sound(self) -> bool:
-        """Whether all its numbers are numbers."""
+    def finite(self) -> bool:
+        """Whether all pixels are finite numbers."""
         return bool(torch.isfinite(self.image).all())
 
 
 @dataclasses.dataclass(frozen=True)
-class Pictures:
-    """What a study made: pictures by row and prompt, and its table."""
+class StudyResult:
+    """The result of a study: images by row and prompt, and the table."""
 
-    made: Mapping[str, tuple[Picture, ...]]  # by a row's name, in the order of the prompts
+    made: Mapping[str, tuple[Sample, ...]]  # by a row's name, in the order of the prompts
     table: tables.Table
 
 
 def run_study(
-    out: Path, study: Study, prior: Prior, evaluator: Evaluator | None,
-    on_picture: Callable[[Row, str, bool], None] = lambda row, prompt, made: None,
-) -> Pictures:  # fmt: skip
-    """Makes the pictures that are not there yet and writes table.md, table.tex, table.csv and pictures.csv.
+    out: Path,
+    study: Study,
+    prior: Prior,
+    evaluator: Evaluator | None,
+    on_image: Callable[[Row, str, bool], None] = lambda row, prompt, made: None,
+) -> StudyResult:
+    """Makes the missing images and writes table.md, table.tex, table.csv and images.csv.
 
     Raises:
-        ValueError: where the folder cannot be written or holds a damaged picture, and for a prior that does not fit.
+        ValueError: where the folder cannot be written or holds a damaged image, and for a prior that does not fit.
         KeyboardInterrupt: as it came; what is finished stays.
     """
     try:
-        (out / "pictures").mkdir(parents=True, exist_ok=True)
+        (out / "images").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from error
     with locked(out):
         prior.prepare(sorted({*study.prompts, ""}))
-        made: dict[str, list[Picture]] = {row.name: [] for row in (*study.rows, *study.references)}
+        made: dict[str, list[Sample]] = {row.name: [] for row in (*study.rows, *study.references)}
         for prompt in study.prompts:
             for row in (*study.rows, *study.references):
-                path = out / "pictures" / study.key(row, prompt)
+                path = out / "images" / study.key(row, prompt)
                 new = not path.is_file()
                 if new:
-                    make_picture(path, study, row, prompt, prior)
-                made[row.name].append(read_picture_file(path))
-                on_picture(row, prompt, new)
-        reference = [_sound(pair) for pair in _pairs(made.pop("reference"))]
+                    make_sample(path, study, row, prompt, prior)
+                made[row.name].append(read_sample(path))
+                on_image(row, prompt, new)
+        reference = [_finite(pair) for pair in _pairs(made.pop("reference"))]
         scores = score_rows(study, made, reference, evaluator)
         table = make_table(study, made, scores, reference, evaluator)
         _write(out, study, table, scores)
-    return Pictures({name: tuple(row) for name, row in made.items()}, table)
+    return StudyResult({name: tuple(row) for name, row in made.items()}, table)
 
 
-def make_picture(path: Path, study: Study, row: Row, prompt: str, prior: Prior) -> None:
-    """Makes a picture and its file, whole or not at all; an interrupt is passed on."""
+def make_sample(path: Path, study: Study, row: Row, prompt: str, prior: Prior) -> None:
+    """Makes an image and its file, whole or not at all; an interrupt is passed on."""
     generator = torch.Generator().manual_seed(study.seed + row.shift)
     made = make_images(prior, [prompt], row.recipe, generator)
     if made.interrupted:
@@ -163,39 +166,39 @@ def make_picture(path: Path, study: Study, row: Row, prompt: str, prior: Prior) 
         np.savez(file, image=image, cost=[made.seconds, float(made.nfe)])
 
 
-def read_picture_file(path: Path) -> Picture:
-    """A picture of a study; ValueError where it is damaged."""
+def read_sample(path: Path) -> Sample:
+    """An image of a study; ValueError where it is damaged."""
     try:
         with path.open("rb") as file, np.load(file) as saved:
-            return Picture(torch.from_numpy(saved["image"]), float(saved["cost"][0]), int(saved["cost"][1]))
+            return Sample(torch.from_numpy(saved["image"]), float(saved["cost"][0]), int(saved["cost"][1]))
     except (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read: {error}; delete it to make it again") from None
 
 
 def score_rows(
-    study: Study, made: Mapping[str, Sequence[Picture]], reference: Sequence[Tensor], evaluator: Evaluator | None
+    study: Study, made: Mapping[str, Sequence[Sample]], reference: Sequence[Tensor], evaluator: Evaluator | None
 ) -> dict[tuple[str, str], dict[str, float]]:
-    """(row, prompt) -> metric -> value, for all pictures whose numbers are numbers."""
+    """(row, prompt) -> metric -> value, for all images that are finite."""
     scores: dict[tuple[str, str], dict[str, float]] = {}
     for name, row in made.items():
-        for i, (prompt, picture) in enumerate(zip(study.prompts, row, strict=True)):
-            if not picture.sound:
+        for i, (prompt, sample) in enumerate(zip(study.prompts, row, strict=True)):
+            if not sample.finite:
                 continue
             result = RunResult(
-                prompt=prompt, images=picture.image.clamp(0, 1)[None], prompts=study.prompts, evaluator=evaluator,
-                reference=reference[i].clamp(0, 1) if len(reference[i]) else None, seconds=picture.seconds,
-                nfe=picture.nfe,
+                prompt=prompt, images=sample.image.clamp(0, 1)[None], prompts=study.prompts, evaluator=evaluator,
+                reference=reference[i].clamp(0, 1) if len(reference[i]) else None, seconds=sample.seconds,
+                nfe=sample.nfe,
             )  # fmt: skip
             values = measure(result, [name for name in NAMES if not result.missing(METRICS[name])])
             ddim = made[study.rows[0].name][i]
-            distance = {DISTANCE.name: float((picture.image - ddim.image).square().mean())} if ddim.sound else {}
+            distance = {DISTANCE.name: float((sample.image - ddim.image).square().mean())} if ddim.finite else {}
             scores[name, prompt] = {**distance, **values}
     return scores
 
 
 def make_table(
     study: Study,
-    made: Mapping[str, Sequence[Picture]],
+    made: Mapping[str, Sequence[Sample]],
     scores: Mapping[tuple[str, str], Mapping[str, float]],
     reference: Sequence[Tensor],
     evaluator: Evaluator | None,
@@ -217,34 +220,34 @@ def make_table(
     if evaluator is not None and len(study.prompts) > 1:
         wanted = torch.cat(list(reference)).clamp(0, 1)
         wanted = evaluator.embed_images(wanted) if len(wanted) > 1 else None
-        for row, pictures in made.items():
-            sound = [picture.image.clamp(0, 1) for picture in pictures if picture.sound]
-            if len(sound) > 1 and wanted is not None:
-                distance = 1000 * kernel_distance(evaluator.embed_images(torch.stack(sound)), wanted, gamma=1.0)
-                values[row, KERNEL.name] = tables.Estimate(distance, None, None, len(sound))
+        for row, samples in made.items():
+            finite = [sample.image.clamp(0, 1) for sample in samples if sample.finite]
+            if len(finite) > 1 and wanted is not None:
+                distance = 1000 * kernel_distance(evaluator.embed_images(torch.stack(finite)), wanted, gamma=1.0)
+                values[row, KERNEL.name] = tables.Estimate(distance, None, None, len(finite))
     shown = tuple(m for m in (*metrics, KERNEL) if any((row, m.name) in values for row in made))
-    counts = {name: (sum(not picture.sound for picture in row), len(row)) for name, row in made.items()}
+    counts = {name: (sum(not sample.finite for sample in row), len(row)) for name, row in made.items()}
     return tables.Table(tuple(made), shown, values, differences, counts)
 
 
-def caption(study: Study, told: str, command: str) -> str:
-    """What a reader has to know of the figure; `told` is the sentence about the prompts."""
+def caption(study: Study, prompts: str, command: str) -> str:
+    """What a reader has to know of the figure; `prompts` is the sentence about the prompts."""
     steps = ", ".join(f"{row.name} {row.recipe.steps}" for row in study.rows if not row.shift)
     return (
         f"2D: score distillation against DDIM sampling from the same noise, guidance scale {study.scale:g}. Prior: "
-        f"{study.prior}. {told} Seed: {study.seed}. Steps: {steps}. Sharpness refers to DDIM from two other seeds; "
+        f"{study.prior}. {prompts} Seed: {study.seed}. Steps: {steps}. Sharpness refers to DDIM from two other seeds; "
         f"distance to DDIM is over pixels in [0, 1]; bars are 95 % intervals over prompts. Made by: {command}"
     )
 
 
-def _sound(pictures: Sequence[Picture]) -> Tensor:
-    """Those of the pictures whose numbers are numbers [N, 3, H, W], N from 0."""
-    kept = [picture.image for picture in pictures if picture.sound]
-    return torch.stack(kept) if kept else pictures[0].image.new_zeros(0, *pictures[0].image.shape)
+def _finite(samples: Sequence[Sample]) -> Tensor:
+    """The finite ones of the images [N, 3, H, W]; N may be 0."""
+    kept = [sample.image for sample in samples if sample.finite]
+    return torch.stack(kept) if kept else samples[0].image.new_zeros(0, *samples[0].image.shape)
 
 
-def _pairs(pictures: Sequence[Picture]) -> list[tuple[Picture, Picture]]:
-    return list(zip(pictures[::2], pictures[1::2], strict=True))
+def _pairs(samples: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
+    return list(zip(samples[::2], samples[1::2], strict=True))
 
 
 def _write(out: Path, study: Study, table: tables.Table, scores: Mapping[tuple[str, str], Mapping[str, float]]) -> None:
@@ -253,7 +256,7 @@ def _write(out: Path, study: Study, table: tables.Table, scores: Mapping[tuple[s
         with replacing(out / f"table.{ending}") as draft:
             draft.write_text(text(table), encoding="utf-8")
     names = [DISTANCE.name, *NAMES]
-    with replacing(out / "pictures.csv") as draft, draft.open("w", newline="", encoding="utf-8") as file:
+    with replacing(out / "images.csv") as draft, draft.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["prompt", "row", "seed", "file", *names])
         for row in study.rows:
