@@ -1,4 +1,4 @@
-"""What a ControlNet is told: rendered depth and normals of a shape whose depth and normals are known."""
+"""Control images and geometry images: depth and normals of a shape whose depth and normals are known."""
 
 import dataclasses
 
@@ -31,24 +31,24 @@ def sphere(azimuths):
 
 def test_depth_is_brightest_where_the_object_is_nearest():
     rendering, pose = sphere([0.0, 130.0])
-    picture = control_image(rendering, pose, "depth")
-    assert picture.shape == (2, 3, 32, 32) and torch.equal(picture[:, 0], picture[:, 2])
+    image = control_image(rendering, pose, "depth")
+    assert image.shape == (2, 3, 32, 32) and torch.equal(image[:, 0], image[:, 2])
     seen = rendering.opacity[:, 0] > 0.5
-    for image, depth, mask in zip(picture[:, 0], rendering.depth[:, 0], seen, strict=True):
-        assert (image[~mask] == 0).all() and image[mask].min() >= 0.1 and image.max() == 1
+    for one, depth, mask in zip(image[:, 0], rendering.depth[:, 0], seen, strict=True):
+        assert (one[~mask] == 0).all() and one[mask].min() >= 0.1 and one.max() == 1
         order = depth[mask].argsort()
-        assert (image[mask][order].diff() <= 1e-6).all()
-    torch.testing.assert_close(picture[0], picture[1], rtol=0, atol=1e-3)  # a ball looks alike from everywhere
+        assert (one[mask][order].diff() <= 1e-6).all()
+    torch.testing.assert_close(image[0], image[1], rtol=0, atol=1e-3)  # a ball looks alike from everywhere
 
 
 def test_normals_are_told_in_the_cameras_frame():
     """Red to the left, green up, blue to the viewer, from wherever the ball is seen."""
     rendering, pose = sphere([0.0, 130.0, -75.0])
-    picture = control_image(rendering, pose, "normal")
-    assert picture.min() >= 0 and picture.max() <= 1
-    torch.testing.assert_close(picture[0], picture[1], rtol=0, atol=1e-3)
-    torch.testing.assert_close(picture[0], picture[2], rtol=0, atol=1e-3)
-    middle, left, top, corner = picture[0, :, 16, 16], picture[0, :, 16, 7], picture[0, :, 7, 16], picture[0, :, 0, 0]
+    image = control_image(rendering, pose, "normal")
+    assert image.min() >= 0 and image.max() <= 1
+    torch.testing.assert_close(image[0], image[1], rtol=0, atol=1e-3)
+    torch.testing.assert_close(image[0], image[2], rtol=0, atol=1e-3)
+    middle, left, top, corner = image[0, :, 16, 16], image[0, :, 16, 7], image[0, :, 7, 16], image[0, :, 0, 0]
     torch.testing.assert_close(middle, torch.tensor([0.5, 0.5, 1.0]), rtol=0, atol=0.05)
     assert left[0] > 0.8 and top[1] > 0.8
     torch.testing.assert_close(corner, torch.tensor([0.5, 0.5, 1.0]))
@@ -56,9 +56,9 @@ def test_normals_are_told_in_the_cameras_frame():
 
 def test_a_solid_shape_is_shown_as_a_controlnet_is_told_it_but_for_the_side_of_red():
     rendering, pose = sphere([0.0, 130.0])
-    shown, told = (f(rendering, pose, "normal") for f in (geometry_image, control_image))
-    torch.testing.assert_close(shown[:, 1:], told[:, 1:], atol=1e-5, rtol=0)
-    torch.testing.assert_close(shown[:, 0], 1 - told[:, 0], atol=1e-5, rtol=0)
+    shown, control = (f(rendering, pose, "normal") for f in (geometry_image, control_image))
+    torch.testing.assert_close(shown[:, 1:], control[:, 1:], atol=1e-5, rtol=0)
+    torch.testing.assert_close(shown[:, 0], 1 - control[:, 0], atol=1e-5, rtol=0)
     assert shown[0, 0, 16, 25] > 0.8  # the right of the ball is red
     assert torch.equal(geometry_image(rendering, pose, "depth"), control_image(rendering, pose, "depth"))
 
@@ -103,9 +103,9 @@ def test_pictures_of_any_view_have_finite_gradients(kind, opacity):
     parts = [torch.full(shape, opacity), torch.full(shape, 2.0 * (opacity > 0)), torch.zeros(shape),
              torch.zeros(1, 3, 8, 8)]  # fmt: skip
     parts = [p.requires_grad_() for p in parts]
-    picture = geometry_image(Rendering(torch.zeros(1, 3, 8, 8), *parts), torch.eye(4)[None], kind)
-    assert picture.isfinite().all() and picture.min() >= 0 and picture.max() <= 1
-    gradients = torch.autograd.grad(picture.square().sum(), parts, allow_unused=True)
+    image = geometry_image(Rendering(torch.zeros(1, 3, 8, 8), *parts), torch.eye(4)[None], kind)
+    assert image.isfinite().all() and image.min() >= 0 and image.max() <= 1
+    gradients = torch.autograd.grad(image.square().sum(), parts, allow_unused=True)
     assert all(g.isfinite().all() for g in gradients if g is not None)
 
 

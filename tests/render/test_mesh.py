@@ -189,9 +189,9 @@ def test_an_outline_before_another_surface_has_a_gradient():
 
 
 def test_downsampling_is_a_mean_and_normals_of_a_ball_point_outwards():
-    pictures = torch.arange(16.0).view(1, 4, 4, 1)
-    torch.testing.assert_close(downsample(pictures, 2)[0, :, :, 0], torch.tensor([[2.5, 4.5], [10.5, 12.5]]))
-    assert downsample(pictures, 1) is pictures
+    images = torch.arange(16.0).view(1, 4, 4, 1)
+    torch.testing.assert_close(downsample(images, 2)[0, :, :, 0], torch.tensor([[2.5, 4.5], [10.5, 12.5]]))
+    assert downsample(images, 1) is images
     import trimesh
 
     ball = trimesh.creation.icosphere(3)

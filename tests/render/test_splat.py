@@ -72,7 +72,7 @@ def test_one_splat_is_its_formula():
 
 @pytest.mark.parametrize("chunk", [1 << 22, 500])
 def test_the_fast_path_is_the_reference(chunk):
-    """The spread puts splats outside the picture and behind the camera; a small chunk makes bands of rows."""
+    """The spread puts splats outside the image and behind the camera; a small chunk makes bands of rows."""
     splats, cameras, size = scattered(150, spread=1.5, scale=0.1), views(2), 20
     depth = project(cameras, splats.means, size, size)[1]
     assert (depth < 0).any() and (depth > 1).any()

@@ -99,7 +99,7 @@ def test_weights_and_the_last_transmittance_sum_to_one():
 def test_gradients_agree_with_finite_differences():
     bundle = rays(orbit([20.0], [10.0], [2.8], torch.tensor([40.0], dtype=torch.float64)), 3, 3)
 
-    def picture(density, rgb, background):
+    def image(density, rgb, background):
         def field(points):
             bump = torch.exp(-4 * points.square().sum(1))
             normal = torch.nn.functional.normalize(points, dim=1)
@@ -109,7 +109,7 @@ def test_gradients_agree_with_finite_differences():
         return out.rgb, out.opacity, out.depth, out.depth_variance, out.normal
 
     inputs = [torch.tensor(v, dtype=torch.float64) for v in (3.0, [0.1, -0.4, 0.9], [[0.3, 0.6, 0.9]])]
-    assert torch.autograd.gradcheck(picture, [v.requires_grad_() for v in inputs])
+    assert torch.autograd.gradcheck(image, [v.requires_grad_() for v in inputs])
 
 
 def test_skipping_empty_cells_changes_nothing():
@@ -153,12 +153,12 @@ def test_chunks_and_batches_change_nothing():
 
 def test_a_picture_as_background_is_seen_pixel_by_pixel():
     bundle = rays(turntable(2, 20, 2.8, 40), 16, 16)
-    picture = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    out = render_rays(bundle, blob, BOX, picture)
+    image = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    out = render_rays(bundle, blob, BOX, image)
     black = render_rays(bundle, blob, BOX, torch.zeros(2, 3))
-    torch.testing.assert_close(out.rgb, black.rgb + (1 - black.opacity) * picture)
-    same(render_rays(bundle, blob, BOX, picture[:, :, :1, :1].expand_as(picture)),
-         render_rays(bundle, blob, BOX, picture[:, :, 0, 0]))  # fmt: skip
+    torch.testing.assert_close(out.rgb, black.rgb + (1 - black.opacity) * image)
+    same(render_rays(bundle, blob, BOX, image[:, :, :1, :1].expand_as(image)),
+         render_rays(bundle, blob, BOX, image[:, :, 0, 0]))  # fmt: skip
 
 
 def test_memory_bounds_change_neither_pictures_nor_gradients():
@@ -196,11 +196,11 @@ def test_importance_sampling_has_less_error_from_as_many_samples():
     bundle = rays(turntable(2, 20, 2.8, 40), 16, 16)
     density = Filters(lambda p: shell(p)[0])
 
-    def picture(sampling):
+    def image(sampling):
         return render_rays(bundle, shell, BOX, torch.zeros(2, 3), sampling, filters=density).rgb
 
-    exact = picture(Sampling(3000, min_weight=0, min_transmittance=0))
-    even, drawn = picture(Sampling(96)), picture(Sampling(48, importance=48))
+    exact = image(Sampling(3000, min_weight=0, min_transmittance=0))
+    even, drawn = image(Sampling(96)), image(Sampling(48, importance=48))
     assert (drawn - exact).square().mean() < 0.2 * (even - exact).square().mean()
 
 

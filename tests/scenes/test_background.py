@@ -55,14 +55,14 @@ def test_harmonics_are_orthonormal():
 
 def test_a_learned_background_is_a_function_of_direction():
     background = LearnedBackground().build()
-    pictures = background(views(3), 8)
-    assert pictures.shape == (3, 3, 8, 8) and pictures.min() > 0 and pictures.max() < 1
-    torch.testing.assert_close(background(views(3)[1:2], 8), pictures[1:2])
-    # The same direction seen in two pictures: the middle of one of 1 pixel and of 3 pixels.
+    images = background(views(3), 8)
+    assert images.shape == (3, 3, 8, 8) and images.min() > 0 and images.max() < 1
+    torch.testing.assert_close(background(views(3)[1:2], 8), images[1:2])
+    # The same direction seen in two images: the middle of one of 1 pixel and of 3 pixels.
     torch.testing.assert_close(background(views(2), 1)[..., 0, 0], background(views(2), 3)[..., 1, 1])
     assert [tuple(w.shape) for w in background.weights] == [(16, 16), (16, 16), (3, 16)]
     assert background.parameter_groups()[0]["scale"] == 0.1
-    assert torch.equal(LearnedBackground().build()(views(3), 8), pictures)
+    assert torch.equal(LearnedBackground().build()(views(3), 8), images)
 
 
 def test_a_learned_background_learns():

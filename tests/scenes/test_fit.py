@@ -1,4 +1,4 @@
-"""Fitting a scene to pictures of itself."""
+"""Fitting a scene to images of itself."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def images():
 
 
 @pytest.mark.parametrize("options", [VoxelOptions(resolution=16, sampling=Sampling(32)), GaussianOptions(count=300)])
-def test_any_scene_comes_to_look_like_the_pictures(options, images):
+def test_any_scene_comes_to_look_like_the_images(options, images):
     scene, seen = options.build(), []
     before = psnr(scene.eval(), CAMERAS, images, WHITE)
     rate = 0.1 if isinstance(options, VoxelOptions) else 0.05

@@ -1,4 +1,4 @@
-"""A picture as a scene: what it shows, where it may go, where its gradient goes."""
+"""An image as a scene: what it shows, where it may go, where its gradient goes."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_projection_puts_pixels_back_into_range_and_leaves_the_others():
     assert bool((free.values == 7).all())
 
 
-def test_latents_are_held_among_those_of_pictures():
+def test_latents_are_held_among_those_of_images():
     def encode(images):
         return 2 * images - 1
 
@@ -45,7 +45,7 @@ def test_latents_are_held_among_those_of_pictures():
     scene = ImageScene(encode(images), encodable(encode, decode))
     before = scene.values.detach().clone()
     scene.project()
-    torch.testing.assert_close(scene.values.detach(), before)  # an encoded picture stays
+    torch.testing.assert_close(scene.values.detach(), before)  # an encoded image stays
     projection = encodable(encode, decode)
     far = projection(torch.full((1, 3, 4, 4), 9.0))
     torch.testing.assert_close(far, torch.ones(1, 3, 4, 4))

@@ -93,11 +93,11 @@ def test_turning_turns_the_object_and_not_the_file():
         return np.where(places[..., :1] > 0, [0.9, 0.1, 0.1], [0.1, 0.1, 0.9])
 
     plain, turned = ball(front_is_red), ball(front_is_red, turn=180.0)
-    pictures = [s.render(VIEWS[:1], 32, GRAY[:1]).rgb[0, :, 16, 16] for s in (plain, turned)]
-    assert pictures[0][0] > 0.8 and pictures[1][2] > 0.8
+    images = [s.render(VIEWS[:1], 32, GRAY[:1]).rgb[0, :, 16, 16] for s in (plain, turned)]
+    assert images[0][0] > 0.8 and images[1][2] > 0.8
 
 
-def test_color_is_learned_from_pictures():
+def test_color_is_learned_from_images():
     target, scene = ball(striped), ball()
     wanted = target.render(VIEWS, 24, GRAY).rgb.detach()
     optimizer = adam(scene, 0.06)

@@ -1,4 +1,4 @@
-"""What is exported of a soft field: a mesh that was fitted to the field's pictures."""
+"""What is exported of a soft field: a mesh that was fitted to the field's images."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def field():
 
 
 def psnr(field, mesh):
-    """Of whole pictures from sides that the fit does not look from."""
+    """Of whole images from sides that the fit does not look from."""
     views = turntable(3, 25.0, 2.8, 40.0)
     with torch.no_grad():
         wanted = field.render(views, 96, torch.full((3, 3), 0.9)).rgb

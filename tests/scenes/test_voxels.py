@@ -20,7 +20,7 @@ def scribbled(options=EXACT, seed=0):
     return field
 
 
-def picture(field, **options):
+def render(field, **options):
     return field.render(turntable(2, 20, 2.8, 40), 16, torch.full((2, 3), 0.5), **options)
 
 
@@ -30,7 +30,7 @@ def test_it_starts_as_a_gray_ball_in_empty_space():
     assert density[0] > 40 and 5 < density[1] < 10 and density[2] < 0.01
     torch.testing.assert_close(rgb, torch.full((3, 3), 0.5))
     torch.testing.assert_close(normal[1], torch.tensor([1.0, 0, 0]), atol=1e-3, rtol=0)
-    out = picture(field)
+    out = render(field)
     assert out.opacity[:, :, 8, 8].min() > 0.99 and out.opacity[:, :, 0, 0].max() < 0.01
 
 
@@ -44,7 +44,7 @@ def test_the_axes_of_the_lattice_are_z_y_x():
 
 def test_its_pictures_are_those_of_its_query():
     field = scribbled()
-    out = picture(field, normals=True)
+    out = render(field, normals=True)
     bundle = rays(turntable(2, 20, 2.8, 40), 16, 16)
     slow = render_rays(bundle, lambda p: field.query(p, normals=True), field.bounds, torch.full((2, 3), 0.5))
     for name in ("rgb", "opacity", "depth", "normal", "orientation"):
@@ -55,13 +55,13 @@ def test_the_shortcuts_of_the_default_settings_are_hardly_visible():
     fine = VoxelField(VoxelOptions(sampling=Sampling(min_weight=0, min_transmittance=0), occupancy_threshold=0))
     fast = VoxelField()
     fast.march_bounds = fine.march_bounds  # the same samples
-    assert (picture(fine).rgb - picture(fast).rgb).abs().max() < 0.01
+    assert (render(fine).rgb - render(fast).rgb).abs().max() < 0.01
 
 
 def test_normals_point_down_the_density():
     field = scribbled()
-    assert picture(field).normal is None
-    loss = picture(field, normals=True).orientation.sum()
+    assert render(field).normal is None
+    loss = render(field, normals=True).orientation.sum()
     loss.backward()
     assert bool(field.raw.grad[..., 0].abs().sum() > 0) and bool(field.raw.grad.isfinite().all())
 
@@ -71,21 +71,21 @@ def test_training_looks_at_the_occupancy_again_and_space_can_be_entered_again():
     with torch.no_grad():
         field.raw[..., 0] = -20
         field.raw[7:9, 7:9, 7:9, 0] = 5
-    picture(field)
+    render(field)
     before = field.cells.clone()
     assert before.sum() == 5**3  # three cells across hold something, and one more on either side
     with torch.no_grad():
         field.raw[7:9, 7:9, 9, 0] = 5
-    picture(field)
+    render(field)
     assert torch.equal(field.cells, before)
-    picture(field)
+    render(field)
     assert field.cells.sum() == 5 * 5 * 6 and bool((field.cells | ~before).all())
 
 
 def test_evaluation_leaves_the_state_alone():
     field = scribbled().eval()
     before = {k: v.clone() for k, v in field.state_dict().items()}
-    picture(field)
+    render(field)
     assert all(torch.equal(v, before[k]) for k, v in field.state_dict().items())
 
 
@@ -128,7 +128,7 @@ def test_the_state_loads_into_a_field_of_another_resolution():
     field.upsample(20)
     other = VoxelField(EXACT)
     other.load_state_dict(field.state_dict())
-    assert torch.equal(picture(field.eval()).rgb, picture(other.eval()).rgb)
+    assert torch.equal(render(field.eval()).rgb, render(other.eval()).rgb)
 
 
 def test_a_few_steps_paint_it():
@@ -137,10 +137,10 @@ def test_a_few_steps_paint_it():
     generator = torch.Generator().manual_seed(0)
     for _ in range(30):
         optimizer.zero_grad()
-        out = picture(field, generator=generator)
+        out = render(field, generator=generator)
         (out.rgb - out.opacity.detach() * torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1)).square().mean().backward()
         optimizer.step()
-    red = picture(field).rgb[:, :, 8, 8]
+    red = render(field).rgb[:, :, 8, 8]
     assert red[:, 0].min() > 0.85 and red[:, 1:].max() < 0.15
 
 

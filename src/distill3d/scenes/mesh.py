@@ -68,9 +68,8 @@ class MeshOptions(SceneOptions):
 class MeshScene(nn.Module, Scene):
     """A mesh with colors from a grid near its surface (see `SurfaceGrid`).
 
-    color = sigmoid(paint(rest position)), position = rest position + offset(rest position). Both are functions of the
-    position, so vertices that a file splits at a seam stay together. Geometry is fixed unless `options.move` is
-    above 0.
+    color = sigmoid(color_grid(rest)) and position = rest + offset_grid(rest) are functions of the position at rest, so
+    vertices that a file splits at a seam stay together. Geometry is fixed unless `options.move` is above 0.
     """
 
     export_settings = frozenset({"texture"})
@@ -90,12 +89,12 @@ class MeshScene(nn.Module, Scene):
         self.half_size = 1.01 * float(self.rest[self.faces].abs().max())
         face, weights = self._samples(max((*options.levels, *options.shape_levels)))
         points = self.positions(face, weights).to(self.rest.device)
-        self.paint = SurfaceGrid(points, options.levels, 3, self.half_size)
+        self.color_grid = SurfaceGrid(points, options.levels, 3, self.half_size)
         if options.colors:
             known = torch.tensor(source.colors(face, weights), dtype=torch.float32)
-            self.paint.fit(points, color_logits(known).to(points))
-        self.offset = SurfaceGrid(points, options.shape_levels, 3, self.half_size) if options.move else None
-        self.vertex_rows = [] if self.offset is None else self.offset.rows(self.rest)
+            self.color_grid.fit(points, color_logits(known).to(points))
+        self.offset_grid = SurfaceGrid(points, options.shape_levels, 3, self.half_size) if options.move else None
+        self.vertex_rows = [] if self.offset_grid is None else self.offset_grid.rows(self.rest)
 
     def _apply(self, fn, recurse: bool = True) -> MeshScene:
         """Moves what follows from the mesh with the module: it is neither a parameter nor part of the state."""
@@ -106,19 +105,19 @@ class MeshScene(nn.Module, Scene):
     @property
     def vertices(self) -> Float[Tensor, "v 3"]:
         """Current vertices, world units."""
-        return self.rest if self.offset is None else self.rest + self.offset.mix(self.vertex_rows)
+        return self.rest if self.offset_grid is None else self.rest + self.offset_grid.mix(self.vertex_rows)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Color, and the offsets of the shape at the rate `options.move`; see `Scene.parameter_groups`."""
-        groups = [{"params": list(self.paint.parameters()), "scale": 1.0}]
-        if self.offset is not None:
-            groups.append({"params": list(self.offset.parameters()), "scale": self.options.move})
+        groups = [{"params": list(self.color_grid.parameters()), "scale": 1.0}]
+        if self.offset_grid is not None:
+            groups.append({"params": list(self.offset_grid.parameters()), "scale": self.options.move})
         return groups
 
     def penalties(self) -> dict[str, Callable[[], Tensor]]:
         """Roughness of the color and, if vertices move, of their displacement."""
-        terms: dict[str, Callable[[], Tensor]] = {"smooth_color": self.paint.roughness}
-        if self.offset is not None:
+        terms: dict[str, Callable[[], Tensor]] = {"smooth_color": self.color_grid.roughness}
+        if self.offset_grid is not None:
             terms["smooth_shape"] = lambda: bending(self.vertices - self.rest, self.edges, self.edge_length)
         return terms
 
@@ -152,7 +151,7 @@ class MeshScene(nn.Module, Scene):
 
     def color(self, positions: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
         """Albedo in [0, 1] at rest positions on the surface."""
-        return torch.sigmoid(self.paint(positions.detach()))
+        return torch.sigmoid(self.color_grid(positions.detach()))
 
     def export(self, folder: Path, options: ExportOptions) -> list[Path]:
         """Writes mesh.glb with the faces of the source, in its own coordinates, and a texture or vertex colors."""
@@ -175,10 +174,10 @@ class MeshScene(nn.Module, Scene):
 
     def _moved(self) -> Mesh:
         """The source with its current vertices."""
-        if self.offset is None:
+        if self.offset_grid is None:
             return self.source
         own = torch.tensor(self._to_scene(self.source.vertices), dtype=torch.float32, device=self.rest.device)
-        moved = self._to_file((own + self.offset(own)).cpu().double().numpy())
+        moved = self._to_file((own + self.offset_grid(own)).cpu().double().numpy())
         return replace(self.source, vertices=moved, normals=None)
 
     def _antialiased(self, cameras: Cameras, vertices: Tensor, seen: RasterOutput, values: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def test_gradients_of_a_picture_agree_with_finite_differences():
     view = type(view)(*(value.double() for value in vars(view).values()))
     names = ["table", "density_in", "density_out", "color_in", "color_out"]
 
-    def picture(*values):
+    def image(*values):
         out = torch.func.functional_call(field, dict(zip(names, values, strict=True)), (view,))
         return out.rgb, out.opacity, out.normal
 
@@ -106,7 +106,7 @@ def test_gradients_of_a_picture_agree_with_finite_differences():
     field.forward = forward
     inputs = [getattr(field, n).detach().clone().requires_grad_() for n in names]
     # In one random direction of each parameter: all of them would be 200 renders.
-    assert torch.autograd.gradcheck(picture, inputs, fast_mode=True, atol=1e-4)
+    assert torch.autograd.gradcheck(image, inputs, fast_mode=True, atol=1e-4)
 
 
 def test_a_rendering_is_what_the_query_says_and_skipping_costs_nothing():
