@@ -112,7 +112,7 @@ def test_prompt_files(tmp_path):
     assert read_prompts(f"@{file}") == ["a car", "ein grüner Würfel", "红色的立方体"]
     for content in (b"", b"\n# only a remark\n"):
         file.write_bytes(content)
-        with pytest.raises(ValueError, match="holds no prompt: write one per line"):
+        with pytest.raises(ValueError, match="contains no prompt: write one per line"):
             read_prompts(f"@{file}")
     file.write_bytes(b"\xff\xfe\x00")
     for name in (file, tmp_path / "none.txt", tmp_path):
