@@ -243,6 +243,13 @@ def test_settings_of_single_methods_in_a_bench():
     ]
 
 
+def test_a_bench_reads_the_file_of_a_recipe(file, capsys):
+    text = written(capsys, "laptop").replace("scale = 7.5", "scale = 3.0", 1)
+    found = cli.parse(["bench", "--methods", "sdi,sds", *file(text)]).protocol()
+    assert found.variants[0].recipe.objective == dataclasses.replace(LAPTOP.objective, scale=3.0)
+    assert found.variants[1].recipe.objective == TUNED["laptop"]["sds"]
+
+
 def test_paths_of_a_tree():
     assert nested({"a.b": 1, "a.c": None, "d": 2}) == {"a": {"b": 1}, "d": 2}
     assert dict(paths({"a": {"b": 1, "c": {}}, "d": 2})) == {"a.b": 1, "a.c": {}, "d": 2}

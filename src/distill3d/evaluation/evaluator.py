@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from distill3d.priors.components.folder import quiet
+
 VIT_B_32 = "openai/clip-vit-base-patch32"  # the model behind most published CLIP scores
 BATCH = 64  # images per forward pass: bounds the memory of a long turntable
 BUNDLED_JUDGE = Path(__file__).parents[1] / "assets" / "toybox" / "evaluator_judge"
@@ -36,8 +38,9 @@ class Evaluator:
         if not (self.folder / "config.json").is_file():
             raise ValueError(f"{folder} is not a CLIP folder: it has no config.json (of transformers' CLIPModel)")
         try:
-            model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-            self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            with quiet():
+                model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+                self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         except OSError as error:
             raise ValueError(f"{folder} is not a CLIP folder: {str(error).splitlines()[0]}") from error
         self.model = model.eval().requires_grad_(False)
