@@ -10,10 +10,10 @@ from unlit import unlit_views
 
 from distill3d.cameras import rays, turntable
 from distill3d.export.options import ExportOptions
-from distill3d.meshes.bake import Look, bake, paint_vertices, seen_colors
+from distill3d.meshes.bake import BakeRays, bake, paint_vertices, surface_colors
 from distill3d.meshes.mesh import faces_per_edge
 from distill3d.meshes.surface import extract_surface, simplify
-from distill3d.meshes.texture import uv_texels
+from distill3d.meshes.texture import rasterize_uv
 from distill3d.render.volume import Sampling, render_rays
 from distill3d.scenes.to_mesh import field_to_mesh
 
@@ -68,7 +68,7 @@ def test_seams_do_not_show(baked):
 
 
 def island(mesh):
-    return uv_texels(mesh.uv, mesh.uv_faces, len(mesh.textures[0]))[0] >= 0
+    return rasterize_uv(mesh.uv, mesh.uv_faces, len(mesh.textures[0]))[0] >= 0
 
 
 def test_the_texture_is_the_fields_color_at_each_texel(baked, surface):
@@ -88,7 +88,7 @@ def test_a_ray_through_layers_sees_their_closed_form():
         return 8 * inside, red * torch.tensor([1.0, 0, 0]) + (1 - red) * torch.tensor([0, 0, 1.0]), None
 
     point, up = np.zeros((1, 3)), np.array([[0.0, 0.0, 1.0]])
-    seen = seen_colors(layers, point, up, look=Look(above=0.1, below=0.9, samples=1000, slanted=0))
+    seen = surface_colors(layers, point, up, bake_rays=BakeRays(above=0.1, below=0.9, samples=1000, slanted=0))
     total = 1 - math.exp(-8 * 0.9)
     red = (1 - math.exp(-0.8)) / total
     torch.testing.assert_close(seen, torch.tensor([[red, 0, 1 - red]]), atol=1e-3, rtol=0)
@@ -101,15 +101,15 @@ def test_slanted_rays_pass_a_layer_on_a_longer_way():
         red = (points[:, 2] > -0.1).float()[:, None]
         return 8 * (points[:, 2] < 0).float(), red.expand(-1, 3), None
 
-    look = Look(above=0.1, below=0.9, samples=1000, slanted=3, slant=60.0)
-    seen = seen_colors(layers, np.zeros((1, 3)), np.array([[0.0, 0.0, 5.0]]), look=look)
+    bake_rays = BakeRays(above=0.1, below=0.9, samples=1000, slanted=3, slant=60.0)
+    seen = surface_colors(layers, np.zeros((1, 3)), np.array([[0.0, 0.0, 5.0]]), bake_rays=bake_rays)
     total = 1 - math.exp(-8 * 0.9)
     straight, slanted = ((1 - math.exp(-8 * way)) / total for way in (0.1, 0.2))
     torch.testing.assert_close(seen, torch.full((1, 3), (straight + 3 * slanted) / 4), atol=2e-3, rtol=0)
 
 
 def test_where_nothing_is_seen_the_color_at_the_point_is_taken():
-    seen = seen_colors(lambda p: (p[:, 0] * 0, p.abs(), None), np.full((1, 3), 0.5), np.eye(3)[:1])
+    seen = surface_colors(lambda p: (p[:, 0] * 0, p.abs(), None), np.full((1, 3), 0.5), np.eye(3)[:1])
     torch.testing.assert_close(seen, torch.full((1, 3), 0.5), atol=0.03, rtol=0)
 
 
@@ -121,11 +121,11 @@ def test_export_gives_what_was_asked_for():
 
 
 def test_mistakes_are_value_errors():
-    with pytest.raises(ValueError, match=r"got 0; 1024 are usual"):
+    with pytest.raises(ValueError, match=r"got 0; 1024 is usual"):
         ExportOptions(texture=0)
-    with pytest.raises(ValueError, match=r"got 2; 20000 are usual"):
+    with pytest.raises(ValueError, match=r"got 2; 20000 is usual"):
         ExportOptions(faces=2)
-    with pytest.raises(ValueError, match=r"got -1; 60 are usual"):
+    with pytest.raises(ValueError, match=r"got -1; 60 is usual"):
         ExportOptions(fit=-1)
     for wrong in ({"resolution": 7}, {"level": 0.0}, {"level": math.nan}, {"soften": -1.0}, {"soften": math.nan}):
         with pytest.raises(ValueError, match=f"got {next(iter(wrong.values()))}"):

@@ -7,7 +7,7 @@ import trimesh
 
 from distill3d.meshes import surface
 from distill3d.meshes.mesh import Mesh
-from distill3d.meshes.surface import outline_level, repair, simplify, smoothed, tight
+from distill3d.meshes.surface import outline_level, repair, shrink_box, simplify, smooth_lattice
 
 
 def egg(points, floater=False):
@@ -46,7 +46,7 @@ def test_floaters_are_dropped_unless_wanted(mesh):
         return egg(points, floater=True)
 
     assert len(extract_surface(both, resolution=48).split()) == 1
-    assert len(extract_surface(both, resolution=48, min_share=0).split()) == 2
+    assert len(extract_surface(both, resolution=48, min_fraction=0).split()) == 2
 
 
 def noisy(points):
@@ -71,9 +71,9 @@ def test_smoothing_keeps_quadratics_and_takes_the_finest_detail():
     x, y, z = np.meshgrid(*[np.linspace(-1, 1, 21)] * 3, indexing="ij")
     quadratic = 1 + x - 2 * z + 3 * x * x - y * y + x * y
     inner = (slice(8, -8),) * 3  # where the lattice's edge is out of reach of both Gaussians
-    np.testing.assert_allclose(smoothed(quadratic, 0.7)[inner], quadratic[inner], atol=1e-6)
+    np.testing.assert_allclose(smooth_lattice(quadratic, 0.7)[inner], quadratic[inner], atol=1e-6)
     checkered = np.indices(x.shape).sum(0) % 2 * 2.0 - 1
-    assert np.abs(smoothed(checkered, 0.7)[inner]).max() < 0.02
+    assert np.abs(smooth_lattice(checkered, 0.7)[inner]).max() < 0.02
 
 
 def test_a_box_that_is_much_too_large_is_halved():
@@ -82,7 +82,7 @@ def test_a_box_that_is_much_too_large_is_halved():
     def ball(radius):
         return lambda p: (50.0 * (p.norm(dim=1) < radius), p, None)
 
-    assert [tight(ball(radius), 2.0, 48, 0.1) for radius in (1.5, 0.9, 0.4, 0.0)] == [2.0, 1.0, 0.5, 2.0]
+    assert [shrink_box(ball(radius), 2.0, 48, 0.1) for radius in (1.5, 0.9, 0.4, 0.0)] == [2.0, 1.0, 0.5, 2.0]
     large, small = (extract_surface(ball(0.4), resolution=48, half_size=half) for half in (2.0, 0.5))
     np.testing.assert_allclose(large.vertices, small.vertices)
 
@@ -157,5 +157,5 @@ def test_an_empty_volume_is_a_clear_value_error():
 def test_mistakes_are_value_errors(mesh):
     with pytest.raises(ValueError, match="level"):
         extract_surface(egg, level=0)
-    with pytest.raises(ValueError, match=r"at least 4 faces, got 0; 20000 are usual"):
+    with pytest.raises(ValueError, match=r"at least 4 faces, got 0; 20000 is usual"):
         simplify(mesh, 0)

@@ -5,7 +5,7 @@ import pytest
 import trimesh
 
 from distill3d.meshes.mesh import Mesh
-from distill3d.meshes.texture import pad, paint_texels, unwrap, usable_uv, uv_problem, uv_texels
+from distill3d.meshes.texture import pad_islands, paint_texels, rasterize_uv, unwrap, usable_uv, uv_problem
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_the_same_mesh_gives_the_same_map(ball, mapped):
 
 def test_texels_cover_the_islands_once(mapped):
     size = 256
-    face, weights = uv_texels(mapped.uv, mapped.uv_faces, size)
+    face, weights = rasterize_uv(mapped.uv, mapped.uv_faces, size)
     covered = face >= 0
     # As many texel centers as the islands are large: fewer were holes, and overlapping islands would hide each other.
     island = np.abs(area_of(mapped.uv, mapped.uv_faces)).sum() * size * size
@@ -58,7 +58,7 @@ def test_texels_cover_the_islands_once(mapped):
 def test_rasterizing_agrees_with_a_test_of_every_texel():
     rng = np.random.default_rng(0)
     uv, faces = rng.random((12, 2)), np.arange(12).reshape(4, 3)  # overlapping, of either winding
-    face, _ = uv_texels(uv, faces, 40)
+    face, _ = rasterize_uv(uv, faces, 40)
     center = (np.arange(40) + 0.5) / 40
     point = np.stack(np.meshgrid(center, 1 - center), axis=-1)  # [row, column, uv]
     expected = np.full((40, 40), -1)
@@ -77,7 +77,7 @@ def test_neighboring_faces_leave_no_gap():
     from scipy.spatial import Delaunay
 
     hull = Delaunay(np.concatenate((uv, [[0, 0], [0, 1], [1, 0], [1, 1]])))
-    face, _ = uv_texels(hull.points, hull.simplices, 64)
+    face, _ = rasterize_uv(hull.points, hull.simplices, 64)
     assert (face >= 0).all()
 
 
@@ -90,13 +90,13 @@ def test_painting_band_by_band_is_painting_at_once(mapped, band, monkeypatch):
         asked.append(len(face))
         return np.stack((face % 256, weights[:, 0] * 255, weights[:, 1] * 255), 1).round().astype(np.uint8)
 
-    face, weights = uv_texels(mapped.uv, mapped.uv_faces, size)
+    face, weights = rasterize_uv(mapped.uv, mapped.uv_faces, size)
     covered = face >= 0
     whole = np.zeros((size, size, 3), np.uint8)
     whole[covered] = colors(face[covered], weights[covered])
     asked.clear()
     painted = paint_texels(mapped.uv, mapped.uv_faces, size, colors)
-    np.testing.assert_array_equal(painted, pad(whole, covered))
+    np.testing.assert_array_equal(painted, pad_islands(whole, covered))
     assert max(asked) <= max(band, size) and sum(asked) == covered.sum()
 
 
@@ -105,11 +105,11 @@ def test_padding_keeps_what_is_there_and_takes_the_nearest():
     covered = np.zeros((5, 8), bool)
     texture[2, 1], texture[2, 6] = 10, 200
     covered[2, [1, 6]] = True
-    padded = pad(texture, covered)
+    padded = pad_islands(texture, covered)
     assert (padded[:, :4] == 10).all() and (padded[:, 4:] == 200).all()
     full = np.random.default_rng(0).integers(0, 255, (4, 4, 3), np.uint8)
-    np.testing.assert_array_equal(pad(full, np.ones((4, 4), bool)), full)
-    np.testing.assert_array_equal(pad(full, np.zeros((4, 4), bool)), full)
+    np.testing.assert_array_equal(pad_islands(full, np.ones((4, 4), bool)), full)
+    np.testing.assert_array_equal(pad_islands(full, np.zeros((4, 4), bool)), full)
 
 
 def grid(cells=16):
@@ -152,5 +152,5 @@ def test_mistakes_are_value_errors(ball, mapped):
         unwrap(vertices, faces[:0])
     with pytest.raises(ValueError, match="indices from 0 to 9"):
         unwrap(vertices[:10], faces)
-    with pytest.raises(ValueError, match=r"got 0; 1024 are usual"):
+    with pytest.raises(ValueError, match=r"got 0; 1024 is usual"):
         paint_texels(mapped.uv, mapped.uv_faces, 0, lambda face, weights: face)

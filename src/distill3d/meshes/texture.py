@@ -1,4 +1,4 @@
-"""UV maps and what is painted into them: unwrapping, the texels of each face, and what lies between the islands.
+"""UV maps and textures: unwrapping, which face each texel lies on, painting, and padding between the islands.
 
 A UV map cuts a surface into islands and lays them flat into one square texture. (0, 0) is the lower left corner of
 the texture and (1, 1) the upper right, as in OBJ and OpenGL; row 0 of a texture is its top.
@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int, UInt8
 
 from distill3d.meshes.mesh import Mesh, check_mesh, weld
 from distill3d.render.raster import rasterize_plane
@@ -19,25 +20,24 @@ OVERLAP = 0.005  # fraction of a UV map's area that may be covered twice: island
 
 
 def check_texture_size(size: int) -> None:
-    """Raises ValueError unless `size` is a sensible number of texels a side."""
+    """Raises ValueError unless `size` is a sensible number of texels per side."""
     if not 8 <= size <= 8192:
-        raise ValueError(f"a texture has 8 to 8192 texels a side, got {size}; 1024 are usual")
+        raise ValueError(f"a texture must have 8 to 8192 texels per side, got {size}; 1024 is usual")
 
 
-def unwrap(vertices: np.ndarray, faces: np.ndarray, size: int = 1024) -> tuple[np.ndarray, np.ndarray]:
-    """Lays a surface flat by xatlas (charts by growing, least-squares conformal maps, packing).
-
-    The same mesh gives the same map. Charts are packed to be 4 texels apart in a picture of `size` texels.
+def unwrap(
+    vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"], size: int = 1024
+) -> tuple[Float[np.ndarray, "t 2"], Int[np.ndarray, "f 3"]]:
+    """Makes a UV map by xatlas (charts by growing, least-squares conformal maps, packing); it is deterministic.
 
     Args:
-        vertices: [V, 3]; faces: [F, 3].
-        size: texels a side of the picture that the map is meant for.
+        size: texels per side of the texture that the map is for; charts are packed 4 texels apart.
 
     Returns:
-        uv [T, 2] in [0, 1] and uv_faces [F, 3]; the order of faces and of their corners is kept.
+        uv in [0, 1] and uv_faces; the order of faces and of their corners is kept.
 
     Raises:
-        ValueError: for what is no mesh (`check_mesh`) or no size (`check_texture_size`).
+        ValueError: if this is not a mesh (`check_mesh`) or not a size (`check_texture_size`).
     """
     import xatlas
 
@@ -48,47 +48,51 @@ def unwrap(vertices: np.ndarray, faces: np.ndarray, size: int = 1024) -> tuple[n
     packing = xatlas.PackOptions()
     packing.resolution, packing.padding, packing.bilinear = size, 4, True
     atlas.generate(xatlas.ChartOptions(), packing)
-    _, corners, places = atlas[0]
-    return places.astype(np.float64).clip(0, 1), corners.astype(np.int64)
+    _, uv_faces, uv = atlas[0]
+    return uv.astype(np.float64).clip(0, 1), uv_faces.astype(np.int64)
 
 
 def paint_texels(
-    uv: np.ndarray, uv_faces: np.ndarray, size: int, colors: Callable[[np.ndarray, np.ndarray], np.ndarray]
-) -> np.ndarray:
-    """A texture [size, size, 3] uint8 whose texels between the islands repeat the nearest one.
+    uv: Float[np.ndarray, "t 2"],
+    uv_faces: Int[np.ndarray, "f 3"],
+    size: int,
+    colors: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Paints a texture; texels between the islands repeat the nearest painted one.
 
     Args:
-        uv: [T, 2] and uv_faces: [F, 3], see `TexturedMesh`.
-        colors: maps faces [N], N > 0, and barycentric coordinates [N, 3] in them to colors [N, 3] uint8; asked for
-            a band of rows of about `BAND` texels at once.
+        size: texels per side.
+        colors: maps faces [N], N > 0, and barycentric coordinates [N, 3] in them to colors [N, 3] uint8; called for
+            a band of rows of about `BAND` texels at a time.
 
     Raises:
-        ValueError: for no size (`check_texture_size`).
+        ValueError: if this is not a size (`check_texture_size`).
     """
     check_texture_size(size)
     texture, covered = np.zeros((size, size, 3), np.uint8), np.zeros((size, size), bool)
     height = -(-BAND // size)
     for top in range(0, size, height):
         rows = slice(top, min(size, top + height))
-        face, weights = uv_texels(uv, uv_faces, size, (rows.start, rows.stop))
-        here = face >= 0
-        if here.any():
-            covered[rows] = here
-            texture[rows][here] = colors(face[here], weights[here])
-    return pad(texture, covered)
+        face, weights = rasterize_uv(uv, uv_faces, size, (rows.start, rows.stop))
+        hit = face >= 0
+        if hit.any():
+            covered[rows] = hit
+            texture[rows][hit] = colors(face[hit], weights[hit])
+    return pad_islands(texture, covered)
 
 
-def uv_texels(
-    uv: np.ndarray, uv_faces: np.ndarray, size: int, rows: tuple[int, int] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which face each texel of a [size, size] picture lies on, and where inside it.
+def rasterize_uv(
+    uv: Float[np.ndarray, "t 2"], uv_faces: Int[np.ndarray, "f 3"], size: int, rows: tuple[int, int] | None = None
+) -> tuple[Int[np.ndarray, "r size"], Float[np.ndarray, "r size 3"]]:
+    """Which face the center of each texel lies on, and where inside it.
 
     Args:
-        rows: the first row asked for and the one after the last; else all R = size of them.
+        size: texels per side.
+        rows: the first row and the one after the last; by default all of them.
 
     Returns:
-        face [R, size] int64, -1 between the islands, and barycentric coordinates [R, size, 3] of the texel's center
-        in the face's corners, 0 where there is no face. Where islands overlap the later face wins.
+        faces, -1 between the islands, and barycentric coordinates, 0 where there is no face. Where islands overlap
+        the later face wins.
     """
     check_texture_size(size)
     top, bottom = rows or (0, size)
@@ -97,15 +101,10 @@ def uv_texels(
     return face.numpy(), weights.numpy()
 
 
-def pad(texture: np.ndarray, covered: np.ndarray) -> np.ndarray:
-    """Fills the texels between the islands from the nearest covered one, so that filters find no gap at a seam.
+def pad_islands(texture: UInt8[np.ndarray, "h w c"], covered: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w c"]:
+    """A new texture whose texels between the islands repeat the nearest covered one, so that filters find no gap.
 
-    Args:
-        texture: [H, W, C].
-        covered: [H, W] bool.
-
-    Returns:
-        a new texture; covered texels are as they were, and all are if none is covered.
+    Covered texels stay as they are, and all do if none is covered.
     """
     from scipy.ndimage import distance_transform_edt
 
@@ -116,39 +115,38 @@ def pad(texture: np.ndarray, covered: np.ndarray) -> np.ndarray:
 
 
 def uv_problem(mesh: Mesh) -> str | None:
-    """Why a mesh's UV map cannot hold a texture that is painted anew; None if it can."""
+    """Why the UV map of a mesh cannot hold a new texture; None if it can."""
     if mesh.uv is None or mesh.uv_faces is None:
         return "it has none"
     corner = mesh.uv[mesh.uv_faces]
     if not np.isfinite(corner).all() or corner.min() < -1e-4 or corner.max() > 1 + 1e-4:
         return "it reaches beyond the texture"
-    side, other = corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]
-    flat = np.abs(side[:, 0] * other[:, 1] - side[:, 1] * other[:, 0]) < 1e-12
+    first, second = corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]
+    flat = np.abs(first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]) < 1e-12
     a, b, c = mesh.vertices[mesh.faces].transpose(1, 0, 2)
     area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
     if area[flat].sum() > 0.01 * area.sum():
         return "it leaves faces without any place in the texture"
-    # An odd scale, for edges that run through many texel centers would count as overlaps there. Where islands overlap,
-    # the order of the faces decides who is seen.
+    # Where islands overlap, the order of the faces decides which one is visible. The scale is odd because edges that
+    # run through many texel centers would count as overlaps.
     points = torch.from_numpy(mesh.uv * [509.31, 503.77] + [0.173, 0.291])
     faces = torch.from_numpy(mesh.uv_faces)
-    first, _ = rasterize_plane(points, faces, 512, 512)
-    last, _ = rasterize_plane(points, faces.flip(0), 512, 512)
-    last = torch.where(last >= 0, len(faces) - 1 - last, -1)
-    if float((first != last).sum()) > OVERLAP * float((first >= 0).sum()):
+    above, _ = rasterize_plane(points, faces, 512, 512)
+    below, _ = rasterize_plane(points, faces.flip(0), 512, 512)
+    below = torch.where(below >= 0, len(faces) - 1 - below, -1)
+    if float((above != below).sum()) > OVERLAP * float((above >= 0).sum()):
         return "its islands overlap"
     return None
 
 
-def usable_uv(mesh: Mesh, size: int) -> tuple[np.ndarray, np.ndarray, str | None]:
-    """The mesh's own UV map if a texture can be painted into it, else a new one for a picture of `size` texels.
+def usable_uv(mesh: Mesh, size: int) -> tuple[Float[np.ndarray, "t 2"], Int[np.ndarray, "f 3"], str | None]:
+    """The mesh's own UV map if it can hold a new texture, else one made for a texture of `size` texels per side.
 
     Returns:
-        uv [T, 2] in [0, 1], uv_faces [F, 3], and why the map is new (None if it is the mesh's own).
+        uv in [0, 1], uv_faces, and why the map is new (`uv_problem`; None if it is the mesh's own).
     """
     problem = uv_problem(mesh)
     if problem is None:
         assert mesh.uv is not None and mesh.uv_faces is not None
         return mesh.uv.clip(0, 1), mesh.uv_faces, None
-    shared, faces = weld(mesh.vertices, mesh.faces)
-    return *unwrap(shared, faces, size), problem
+    return *unwrap(*weld(mesh.vertices, mesh.faces), size), problem
