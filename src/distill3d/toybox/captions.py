@@ -7,11 +7,12 @@ from importlib import resources
 
 import numpy as np
 
+from distill3d.prompts import DIRECTIONS
 from distill3d.toybox.shapes import COLORS, KINDS
 
 KIND_NAMES = tuple(KINDS)
 COLOR_NAMES = tuple(COLORS)
-VIEW_WORDS = ("front", "side", "back", "overhead")
+VIEW_WORDS = DIRECTIONS
 COLOR_WORDS: dict[str, tuple[str, ...]] = {
     "red": ("red", "scarlet"),
     "orange": ("orange",),
@@ -30,7 +31,7 @@ EXTRA_WORDS = ("and", "the", "of", "in", "on", "two", "view", "object", "backgro
 
 @dataclass(frozen=True)
 class Claim:
-    """What a caption says, as indices; -1 where it is silent."""
+    """What a caption says, as indices into the names; -1 for what it does not mention."""
 
     kind: int = -1
     color: int = -1
@@ -51,9 +52,9 @@ def default_accent(kind: int) -> int:
 
 
 def sentence(claim: Claim, rng: np.random.Generator | None = None) -> str:
-    """A caption that says exactly what `claim` says; with a generator, synonyms and templates vary.
+    """A caption of a claim; with a generator, synonyms and templates vary.
 
-    Without a generator the plain form: "a red mushroom with blue spots, front view".
+    Without one it has the plain form "a red mushroom with blue spots, front view".
     """
     pick = (lambda options: options[0]) if rng is None else (lambda options: options[rng.integers(len(options))])
     noun = pick(KINDS[KIND_NAMES[claim.kind]][1]) if claim.kind >= 0 else "toy"
@@ -70,7 +71,7 @@ def sentence(claim: Claim, rng: np.random.Generator | None = None) -> str:
 
 
 def random_claim(kind: int, color: int, accent: int, view: int, rng: np.random.Generator) -> Claim:
-    """What a caption of this picture says: unusual accents always, the rest left out part of the time."""
+    """What a caption of an image says: unusual accents always, the rest with some probability."""
     unusual = accent != default_accent(kind)
     say_accent = unusual or rng.random() < 0.1
     return Claim(
@@ -95,7 +96,7 @@ def vocabulary() -> list[str]:
 
 @dataclass(frozen=True)
 class Reading:
-    """What was understood of a prompt: world names or None, and the words that mean nothing here."""
+    """The kind and color that a prompt names, None if it names none, and its words outside the vocabulary."""
 
     kind: str | None
     color: str | None
@@ -103,7 +104,7 @@ class Reading:
 
 
 def read_prompt(prompt: str) -> Reading:
-    """Finds the kind (longest noun first) and its color in a prompt, and the words outside the vocabulary."""
+    """Finds the kind (longest noun first) and its color in a prompt, and its words outside the vocabulary."""
     words = "".join(c if c.isalnum() else " " for c in prompt.lower()).split()
     known = set(vocabulary())
     text = f" {' '.join(words)} "

@@ -5,12 +5,17 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill3d.toybox.captions import vocabulary
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderTiny, DDIMScheduler
+    from transformers import CLIPModel, CLIPTokenizer
 
 TOKENS = 20  # length of a padded prompt
 TEXT_WIDTH = 128
@@ -18,10 +23,10 @@ IMAGE_SIZE = 64
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 
-def make_tokenizer(folder: Path) -> Any:
+def make_tokenizer(folder: Path) -> CLIPTokenizer:
     """Builds the byte-pair tokenizer in which each word of the world is one token, and saves it.
 
-    Words that the world does not know fall apart into letters: any text can be encoded.
+    Unknown words are split into letters, so that any text can be encoded.
     """
     from transformers import CLIPTokenizer
 
@@ -43,10 +48,10 @@ def make_tokenizer(folder: Path) -> Any:
 
 
 def byte_pairs(words: list[str]) -> list[tuple[str, str]]:
-    """The merges that make each word one token: always the most frequent pair, of equals the first in the alphabet.
+    """The merges that make each word one token: the most frequent pair first, ties in alphabetical order.
 
-    Our own few lines, because the order must be the same in every process: the trainers of the libraries break ties
-    by the order of a hash table, and permuted tokens are permuted prompts.
+    The order must be the same in every process, because permuted tokens are permuted prompts. The trainers of
+    libraries break ties by the order of a hash table.
     """
     spelled = [[*word[:-1], word[-1] + WORD_END] for word in words]
     merges = []
@@ -68,7 +73,7 @@ def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:
     return merged
 
 
-def make_clip(tokenizer: Any) -> Any:
+def make_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     """A text-image contrastive model, 64 px, patch 8."""
     from transformers import CLIPConfig, CLIPModel
 
@@ -99,7 +104,7 @@ def make_clip(tokenizer: Any) -> Any:
 def make_autoencoder() -> Any:
     """64 px to 16x16x4: a light encoder (its gradient is taken at every 3D step), a heavier decoder.
 
-    No residual block works at full resolution, where it would cost most and give least.
+    There is no residual block at full resolution, where it would cost most and help least.
     """
     from diffusers import AutoencoderTiny
 
@@ -139,7 +144,7 @@ def make_unet() -> Any:
     )
 
 
-def make_scheduler() -> Any:
+def make_scheduler() -> DDIMScheduler:
     """The noise schedule of Stable Diffusion 2.1-base."""
     from diffusers import DDIMScheduler
 
@@ -156,15 +161,17 @@ def make_scheduler() -> Any:
 
 
 @torch.no_grad()
-def normalize_latents(autoencoder: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Folds a whitening of the latents [N, 4, h, w] into the encoder's last convolution, its inverse into the decoder.
+def normalize_latents(
+    autoencoder: AutoencoderTiny, latents: Float[Tensor, "n c h w"]
+) -> tuple[Float[Tensor, "c c"], Float[Tensor, " c"]]:
+    """Folds a whitening of the latents into the encoder's last convolution, and its inverse into the decoder.
 
-    Afterwards the encoder gives zero mean, unit variance and no correlation between channels, which is what a
-    noise schedule assumes. The decoder squashes its input before its first convolution, so there the inverse is
-    not exact: it has to be trained further.
+    Afterwards the encoder's output has zero mean, unit variance and no correlation between channels, as noise
+    schedules assume. The decoder compresses its input before its first convolution, so its inverse is not exact: it
+    has to be trained further.
 
     Returns:
-        The whitening matrix [4, 4] and the mean [4].
+        the whitening matrix and the mean.
     """
     flat = latents.movedim(1, -1).reshape(-1, latents.shape[1]).double()
     mean = flat.mean(0)

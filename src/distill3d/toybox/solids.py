@@ -130,12 +130,8 @@ def box(sx: float, sy: float, sz: float, rounding: float = 0.05) -> Solid:
         (np.sin(polar)[:, None, None] * ring, np.broadcast_to(np.cos(polar)[:, None, None], (8, 16, 1))), -1
     ).reshape(-1, 3)
     vertices = np.sign(direction) * (half - r) + r * direction
-    return Solid(*_hull(vertices))
-
-
-def _hull(vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     hull = trimesh.convex.convex_hull(vertices)
-    return np.asarray(hull.vertices), np.asarray(hull.faces)
+    return Solid(np.asarray(hull.vertices), np.asarray(hull.faces))
 
 
 def ring(radius: float, thickness: float, axis: str = "z") -> Solid:
@@ -181,7 +177,7 @@ def heart(radius: float) -> list[tuple[float, float]]:
 
 
 def corner_normals(vertices: np.ndarray, faces: np.ndarray, crease: float = 50.0) -> np.ndarray:
-    """Shading normals [F, 3, 3] a face corner: smooth over edges flatter than `crease` degrees, sharp elsewhere."""
+    """Shading normals [F, 3, 3] of face corners: smooth over edges flatter than `crease` degrees, sharp elsewhere."""
     a, b, c = vertices[faces].transpose(1, 0, 2)
     weighted = np.cross(b - a, c - a)  # length: twice the area
     unit = weighted / np.linalg.norm(weighted, axis=1, keepdims=True).clip(1e-12)

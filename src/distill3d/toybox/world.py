@@ -1,4 +1,4 @@
-"""From a kind, two colors and a seed to a mesh, and from a mesh and a camera to a picture."""
+"""Builds toys from a kind, two colors and a seed, and draws them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LIGHT = np.array([0.45, -0.35, 0.82]) / np.linalg.norm([0.45, -0.35, 0.82])  # f
 
 @dataclass(frozen=True)
 class ToyMesh:
-    """A colored toy in the unit of the scene: front +x, z up, inside the sphere of `RADIUS`."""
+    """A colored toy in world units: front +x, z up, inside the sphere of `RADIUS`."""
 
     vertices: np.ndarray  # [V, 3]
     faces: np.ndarray  # [F, 3]
@@ -31,10 +31,10 @@ class ToyMesh:
 
     @cached_property
     def shaded(self) -> np.ndarray:
-        """Color at each face corner [F, 3, 3] under the world's light.
+        """Color at each face corner [F, 3, 3] under the toy world's light.
 
-        Light from the sky (from all above), a soft key light that wraps around, and a little darkening towards
-        the ground; nothing depends on the viewer, so the shading belongs to the surface as an albedo does.
+        Light from the whole sky, a soft key light that wraps around, and a little darkening towards the ground. It
+        does not depend on the viewer, so the shading belongs to the surface as an albedo does.
         """
         normals = corner_normals(self.vertices, self.faces)
         sky = 0.5 + 0.5 * normals[..., 2]
@@ -50,7 +50,7 @@ class ToyMesh:
 
 
 def build(kind: str, color: str, accent: str | None = None, seed: int = 0) -> ToyMesh:
-    """Builds one toy; `seed` draws its proportions, `accent` defaults to the kind's usual one.
+    """Builds one toy; `seed` determines its proportions, `accent` defaults to the kind's usual one.
 
     Raises:
         ValueError: for a kind or color that the world does not have.
