@@ -26,6 +26,7 @@ from distill3d.objectives import (
     sds,
     starting_at,
 )
+from distill3d.priors.loading import load_prior
 from distill3d.priors.mixture import MixturePrior
 
 TEXTS = ["left", "right", "odd"]
@@ -203,6 +204,24 @@ def test_starting_at_takes_objectives_and_keeps_lower_limits():
     assert starting_at(sds(), 0.5).timesteps(0, 1, 1000, seed()).max() <= 0.5
     with pytest.raises(ValueError, match="pass the Objective that it builds"):
         starting_at(object(), 0.5)
+
+
+def test_a_student_is_the_state_of_its_objective(kl_folder, conditions, randn):
+    """A run that is cut in two, with what was learned carried over, is the run in one."""
+    pytest.importorskip("peft")
+    prior = load_prior(kl_folder)
+    x, conditioning = randn(2, *prior.sample_shape).float(), conditions(prior, ["a cat", "a dog"])
+
+    def gradient(objective, step):
+        return objective.guidance(x, prior, conditioning, step=step, total=6, generator=seed(step)).gradient
+
+    whole, first = (VSD().build(prior, 6, seed()) for _ in range(2))
+    second = VSD().build(prior, 6, seed(1))  # drawn otherwise, until it is loaded
+    for step in range(2):
+        assert torch.equal(gradient(whole, step), gradient(first, step))
+    second.state.load_state_dict(first.state.state_dict())
+    for step in range(2, 4):
+        assert torch.equal(gradient(whole, step), gradient(second, step))
 
 
 def test_sdi_cached_refuses_3d(mixture, conditions, randn):

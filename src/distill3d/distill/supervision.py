@@ -80,8 +80,8 @@ class GeometryObjective:
     def __init__(self, recipe: Recipe, prompts: ViewPrompts, prior: Prior):
         """prompts are the run's. Raises ValueError where the recipe's views do not suit the prior."""
         self.settings, self.prior, self.total = recipe.supervision, prior, recipe.steps
-        self.prompts = prompts_for(geometry_prompts(prompts, self.settings), prior)
         objective = self.settings.objective.build(prior, recipe.steps, torch.Generator().manual_seed(0))
+        self.prompts = prompts_for(objective_prompts(geometry_prompts(prompts, self.settings), objective), prior)
         self.objective = for_prior(objective, prior, recipe)
         if self.settings.separate_prior:  # else its texts are among those of the run
             prior.prepare(self.prompts.texts)
