@@ -53,8 +53,13 @@ PredictionAndReference = Callable[[Query, Tensor], tuple[Tensor, int, Tensor]]
 class Stateful(Protocol):
     """What learns during a run and belongs in its checkpoints."""
 
-    def state_dict(self) -> dict[str, Tensor]: ...
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that is needed to continue."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restores what `state_dict` returned."""
+        ...
 
 
 @dataclass(frozen=True)
