@@ -104,7 +104,7 @@ def test_so_does_that_of_a_texture(name, file, capsys):
     assert cli.parse([*arguments, *flag]).config() == cli.parse([*arguments, "--recipe", name]).config()
 
 
-@pytest.mark.parametrize("name", ["ddim", "sdi", "sdi_cached", "ism"])
+@pytest.mark.parametrize("name", ["ddim", "sdi", "sdi_cached", "cfd", "ism"])
 def test_so_does_that_of_an_image(name, file, capsys):
     flag = file(written(capsys, name, "--of", "image"))
     found = config(*flag, command="image")

@@ -33,7 +33,7 @@ def test_an_example_is_short(name):
 
 def test_every_example_is_tested():
     tests = Path(__file__).read_text()
-    assert len(NAMES) == 8 and all(f'load("{name}")' in tests for name in NAMES)
+    assert len(NAMES) == 9 and all(f'load("{name}")' in tests for name in NAMES)
 
 
 @pytest.mark.parametrize(("steps", "scale"), [(25, 7.5), (5, 0.0)])
@@ -49,6 +49,12 @@ def test_closed_forms():
     for what, expected, computed in rows:
         tolerance = next((value for key, value in tolerances.items() if key in what), 2e-6)
         assert abs(expected - computed) <= tolerance, what
+
+
+@pytest.mark.parametrize(("steps", "scale"), [(25, 7.5), (5, 0.0)])
+def test_constant_noise_is_ddim(steps, scale):
+    cfd, whole_steps = load("09_constant_noise").differences(scale, steps)
+    assert cfd < 1e-10 and whole_steps > 0.05
 
 
 def test_own_training_loop():

@@ -8,6 +8,7 @@ import torch
 
 from distill3d.diffusion.schedule import Flow
 from distill3d.objectives import (
+    CFD,
     CSD,
     ESD,
     ISM,
@@ -22,7 +23,9 @@ from distill3d.objectives import (
     MVDream,
     SDICached,
     SDSBridge,
+    effective_guidance,
     methods,
+    prediction_scale,
     sds,
     starting_at,
 )
@@ -63,6 +66,7 @@ def test_defaults_are_those_of_the_functions(name):
     arguments = inspect.signature(getattr(methods, name)).parameters
     fields = {f.name: f.default for f in dataclasses.fields(METHODS[name])}
     fields.pop("time_scale", None)
+    assert fields.pop("nominal", False) is False  # off, so that the published settings stay as published
     assert fields.pop("noise", "inversion") == "inversion"
     assert fields == {key: arguments[key].default for key in fields}
     left_out = {"student", "views", "first", "solver", "overshoot", "released"}
@@ -74,6 +78,8 @@ SOURCES = {
     # Lukoianov et al. 2024 and the configuration of their code (threestudio, commit 28d9d80d).
     "sdi": {"scale": 7.5, "inversion_scale": -7.5, "inversion_steps": 10, "eta": 0.3, "start": 0.98, "stop": 0.25},
     "sdi_cached": {"scale": 7.5, "start": 0.98, "stop": 0.02},
+    # Ours: the times of sdi_cached, which is the same sampler.
+    "cfd": {"scale": 7.5, "start": 0.98, "stop": 0.02},
     # Poole et al. 2022: guidance 100, t ~ U(0.02, 0.98).
     "sds": {"scale": 100.0, "low": 0.02, "high": 0.98, "anneal": False},
     # Wang et al. 2022, as configured in threestudio (sjc.yaml).
@@ -114,7 +120,8 @@ SOURCES = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_defaults_are_those_of_the_sources(name):
-    fields = {f.name: f.default for f in dataclasses.fields(METHODS[name]) if f.name not in ("noise", "time_scale")}
+    ours = ("noise", "nominal", "time_scale")
+    fields = {f.name: f.default for f in dataclasses.fields(METHODS[name]) if f.name not in ours}
     assert fields == SOURCES[name]
 
 
@@ -156,6 +163,8 @@ def test_an_objective_is_its_own_method(mixture):
         (lambda: SDI(start=980), r"times must lie in \[0, 1\]"),
         (lambda: SDI(noise="none"), "choose inversion, random"),
         (lambda: SDI(inversion_steps=0, noise="random"), "steps must be a whole number of at least 1"),
+        (lambda: SDI(noise="descent", nominal=True), "nominal=True is for noise='inversion' or 'random'"),
+        (lambda: CFD(stop=-1.0), r"times must lie in \[0, 1\]"),
         (lambda: SDICached(scale=float("nan")), "scale must be a finite number"),
         (lambda: SDS(low=0.9, high=0.1), "swap them"),
         (lambda: SJC(high=2.0), r"times must lie in \[0, 1\]"),
@@ -224,24 +233,46 @@ def test_a_student_is_the_state_of_its_objective(kl_folder, conditions, randn):
         assert torch.equal(gradient(whole, step), gradient(second, step))
 
 
-def test_sdi_cached_refuses_3d(mixture, conditions, randn):
+@pytest.mark.parametrize("method", [SDICached(), CFD()], ids=["sdi_cached", "cfd"])
+def test_methods_for_images_refuse_3d(mixture, conditions, randn, method):
     conditioning = conditions(mixture, ["left"]).with_camera(torch.eye(4)[None])
-    with pytest.raises(ValueError, match="in 3D every step shows another view; use sdi"):
-        SDICached().build(mixture, 6, seed()).guidance(
+    with pytest.raises(ValueError, match="is for 2D: in 3D every step shows another view; use sdi"):
+        method.build(mixture, 6, seed()).guidance(
             randn(1, 2, 2, 2), mixture, conditioning, step=0, total=6, generator=seed()
         )
 
 
-def test_a_cached_kappa_is_the_state_of_its_objective(mixture, conditions, randn):
-    x, conditioning = randn(2, 2, 2, 2), conditions(mixture, TEXTS[:2])
+@pytest.mark.parametrize("method", [SDICached(), CFD()], ids=["sdi_cached", "cfd"])
+def test_the_kappa_of_a_run_is_the_state_of_its_objective(mixture, conditions, randn, method):
+    x, conditioning, generator = torch.zeros(2, 2, 2, 2, dtype=torch.float64), conditions(mixture, TEXTS[:2]), seed()
 
-    def steps(objective, x, some):
+    def steps(objective, x, some, generator):
         for step in some:
-            x = x - objective.guidance(x, mixture, conditioning, step=step, total=6, generator=seed()).gradient
+            x = x - objective.guidance(x, mixture, conditioning, step=step, total=6, generator=generator).gradient
         return x
 
-    whole, first, second = (SDICached().build(mixture, 6, seed()) for _ in range(3))
+    whole, first, second = (method.build(mixture, 6, seed()) for _ in range(3))
     assert first.state.state_dict() == {}
-    half = steps(first, x, range(3))
+    half = steps(first, x, range(3), generator)
     second.state.load_state_dict(first.state.state_dict())
-    assert torch.equal(steps(second, half, range(3, 6)), steps(whole, x, range(6)))
+    # The generator of the second part is another one: all that is random was drawn at the first step.
+    assert torch.equal(steps(second, half, range(3, 6), seed(1)), steps(whole, x, range(6), seed()))
+
+
+def test_nominal_guidance_is_what_sdi_amounts_to(mixture, conditions, randn):
+    """The setting predicts at (w + g) / 2; the law then gives back the scale that was asked for."""
+    x, conditioning = randn(2, 2, 2, 2), conditions(mixture, TEXTS[:2])
+
+    def gradient(settings):
+        objective = settings.build(mixture, 10, seed())
+        return objective.guidance(x, mixture, conditioning, step=5, total=10, generator=seed()).gradient
+
+    assert torch.equal(gradient(SDI(7.5, -7.5, nominal=True)), gradient(SDI(0.0, -7.5)))
+    assert torch.equal(gradient(SDI(7.5, 1.0, nominal=True)), gradient(SDI(4.25, 1.0)))
+    assert torch.equal(gradient(SDI(7.5, noise="random", nominal=True)), gradient(SDI(7.5, noise="random")))
+    for nominal, inversion_scale in ((7.5, -7.5), (5.0, 1.0), (3.0, 3.0)):
+        assert effective_guidance(prediction_scale(nominal, inversion_scale), inversion_scale) == nominal
+    assert (effective_guidance(7.5, -7.5), effective_guidance(7.5, 1.0)) == (22.5, 14.0)
+    assert effective_guidance(5.0, -5.0, 0.0) == 5.0 and effective_guidance(5.0, 5.0, 0.3) == 5.0
+    with pytest.raises(ValueError, match="c must not be 1"):
+        effective_guidance(7.5, 1.0, 1.0)

@@ -28,21 +28,24 @@ def made(prior, method, seed=0, prompts=("a red dot",), scale=None, **settings):
     return make_images(prior, prompts, recipe, generator)
 
 
+@pytest.mark.parametrize("method", ["sdi_cached", "cfd"])
 @pytest.mark.parametrize(("scale", "steps"), [(1.0, 1), (5.0, 10), (0.0, 3)])
-def test_cached_kappa_is_the_ddim_sampler(prior, scale, steps):
+def test_cached_and_constant_kappa_are_the_ddim_sampler(prior, method, scale, steps):
     prompts = ("a red dot", "a blue cat")
     ddim = made(prior, "ddim", scale=scale, steps=steps, prompts=prompts)
-    sdi = made(prior, "sdi_cached", scale=scale, steps=steps, prompts=prompts)
+    sdi = made(prior, method, scale=scale, steps=steps, prompts=prompts)
     assert (sdi.x - ddim.x).norm() < 1e-4 * ddim.x.norm()  # float32, through ten network calls
     torch.testing.assert_close(sdi.images, ddim.images, atol=1e-4, rtol=0)
     assert sdi.nfe == ddim.nfe == steps * len(prompts) * (2 if scale == 5 else 1)
 
 
-@pytest.mark.parametrize(("scale", "steps"), [(1.0, 25), (7.5, 10)])
-def test_cached_kappa_is_the_ddim_sampler_of_the_bundled_prior(scale, steps):
+@pytest.mark.parametrize(
+    ("method", "scale", "steps"), [("sdi_cached", 1.0, 25), ("sdi_cached", 7.5, 10), ("cfd", 7.5, 10)]
+)
+def test_cached_and_constant_kappa_are_the_ddim_sampler_of_the_bundled_prior(method, scale, steps):
     bundled, prompts = load_prior("toybox"), ("a red mushroom, front view", "a blue car", "a yellow duck")
     ddim = made(bundled, "ddim", scale=scale, steps=steps, prompts=prompts)
-    sdi = made(bundled, "sdi_cached", scale=scale, steps=steps, prompts=prompts)
+    sdi = made(bundled, method, scale=scale, steps=steps, prompts=prompts)
     assert (sdi.x - ddim.x).norm() < 1e-4 * ddim.x.norm()
 
 

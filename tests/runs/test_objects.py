@@ -43,6 +43,9 @@ def numbers(folder):
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines(folder)]
 
 
+UNSUITED = ("rfds", "sdi_cached", "cfd")  # methods for flow models, and for images
+
+
 def stop_after(steps):
     def stop(progress):
         if progress.step == steps - 1:
@@ -52,7 +55,7 @@ def stop_after(steps):
 
 
 @pytest.mark.filterwarnings("ignore:toy reads the first")  # the negative words of NFSD, letter by letter
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("rfds", "sdi_cached")])  # flow, 2D only
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in UNSUITED])
 def test_every_method_moves_the_field_and_stays_finite(method, kl_folder, tmp_path):
     if method in ("vsd", "esd"):
         pytest.importorskip("peft")

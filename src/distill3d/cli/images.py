@@ -119,7 +119,7 @@ class Image:
     prompt: Prompt
     """What to make, such as "a red mushroom"; @FILE makes each line of a file."""
     method: Name = None
-    """ddim (default), sdi_cached, or an objective as for generate: sdi, sds, ..."""
+    """ddim (default), sdi_cached, cfd, or an objective as for generate: sdi, sds, ..."""
     texts: Annotated[ImageTexts, arg(name="prompt")] = field(default_factory=ImageTexts)
     quality: ImageQuality = field(default_factory=ImageQuality)
     model: Model = field(default_factory=Model)

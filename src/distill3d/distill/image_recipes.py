@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from distill3d.objectives import METHODS, SDI, Method, Objective, SDICached
+from distill3d.objectives import CFD, METHODS, SDI, Method, Objective, SDICached
 from distill3d.types import Prior
 
 Space = Literal["latents", "pixels"]
@@ -71,6 +71,7 @@ IMAGE_RECIPES: Mapping[str, ImageRecipe] = {
         project=True,
     ),
     "sdi_cached": ImageRecipe(steps=50, objective=SDICached(DEFAULT_SCALE), start="zero", rate=None),
+    "cfd": ImageRecipe(steps=50, objective=CFD(DEFAULT_SCALE), start="zero", rate=None),
 }
 IMAGE_METHODS = tuple(dict.fromkeys([*IMAGE_RECIPES, *METHODS]))
 

@@ -1,6 +1,7 @@
 """Score distillation: the gradient that pulls an image towards its prompt. Independent of 3D."""
 
 from distill3d.objectives.methods import (
+    cfd,
     csd,
     esd,
     hifa,
@@ -18,7 +19,9 @@ from distill3d.objectives.methods import (
 )
 from distill3d.objectives.noise import kappa_residual
 from distill3d.objectives.objective import Objective, Query, Stateful, attach
+from distill3d.objectives.prediction import effective_guidance, prediction_scale
 from distill3d.objectives.settings import (
+    CFD,
     CSD,
     ESD,
     ISM,
@@ -38,6 +41,7 @@ from distill3d.objectives.settings import (
 )
 
 __all__ = [
+    "CFD",
     "CSD",
     "ESD",
     "ISM",
@@ -57,7 +61,9 @@ __all__ = [
     "SDSBridge",
     "Stateful",
     "attach",
+    "cfd",
     "csd",
+    "effective_guidance",
     "esd",
     "hifa",
     "image_gradient",
@@ -65,6 +71,7 @@ __all__ = [
     "kappa_residual",
     "mvdream",
     "nfsd",
+    "prediction_scale",
     "rfds",
     "sdi",
     "sdi_cached",

@@ -91,6 +91,27 @@ def sdi_cached(scale: float = 7.5, start: float = 0.98, stop: float = 0.02, firs
     )
 
 
+def cfd(scale: float = 7.5, start: float = 0.98, stop: float = 0.02, first: Tensor | None = None) -> Objective:
+    """g = (1 - rho' / rho) (x - x0_hat), the same kappa at every step, rho = sigma_t / alpha_t, rho' at the next time.
+
+    The constant-noise form of DDIM, on which consistent flow distillation is built (Yan et al. 2025): from x = 0, with
+    x <- x - g at every step, x + rho' kappa IS DDIM's sample over alpha, and the last step, which takes the target
+    whole, ends at its denoised image. For images (2D) and one run: the objective keeps kappa as its state. first
+    [B, ...] is that kappa; by default it is drawn once. The paper's 3D runs keep the noise on the surface of the
+    object and take weight rho with Adam instead of the fraction.
+    """
+    memory = noise.Constant(first)
+    return Objective(
+        noise=memory.noise,
+        timesteps=timesteps.linear(start, stop),
+        prediction=prediction.guided(scale),
+        reference=reference.injected_noise,
+        weight=weighting.x0_matching,
+        state=memory,
+        step_size=weighting.ddim_step_size,
+    )
+
+
 def sjc(scale: float = 100.0, low: float = 0.01, high: float = 0.97, variance_reduced: bool = True) -> Objective:
     """g = eps_s - kappa = (x - D) / u_t with D = z - u_t eps_s, z = x + u_t kappa, u_t = sigma_t / alpha_t.
 

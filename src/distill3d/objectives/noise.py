@@ -201,18 +201,20 @@ def interval_inversion(
     return noise
 
 
-class Cached:
-    """kappa as the network predicted it at the step before; exact as long as x is the same image (2D).
+class Constant:
+    """The same kappa at every step of a run, one for each sample of the batch (2D).
 
-    An instance belongs to one run: its `noise` and its `remember(prediction)` go into one Objective, and it is the
-    state of that. The first kappa is `first` [B, ...], or drawn from N(0, I).
+    An instance belongs to one run: its `noise` goes into an Objective, and it is the state of that. kappa is `first`
+    [B, ...], or drawn from N(0, I) at the first step.
     """
+
+    name = "cfd"
 
     def __init__(self, first: Tensor | None = None):
         self.kappa = first
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The kappa of the last step, for a checkpoint; empty before the first one."""
+        """The kappa that is kept, for a checkpoint; empty before the first step."""
         return {} if self.kappa is None else {"kappa": self.kappa}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -220,15 +222,25 @@ class Cached:
         self.kappa = state.get("kappa")
 
     def noise(self, query: Query) -> tuple[Tensor, int]:
-        """The kappa of the step before.
+        """The kappa that is kept.
 
         Raises ValueError in 3D, where x is another view at every step.
         """
         if query.conditioning.positive.camera is not None:
-            raise ValueError("sdi_cached is for 2D: in 3D every step shows another view; use sdi")
+            raise ValueError(f"{self.name} is for 2D: in 3D every step shows another view; use sdi")
         if self.kappa is None:
             self.kappa = draw.normal(query.x, query.generator)
         return self.kappa.to(query.x), 0
+
+
+class Cached(Constant):
+    """kappa as the network predicted it at the step before; exact as long as x is the same image (2D).
+
+    An instance belongs to one run: its `noise` and its `remember(prediction)` go into one Objective, and it is the
+    state of that. The first kappa is `first` [B, ...], or drawn from N(0, I).
+    """
+
+    name = "sdi_cached"
 
     def remember(self, prediction: Prediction) -> Prediction:
         """The same prediction; its result is kept for the next step."""

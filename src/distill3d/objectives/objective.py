@@ -44,6 +44,9 @@ Prediction = Callable[[Query, Tensor], tuple[Tensor, int]]  # query, x_t -> nois
 Reference = Callable[[Query, Tensor, Tensor], tuple[Tensor, int]]  # query, x_t, kappa -> noise [B, ...], NFE
 Weight = Callable[[Schedule, Tensor], Tensor]  # schedule, t [B] -> w [B]
 
+# Not an axis of its own: methods that are samplers take a fraction of each step, which depends on the next time too.
+StepSize = Callable[[Schedule, Tensor, Tensor], Tensor]  # schedule, t [B], next t [B] -> fraction of g [B]
+
 # A noise or a prediction may find the reference on its way; it then returns that too, as a third value, and the
 # objective has no `reference` of its own.
 NoiseAndReference = Callable[[Query], tuple[Tensor, int, Tensor]]
@@ -74,6 +77,8 @@ class Objective:
             the positive text as it is and the negative one empty, or the user's own.
         texts: other texts that the prior has to embed.
         state: what the objective learns or remembers, for checkpoints.
+        step_size: the fraction of g to take on the way to the next time of `timesteps`, which must fall and must not
+            be random. The last step takes g whole; None always does.
     """
 
     noise: Noise | NoiseAndReference
@@ -85,6 +90,7 @@ class Objective:
     suffixes: tuple[str, str] | None = None
     texts: tuple[str, ...] = ()
     state: Stateful | None = None
+    step_size: StepSize | None = None
 
     def __post_init__(self) -> None:
         check_count("views", self.views)
@@ -133,8 +139,7 @@ class Objective:
         if len(x) % self.views:
             raise ValueError(f"the batch must be groups of {self.views} views, got {len(x)} samples")
         x = x.detach()
-        times = self.timesteps(step, total, len(x) // self.views, draw.per_group(generator, self.views))
-        t = times.to(x).repeat_interleave(self.views)
+        t = self._times(x, step, total, generator)
         query = Query(x, t, prior, conditioning, generator, step, total, self.views)
         kappa, noise_nfe, *found = self.noise(query)
         alpha, sigma = coefficients(prior.schedule, t, x)
@@ -147,9 +152,20 @@ class Objective:
             noise=kappa,
             prediction=prediction,
             x0=from_eps("x0", prediction, x_t, alpha, sigma),
-            gradient=expand(self.weight(prior.schedule, t), x) * (prediction - reference),
+            gradient=expand(self._weight(query), x) * (prediction - reference),
             nfe=noise_nfe + prediction_nfe + reference_nfe,
         )
+
+    def _times(self, x: Tensor, step: int, total: int, generator: Generators) -> Tensor:
+        times = self.timesteps(step, total, len(x) // self.views, draw.per_group(generator, self.views))
+        return times.to(x).repeat_interleave(self.views)
+
+    def _weight(self, query: Query) -> Tensor:
+        weight = self.weight(query.prior.schedule, query.t)
+        if self.step_size is None or query.step + 1 >= query.total:
+            return weight
+        following = self._times(query.x, query.step + 1, query.total, query.generator)
+        return self.step_size(query.prior.schedule, query.t, following) * weight
 
     def _reference(self, query: Query, x_t: Tensor, kappa: Tensor, found: list[Tensor]) -> tuple[Tensor, int]:
         if self.reference is not None:

@@ -30,6 +30,33 @@ def guided(scale: float) -> Prediction:
     return prediction
 
 
+def effective_guidance(scale: float, inversion_scale: float, c: float = 0.5) -> float:
+    """W = (w - c g) / (1 - c): the guidance that SDI amounts to near the end of a run.
+
+    There the gradient of SDI, predicted at scale w with a kappa found at scale g, is -rho^2 (1 - c) times the score of
+    p_W ~ p(x | prompt)^W p(x)^(1 - W), so x moves to a mode of p_W. c is the kappa that was found over the one that
+    solves equation 8: 1/2 for exact inversion (W = 2 w - g, so 7.5 and -7.5 act like 22.5), (n - 1) / (2 n) for one of
+    n equal steps, 0 for random noise, towards 1 for a solver at the same time. docs/theory.md has the derivation.
+
+    Raises ValueError unless all are finite numbers and c is not 1, where no W is left.
+    """
+    for name, value in (("scale", scale), ("inversion_scale", inversion_scale), ("c", c)):
+        check_number(name, value)
+    if c == 1:
+        raise ValueError("c must not be 1: an exact solution of equation 8 at the same time has no effective guidance")
+    return (scale - c * inversion_scale) / (1 - c)
+
+
+def prediction_scale(nominal: float, inversion_scale: float) -> float:
+    """(w + g) / 2: the scale to predict at, so that SDI with an exact inversion has the effective guidance `nominal`.
+
+    Raises ValueError unless both are finite numbers.
+    """
+    check_number("nominal", nominal)
+    check_number("inversion_scale", inversion_scale)
+    return (nominal + inversion_scale) / 2
+
+
 def rescaled(scale: float, fraction: float = 0.5) -> Prediction:
     """Guidance whose x0_hat is rescaled, by this fraction, to the standard deviation of the conditional x0_hat.
 

@@ -14,6 +14,7 @@ import torch
 
 from distill3d.objectives import methods, noise, reference, timesteps, weighting
 from distill3d.objectives.objective import Objective
+from distill3d.objectives.prediction import prediction_scale
 from distill3d.types import Prior
 
 
@@ -61,6 +62,9 @@ class SDI(_Settings):
 
     A noise other than "inversion" is for comparison: a random draw, or a solver of equation 8 with the steps and the
     scale of the inversion.
+
+    SDI by inversion amounts to more guidance than its scale says (`prediction.effective_guidance`): with an exact
+    inversion the published 7.5 and -7.5 act like 22.5.
     """
 
     scale: float = 7.5
@@ -70,9 +74,20 @@ class SDI(_Settings):
     start: float = 0.98
     stop: float = 0.25
     noise: Literal["inversion", "random", "fixed_point", "descent"] = "inversion"
+    nominal: bool = False
+    """scale is the nominal guidance: the prediction uses (scale + inversion_scale) / 2, so that the effective guidance
+    is `scale` if the inversion is exact; one of few steps then stays below. Random noise needs no correction. Refused
+    for the solvers, whose effective guidance depends on how far they get.
+    """
 
     def _make(self, **more: object) -> Objective:
-        objective = methods.sdi(self.scale, self.inversion_scale, self.inversion_steps, self.eta, self.start, self.stop)
+        if self.nominal and self.noise in ("fixed_point", "descent"):
+            raise ValueError(
+                f"nominal=True is for noise='inversion' or 'random', got {self.noise!r}: set the scale itself"
+            )
+        corrected = self.nominal and self.noise == "inversion"
+        scale = prediction_scale(self.scale, self.inversion_scale) if corrected else self.scale
+        objective = methods.sdi(scale, self.inversion_scale, self.inversion_steps, self.eta, self.start, self.stop)
         solvers = {"fixed_point": noise.fixed_point, "descent": noise.descent}
         if self.noise == "inversion":
             return objective
@@ -88,6 +103,16 @@ class SDICached(_ScaledTime):
     """Settings of `sdi_cached`; for 2D only."""
 
     factory = staticmethod(methods.sdi_cached)
+    scale: float = 7.5
+    start: float = 0.98
+    stop: float = 0.02
+
+
+@dataclass(frozen=True)
+class CFD(_ScaledTime):
+    """Settings of `cfd`; for 2D only."""
+
+    factory = staticmethod(methods.cfd)
     scale: float = 7.5
     start: float = 0.98
     stop: float = 0.02
@@ -271,7 +296,7 @@ def starting_at(method: Method, t: float) -> Method:
     raise ValueError(f"the times of {type(method).__name__} cannot be limited: pass the Objective that it builds")
 
 
-# The names on the command line. `sdi_cached` is for 2D, `rfds` for flow-matching priors.
+# The names on the command line. `sdi_cached` and `cfd` are for 2D, `rfds` for flow-matching priors.
 METHODS: dict[str, Method] = {
     "sdi": SDI(),
     "sds": SDS(),
@@ -286,4 +311,5 @@ METHODS: dict[str, Method] = {
     "esd": ESD(),
     "rfds": RFDS(),
     "sdi_cached": SDICached(),
+    "cfd": CFD(),
 }

@@ -1,4 +1,4 @@
-"""How much each time counts: functions (schedule, t [B]) -> w [B]."""
+"""How much each time counts: functions (schedule, t [B]) -> w [B]; and the step size of a sampler."""
 
 from __future__ import annotations
 
@@ -42,3 +42,14 @@ def scaled(value: float, weight: Weight) -> Weight:
     """A multiple of another weight; ValueError unless value is a finite number."""
     check_number("weight", value)
     return lambda schedule, t: value * weight(schedule, t)
+
+
+def ddim_step_size(schedule: Schedule, t: Float[Tensor, " b"], following: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """1 - rho' / rho with rho = sigma / alpha at t and rho' at the following time: for `Objective.step_size`.
+
+    With constant noise, `x0_matching` and this fraction, x <- x - g is a DDIM step (see `methods.cfd`). Raises
+    ValueError where the following time is above t.
+    """
+    if bool((following > t).any()):
+        raise ValueError(f"times must fall from step to step, got {t.tolist()} and then {following.tolist()}")
+    return 1 - x0_matching(schedule, following) / x0_matching(schedule, t)
