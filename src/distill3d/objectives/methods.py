@@ -8,6 +8,9 @@ silent, of public code, as the docstrings say. Settings out of range raise Value
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,7 +19,7 @@ from distill3d.diffusion.ddim import Solver
 from distill3d.diffusion.schedule import coefficients
 from distill3d.objectives import noise, prediction, reference, timesteps, weighting
 from distill3d.objectives.objective import Objective, Query, check_fraction, check_number
-from distill3d.objectives.prediction import fixed_text, linear_combination, negative, positive
+from distill3d.objectives.prediction import Coefficient, Text, fixed_text, linear_combination, negative, positive
 from distill3d.objectives.sdi_release import sdi_as_released
 from distill3d.types import Guidance, Prior
 
@@ -151,19 +154,12 @@ def nfsd(
     Noise-free score distillation (Katzir et al. 2023), all constants from there. Written here as eps_s minus e_n, or
     minus nothing: the same difference, with a prediction that denoises.
     """
-    check_number("scale", scale)
 
     def late(query: Query) -> Tensor:
         return (query.t >= 0.2).to(query.t)
 
-    return Objective(
-        noise=noise.gaussian(),
-        timesteps=timesteps.uniform(low, high),
-        prediction=linear_combination({positive: scale, negative: 1 - scale}, {fixed_text(negative_prompt): late}),
-        reference=None,
-        weight=weighting.noise_variance,
-        texts=(negative_prompt,),
-    )
+    objective = _guided_against(scale, {fixed_text(negative_prompt): late}, low, high)
+    return replace(objective, texts=(negative_prompt,))
 
 
 def csd(
@@ -179,23 +175,15 @@ def csd(
     from negative_weight at the first step to 0 at the last, which is our choice: the paper anneals it, and in its
     public code it rises while the object forms and falls while it is refined.
     """
-    check_number("scale", scale)
     check_number("negative_weight", negative_weight)
+    if negative_prompt is None:
+        return _guided_against(scale, {negative: 1.0}, low, high)
 
     def fading(query: Query) -> Tensor:
         return query.t.new_tensor(negative_weight * (1 - min(query.step / max(query.total - 1, 1), 1.0)))
 
-    compared = {negative: 1.0}
-    if negative_prompt is not None:
-        compared = {negative: lambda query: 1 - fading(query), fixed_text(negative_prompt): fading}
-    return Objective(
-        noise=noise.gaussian(),
-        timesteps=timesteps.uniform(low, high),
-        prediction=linear_combination({positive: scale, negative: 1 - scale}, compared),
-        reference=None,
-        weight=weighting.noise_variance,
-        texts=() if negative_prompt is None else (negative_prompt,),
-    )
+    compared = {negative: lambda query: 1 - fading(query), fixed_text(negative_prompt): fading}
+    return replace(_guided_against(scale, compared, low, high), texts=(negative_prompt,))
 
 
 def sds_bridge(
@@ -212,14 +200,18 @@ def sds_bridge(
     prompt + target_suffix and prompt + source_suffix. With any other negative text it is csd(scale). Scale: the 2D
     experiments of its public code.
     """
+    return replace(_guided_against(scale, {negative: 1.0}, low, high), suffixes=(target_suffix, source_suffix))
+
+
+def _guided_against(scale: float, reference: Mapping[Text, Coefficient], low: float, high: float) -> Objective:
+    """g = sigma_t^2 (eps_s - sum of coefficient times e(x_t | text)), kappa ~ N(0, I), t ~ U[low, high]."""
     check_number("scale", scale)
     return Objective(
         noise=noise.gaussian(),
         timesteps=timesteps.uniform(low, high),
-        prediction=linear_combination({positive: scale, negative: 1 - scale}, {negative: 1.0}),
+        prediction=linear_combination({positive: scale, negative: 1 - scale}, reference),
         reference=None,
         weight=weighting.noise_variance,
-        suffixes=(target_suffix, source_suffix),
     )
 
 
