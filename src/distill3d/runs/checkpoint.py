@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from distill3d.objectives import Objective
 
-SCENE, OPTIMIZER, OBJECTIVE, STATE = (
-    "scene.safetensors", "optimizer.safetensors", "objective.safetensors", "state.json"
-)  # fmt: skip
+SCENE, OPTIMIZER = "scene.safetensors", "optimizer.safetensors"
+OBJECTIVE, STATE = "objective.safetensors", "state.json"
 
 
 class Checkpointed(Protocol):

@@ -156,28 +156,40 @@ EXPERIMENTS: dict[str, Experiment] = {
     e.name: e
     for e in (
         Experiment(
-            "table1", "Methods of score distillation under one protocol (the paper's main table).",
-            lambda setting, size: methods_of(TABLE1, setting), prompts=5,
+            "table1",
+            "Methods of score distillation under one protocol (the paper's main table).",
+            lambda setting, size: methods_of(TABLE1, setting),
+            prompts=5,
         ),
         Experiment(
-            "ism", "SDI and interval score matching (ISM) after as many steps.",
-            lambda setting, size: methods_of(("ism", "sdi"), setting), prompts=12, full_steps=5000,
+            "ism",
+            "SDI and interval score matching (ISM) after as many steps.",
+            lambda setting, size: methods_of(("ism", "sdi"), setting),
+            prompts=12,
+            full_steps=5000,
         ),
         Experiment(
             "ablation", "From SDS to SDI, one change after the other (the paper's ablation).", ablation, prompts=6
         ),
         Experiment("noise", "SDI with each way of finding the noise.", noises, prompts=3),
         Experiment(
-            "cfg", "SDS and SDI at guidance scales from weak to strong.",
-            lambda setting, size: guidance_scales(setting), prompts=4, layout="scales",
+            "cfg",
+            "SDS and SDI at guidance scales from weak to strong.",
+            lambda setting, size: guidance_scales(setting),
+            prompts=4,
+            layout="scales",
         ),
         Experiment(
-            "diversity", "Objects of one prompt from several seeds.",
-            lambda setting, size: methods_of(("sds", "sdi"), setting), prompts=3, seeds=4, layout="seeds",
+            "diversity",
+            "Objects of one prompt from several seeds.",
+            lambda setting, size: methods_of(("sds", "sdi"), setting),
+            prompts=3,
+            seeds=4,
+            layout="seeds",
             panels=("diversity", "clip_score", "sharpness"),
         ),
     )
-}  # fmt: skip
+}
 
 
 def spread(prompts: Sequence[str], count: int) -> tuple[str, ...]:

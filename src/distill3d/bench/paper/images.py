@@ -185,10 +185,14 @@ def score_rows(
             if not sample.finite:
                 continue
             result = RunResult(
-                prompt=prompt, images=sample.image.clamp(0, 1)[None], prompts=study.prompts, evaluator=evaluator,
-                reference=reference[i].clamp(0, 1) if len(reference[i]) else None, seconds=sample.seconds,
+                prompt=prompt,
+                images=sample.image.clamp(0, 1)[None],
+                prompts=study.prompts,
+                evaluator=evaluator,
+                reference=reference[i].clamp(0, 1) if len(reference[i]) else None,
+                seconds=sample.seconds,
                 nfe=sample.nfe,
-            )  # fmt: skip
+            )
             values = measure(result, [name for name in NAMES if not result.missing(METRICS[name])])
             ddim = made[study.rows[0].name][i]
             distance = {DISTANCE.name: float((sample.image - ddim.image).square().mean())} if ddim.finite else {}
