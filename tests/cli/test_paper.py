@@ -76,7 +76,7 @@ def test_a_dollar_in_a_prompt_is_a_dollar(prompts, kl_folder):
         (["table1", "--methods", "sds,magic"], "unknown method 'magic'"),
         (["table1", "--budget", "lots"], "the budget must be steps, nfe or a number"),
         (["ism", "--steps", "0"], "at least one step"),
-        (["ism", "--prompts", "empty.txt"], "holds no prompt"),
+        (["ism", "--prompts", "empty.txt"], "contains no prompt"),
         (["ism", "--prompts", "nowhere.txt"], "no prompt file nowhere.txt"),
         (["ism", "--seeds", "a,b"], "--seeds needs integers"),
         (["ism", "--recipe", "soup"], "unknown recipe 'soup'"),
@@ -90,7 +90,7 @@ def test_a_dollar_in_a_prompt_is_a_dollar(prompts, kl_folder):
         (["diversity", "--prior", "toybox"], "knows no object in 'a dog'"),
         (["2d", "--steps", "0"], "at least one step"),
         (["2d", "--scale", "nan"], "finite"),
-        (["2d", "--prompts", "empty.txt"], "holds no prompt"),
+        (["2d", "--prompts", "empty.txt"], "contains no prompt"),
         (["2d", "--out", "dog.txt"], "cannot write to dog.txt"),
     ],
 )

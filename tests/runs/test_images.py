@@ -150,8 +150,8 @@ def test_the_run_folder_holds_everything(kl_folder, tmp_path):
         (lambda: ImageRecipe(rate=-1.0), "above 0, got -1"),
         (lambda: ImageRecipe(objective=SDI(scale=float("nan"))), "scale must be a finite number"),
         (lambda: DDIM(start=1.5), "0 <= stop <= start <= 1"),
-        (lambda: ImageRecipe(space="pixels", rate=None), "give a learning rate"),
-        (lambda: ImageRecipe(space="pixels", project=True), "applies to latents"),
+        (lambda: ImageRecipe(space="pixels", rate=None), "need a learning rate"),
+        (lambda: ImageRecipe(space="pixels", project=True), "only latents can be projected"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):

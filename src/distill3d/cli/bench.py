@@ -78,6 +78,10 @@ class Judging:
     reference: Folder = None
     """Folder of reference images for sharpness and distances; default: true renders for the bundled prior."""
 
+    def size(self, image_size: int) -> int:
+        """Pixels per side of the views, for a prior of this image size."""
+        return min(image_size, 256) if self.view_size is None else self.view_size
+
     @property
     def names(self) -> str | None:
         """The metrics separated by commas; None if none are given."""
@@ -131,7 +135,7 @@ class Bench:
             prompts_from(self.compared.prompts, shared.prior),
             integers(self.compared.seeds, "--seeds"),
             views=50 if self.judging.views is None else self.judging.views,
-            size=self.judging.view_size or 64,
+            size=self.judging.size(64),
             **{name: getattr(shared, name) for name in PriorConfig.__dataclass_fields__},
         )
 
@@ -151,8 +155,7 @@ class Bench:
             check_prompt(prompt, protocol.prior, self.compared.force)
         prior = load_prior(protocol.prior, protocol.device, protocol.dtype, protocol.prior_options)
         variants = with_budget(protocol.variants, self.quality.budget, prior)
-        size = judging.view_size or min(prior.image_size, 256)
-        protocol = replace(protocol, variants=variants, size=size)
+        protocol = replace(protocol, variants=variants, size=judging.size(prior.image_size))
         judges = find_judges(protocol, judging.evaluator, judging.reference)
         chosen, typed = choose_metrics(judging.names, protocol, judges), command_line(["distill3d", "bench"], self)
         with bench_bars(protocol) as listeners:

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from distill3d.cli.settings import layered, nested, read_file
+from distill3d.cli.settings import Tree, layered, nested, read_file
 from distill3d.cli.shared import (
     RUNS,
     File,
@@ -302,7 +302,7 @@ def object_config(
     return from_plain(Config, layered(plain, assignments=command.other.set))
 
 
-def base_recipe(name: str | None, file: dict[str, Any], recipes: Mapping[str, Recipe]) -> str:
+def base_recipe(name: str | None, file: Tree, recipes: Mapping[str, Recipe]) -> str:
     """The name of the recipe to start from: that of --recipe, else the file's "base" (which is removed), else laptop.
 
     Raises:
@@ -315,7 +315,7 @@ def base_recipe(name: str | None, file: dict[str, Any], recipes: Mapping[str, Re
     return base
 
 
-def plain_method(name: str, recipe: str) -> dict[str, Any]:
+def plain_method(name: str, recipe: str) -> Tree:
     """The settings of a method for a recipe as plain values; ValueError for an unknown name."""
     from distill3d.distill.recipes import RECIPES, method_settings
     from distill3d.runs.config import to_plain

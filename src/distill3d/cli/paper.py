@@ -95,7 +95,7 @@ class Experiment:
             chosen_prompts(scope.prompts, place.prior, scope.full, experiment.prompts),
             integers(scope.seeds, "--seeds") if scope.seeds else tuple(range(experiment.seeds)),
             views=judging.views if judging.views is not None else FULL_VIEWS if scope.full else VIEWS,
-            size=judging.view_size or 64,
+            size=judging.size(64),
             **vars(place),
         )
         return protocol, setting
@@ -113,8 +113,7 @@ class Experiment:
         experiment, (protocol, setting) = EXPERIMENTS[self.name], self.protocol()
         prior = load_checked(protocol, protocol.prompts, self.scope.force)
         variants = with_budget(self.variants(setting, prior.image_size), self.scope.budget, prior)
-        size = self.judging.view_size or min(prior.image_size, 256)
-        protocol = replace(protocol, variants=variants, size=size)
+        protocol = replace(protocol, variants=variants, size=self.judging.size(prior.image_size))
         judges = find_judges(protocol, self.judging.evaluator, self.judging.reference)
         _note_evaluator(judges.evaluator)
         metrics = choose_metrics(self.judging.names, protocol, judges)

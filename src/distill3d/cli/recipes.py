@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from distill3d.cli.settings import to_toml
+from distill3d.cli.settings import Tree, to_toml
 from distill3d.cli.shared import Flag, OptionalName
 
 WEIGHT = {"start", "end", "begin", "finish"}  # the fields of a `WeightSchedule`
@@ -42,7 +42,7 @@ class Recipes:
         print(HEADER.format(command=self.of, name=name) + to_toml(files[name]), end="")
         return 0
 
-    def _files(self) -> dict[str, dict[str, Any]]:
+    def _files(self) -> dict[str, Tree]:
         """The settings of each recipe, as a configuration file has them."""
         from distill3d.distill.image_recipes import IMAGE_METHODS, image_recipe
         from distill3d.distill.recipes import PRIORS, RECIPES, TEXTURE_RECIPES

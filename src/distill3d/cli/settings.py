@@ -15,12 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+Tree = dict[str, Any]  # plain values: tables, lists, strings, numbers and None
+
 OPEN = ("views",)  # tables whose keys are not fixed
 SHORT = ("recipe", "recipes", "objectives")  # tables whose name may be left out of a path
 NOT_SETTINGS = ("format", "kind", "versions", "prompt")  # what config.json of a run holds besides
 
 
-def layered(plain: dict[str, Any], *layers: Mapping[str, Any], assignments: Sequence[str] = ()) -> dict[str, Any]:
+def layered(plain: Tree, *layers: Mapping[str, Any], assignments: Sequence[str] = ()) -> Tree:
     """A configuration's plain values with changes: tables, then "path=value" texts.
 
     Raises:
@@ -37,9 +39,9 @@ def layered(plain: dict[str, Any], *layers: Mapping[str, Any], assignments: Sequ
     return plain
 
 
-def nested(changes: Mapping[str, object]) -> dict[str, Any]:
+def nested(changes: Mapping[str, object]) -> Tree:
     """{"recipe.steps": 9, "seed": None} as {"recipe": {"steps": 9}}: tables instead of paths, without the Nones."""
-    tables: dict[str, Any] = {}
+    tables: Tree = {}
     for path, value in changes.items():
         *parents, name = path.split(".")
         table = tables
@@ -50,7 +52,7 @@ def nested(changes: Mapping[str, object]) -> dict[str, Any]:
     return tables
 
 
-def read_file(path: Path | None) -> dict[str, Any]:
+def read_file(path: Path | None) -> Tree:
     """The settings in a TOML file or in the config.json of a run; none without a file.
 
     Raises:
@@ -109,7 +111,7 @@ def _value(text: str) -> Any:
 
 def _merged(old: Any, new: Any, root: Mapping[str, Any], path: tuple[str, ...] = ()) -> Any:
     """`old` with the values of `new` in place of its own, table by table. Another class starts from its defaults."""
-    from distill3d.runs.config import KINDS
+    from distill3d.runs.config import KINDS, to_plain
 
     table = dict(old) if isinstance(old, Mapping) else {}
     of_class = table.get("kind") in KINDS  # "kind" may also be an ordinary setting
@@ -118,7 +120,10 @@ def _merged(old: Any, new: Any, root: Mapping[str, Any], path: tuple[str, ...] =
     if not isinstance(new, Mapping):
         return None if isinstance(new, str) and new.lower() == "none" else new
     if of_class and new.get("kind", table["kind"]) != table["kind"]:
-        table = _defaults(new["kind"])
+        kind = new["kind"]
+        if kind not in KINDS:
+            return new  # `from_plain` says what is allowed
+        table = {"kind": kind, **to_plain(KINDS[kind]())}
     known = set(table)
     for name, value in new.items():
         if known and name not in known and path != OPEN:
@@ -126,15 +131,6 @@ def _merged(old: Any, new: Any, root: Mapping[str, Any], path: tuple[str, ...] =
             raise ValueError(_unknown(".".join([*path, rest]), root))
         table[name] = _merged(table.get(name), value, root, (*path, name))
     return table
-
-
-def _defaults(kind: str) -> dict[str, Any]:
-    """The table of a class of settings with its defaults; ValueError for an unknown class."""
-    from distill3d.runs.config import KINDS, to_plain
-
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind {kind!r}; allowed: {', '.join(KINDS)}")
-    return {"kind": kind, **to_plain(KINDS[kind]())}
 
 
 def _short(path: str) -> str:

@@ -1,8 +1,7 @@
 """What the commands share: groups of flags, the progress bar, and small helpers.
 
-Help must appear at once, so nothing here and in the other modules of the command line imports torch before a command
-runs. A flag that is not given is None (or empty, or False): the value then comes from the recipe or the configuration
-file, see `settings`.
+Help must appear at once, so the modules of the command line import nothing heavy before a command runs. A flag that is
+not given is None (or empty, or False): the value then comes from the recipe or the configuration file, see `settings`.
 """
 
 from __future__ import annotations
@@ -126,7 +125,7 @@ class Settings:
 
 def _given(value: object) -> object:
     """A flag's value as a plain one; None if it was not given."""
-    return None if value in ((), False) else list(value) if isinstance(value, tuple) else value
+    return None if value is False or value == () else list(value) if isinstance(value, tuple) else value
 
 
 def run_folder(path: Path) -> Path:
@@ -195,7 +194,9 @@ def _flags(command: Any) -> Iterator[str]:
 class Show(Protocol):
     """Shows a finished step."""
 
-    def __call__(self, progress: Progress, status: str = "", /) -> None: ...
+    def __call__(self, progress: Progress, status: str = "", /) -> None:
+        """Moves the bar; `status` stands behind the numbers."""
+        ...
 
 
 @contextlib.contextmanager
@@ -205,15 +206,10 @@ def progress_bar(total: int, name: str) -> Iterator[Show]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (
-        *(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[elapsed]}, left"),
-        ),
-        *(TimeRemainingColumn(), TextColumn("{task.fields[status]}")),
+    name_column, times, status_column = map(
+        TextColumn, ("{task.description}", "{task.fields[elapsed]}, left", "{task.fields[status]}")
     )
+    columns = (name_column, BarColumn(), MofNCompleteColumn(), times, TimeRemainingColumn(), status_column)
     bar = Bar(*columns, console=Console(stderr=True))
     task = bar.add_task(name, total=total, status="", elapsed="")
 

@@ -214,8 +214,8 @@ def finish(run: ImageRun, on_step: OnStep = lambda progress: None) -> Images:
         run.run(after)
     except KeyboardInterrupt:
         interrupted = True
-    steps, nfe = (last.step + 1, last.nfe) if last else (0, run.nfe)
-    return Images(run.x(), run.images(), steps, nfe, time.monotonic() - began, interrupted)
+    steps, nfe, seconds = (last.step + 1, last.nfe, last.seconds) if last else (0, run.nfe, 0.0)
+    return Images(run.x(), run.images(), steps, nfe, seconds, interrupted)
 
 
 def generate_image(
