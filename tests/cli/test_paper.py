@@ -56,7 +56,7 @@ def test_2d_leaves_its_files(prompts, kl_folder, capsys):
     usual = ["--prior", str(kl_folder), "--prompts", str(prompts / "dog.txt")]
     assert cli.run(["paper", "2d", *usual, "--steps", "2", "--out", str(out)]) == 0
     files = {p.name for p in out.iterdir() if not p.name.startswith(".")}
-    assert files == {"2d.png", "2d.md", "pictures", "images.csv"} | TABLES
+    assert files == {"2d.png", "2d.md", "images", "images.csv"} | TABLES
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| SDI, cached noise "))
     assert float(row.split("|")[2].strip(" *")) == 0.0  # as printed, the distance to DDIM
     assert image_width(out / "2d.png") == 2160
