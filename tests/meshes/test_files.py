@@ -51,6 +51,7 @@ class Glb:
         columns = {"VEC2": 2, "VEC3": 3, "VEC4": 4}[accessor["type"]]
         kind = {5126: "<f4", 5123: "<u2"}[accessor["componentType"]]
         assert accessor.get("normalized", False) == (kind == "<u2")
+        assert self.document["bufferViews"][accessor["bufferView"]]["target"] == 34962
         return np.frombuffer(self.view(accessor["bufferView"]), kind)[: accessor["count"] * columns].reshape(
             -1, columns
         )

@@ -22,11 +22,15 @@ from distill3d.meshes.mesh import Mesh
 
 if TYPE_CHECKING:
     import trimesh
+    from numpy.typing import ArrayLike
+    from trimesh.visual import ColorVisuals, TextureVisuals
 
 Up = Literal["auto", "y", "z"]
 GLTF = (".glb", ".gltf")
 TO_GLTF, FROM_GLTF = [1, 2, 0], [2, 0, 1]  # the world's (x, y, z) is (z, x, y) in glTF
-LINEAR, MIPMAPPED, REPEAT, CLAMP = 9729, 9987, 10497, 33071  # OpenGL's numbers for filters and wrap modes
+# OpenGL's numbers for buffers, filters and wrap modes.
+VERTICES, INDICES = 34962, 34963
+LINEAR, MIPMAPPED, REPEAT, CLAMP = 9729, 9987, 10497, 33071
 
 
 def read_mesh(path: str | os.PathLike[str], up: Up = "auto") -> Mesh:
@@ -154,34 +158,35 @@ def _part(solid: trimesh.Trimesh, transform: np.ndarray, to_srgb: Callable[[np.n
         if normals is not None:
             normals = normals @ np.linalg.pinv(transform[:3, :3])
             normals = normals / np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-12)
-    image, base = _material(getattr(solid.visual, "material", None))
-    colors = np.ones_like(vertices) * base * _vertex_colors(solid.visual)
-    uv = getattr(solid.visual, "uv", None)
-    textures = () if uv is None or image is None else (image,)
+    color, uv, image = _appearance(solid.visual)
+    colors = to_srgb(np.ones_like(vertices) * color)
     if uv is None:
-        return Mesh(vertices, faces, to_srgb(colors), normals)
-    return Mesh(vertices, faces, to_srgb(colors), normals, np.asarray(uv, np.float64), faces, textures)
+        return Mesh(vertices, faces, colors, normals)
+    return Mesh(vertices, faces, colors, normals, np.asarray(uv, np.float64), faces, () if image is None else (image,))
 
 
-def _vertex_colors(visual: Any) -> np.ndarray | float:
-    """Colors [V, 3] in [0, 1] as the file has them, 1 without any; beside a material trimesh has an attribute."""
-    if visual.kind in ("vertex", "face"):
-        return _fractions(visual.vertex_colors)[:, :3]
-    colors = getattr(visual, "vertex_attributes", {}).get("color")
-    return 1.0 if colors is None else _fractions(colors)[:, :3]
+def _appearance(
+    visual: ColorVisuals | TextureVisuals | None,
+) -> tuple[np.ndarray | float, np.ndarray | None, np.ndarray | None]:
+    """Color of the vertices as the file has it (in [0, 1], for each vertex or for all), uv [V, 2], and texture."""
+    from trimesh.visual import ColorVisuals
+    from trimesh.visual.material import PBRMaterial, SimpleMaterial
+
+    if visual is None or isinstance(visual, ColorVisuals):
+        return (_fractions(visual.vertex_colors)[:, :3] if visual is not None and visual.kind else 1.0), None, None
+    image = base = None
+    if isinstance(visual.material, PBRMaterial):
+        image, base = visual.material.baseColorTexture, visual.material.baseColorFactor
+    elif isinstance(visual.material, SimpleMaterial):
+        image = visual.material.image
+        base = visual.material.diffuse if image is None else None  # beside a texture it is ignored
+    color = 1.0 if base is None else _fractions(base)[:3]
+    if "color" in visual.vertex_attributes:
+        color = color * _fractions(visual.vertex_attributes["color"])[:, :3]
+    return color, visual.uv, None if image is None else np.asarray(image.convert("RGB"))
 
 
-def _material(material: Any) -> tuple[np.ndarray | None, np.ndarray | float]:
-    """Base color texture [H, W, 3] uint8 or None, and base color [3] in [0, 1] as the file has it, of a material."""
-    image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-    base = getattr(material, "baseColorFactor", None)
-    if base is None and image is None:
-        base = getattr(material, "diffuse", None)
-    texture = None if image is None else np.asarray(image.convert("RGB"))
-    return texture, 1.0 if base is None else _fractions(base)[:3]
-
-
-def _fractions(values: Any) -> np.ndarray:
+def _fractions(values: ArrayLike) -> np.ndarray:
     """Color values in [0, 1]; integers are fractions of their type's largest value."""
     values = np.asarray(values)
     return values / np.iinfo(values.dtype).max if values.dtype.kind in "ui" else values.astype(np.float64)
@@ -195,15 +200,14 @@ def _joined(parts: Sequence[Mesh]) -> Mesh:
     faces = np.concatenate([part.faces + offset for part, offset in zip(parts, offsets, strict=True)])
     colors = np.concatenate([part.vertex_colors for part in parts if part.vertex_colors is not None])
     normals = [part.normals for part in parts if part.normals is not None]
-    uv = uv_faces = texture_of = None
+    uv = uv_faces = None
     if any(part.uv is not None for part in parts):
         # Parts without UV coordinates get some outside of the texture, which `uv_problem` finds.
         uv = np.concatenate([np.full((len(p.vertices), 2), -1.0) if p.uv is None else p.uv for p in parts])
         uv_faces = faces
     textures = tuple(texture for part in parts for texture in part.textures)
-    if len(textures) < len(parts) or len(parts) > 1:
-        number = iter(range(len(textures)))
-        texture_of = np.repeat([next(number) if p.textures else -1 for p in parts], [len(p.faces) for p in parts])
+    number = iter(range(len(textures)))
+    texture_of = np.repeat([next(number) if p.textures else -1 for p in parts], [len(p.faces) for p in parts])
     return Mesh(
         vertices=np.concatenate([part.vertices for part in parts]),
         faces=faces,
@@ -212,7 +216,7 @@ def _joined(parts: Sequence[Mesh]) -> Mesh:
         uv=uv,
         uv_faces=uv_faces,
         textures=textures,
-        texture_of=texture_of if textures and texture_of is not None and texture_of.any() else None,
+        texture_of=texture_of if textures and texture_of.any() else None,
     )
 
 
@@ -253,10 +257,14 @@ def _write_glb(path: Path, mesh: Mesh) -> list[Path]:
 
     def finish(tree: dict[str, Any]) -> None:
         tree["asset"]["generator"] = "distill3d"
-        names = tree["meshes"][0]["primitives"][0]["attributes"]
+        primitive = tree["meshes"][0]["primitives"][0]
+        names = primitive["attributes"]
         if attributes:
             names["COLOR_0"] = names.pop("_COLOR_0")
             tree["accessors"][names["COLOR_0"]]["normalized"] = True
+        for number in (*names.values(), primitive["indices"]):
+            view = tree["bufferViews"][tree["accessors"][number]["bufferView"]]
+            view["target"] = INDICES if number == primitive["indices"] else VERTICES
         if uv is not None:
             # A map of ours ends inside the texture; one that a mesh brought may repeat it.
             wrap = CLAMP if uv.min() >= 0 and uv.max() <= 1 else REPEAT
