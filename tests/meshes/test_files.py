@@ -25,7 +25,7 @@ def painted():
 
 @pytest.fixture(scope="module")
 def textured(painted):
-    uv, uv_faces = unwrap(painted.vertices, painted.faces, size=64)
+    uv, uv_faces = unwrap(painted, size=64)
     ramp = np.linspace(0, 255, 64)
     texture = np.stack(np.broadcast_arrays(ramp[None], ramp[:, None], np.full((64, 64), 40.0)), -1).astype(np.uint8)
     return painted.with_texture(texture, uv, uv_faces)
@@ -164,9 +164,7 @@ def soup(mesh):
 
 def noisy(mesh):
     """The mesh with a texture of noise."""
-    return mesh.with_texture(
-        np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8), *unwrap(mesh.vertices, mesh.faces)
-    )
+    return mesh.with_texture(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8), *unwrap(mesh))
 
 
 @pytest.mark.parametrize("suffix", ["glb", "obj"])

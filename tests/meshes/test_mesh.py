@@ -117,6 +117,9 @@ def without_shape_checks():
     [
         ({"faces": np.zeros((0, 3), int)}, "no faces"),
         ({"faces": np.array([[0, 1, 4], [0, 1, 2]])}, "indices from 0 to 3 into vertices"),
+        ({"faces": np.zeros((2, 4), int)}, r"faces must be triangles \[F, 3\], got \[2, 4\]"),
+        ({"faces": np.array([[0, 1, -1], [0, 1, 2]])}, "indices from 0 to 3 into vertices"),
+        ({"vertices": np.zeros((4, 2))}, r"vertices must be \[V, 3\], got \[4, 2\]"),
         ({"vertices": np.full((4, 3), np.nan)}, "4 of 4 vertices are not finite"),
         ({"vertex_colors": np.zeros((2, 3))}, r"vertex_colors must be \[V, 3\] with V = 4"),
         ({"normals": np.zeros((4, 2))}, r"normals must be \[V, 3\]"),
@@ -124,6 +127,7 @@ def without_shape_checks():
         ({"uv": None, "uv_faces": None}, "a texture needs a UV map"),
         ({"uv_faces": np.array([[0, 1, 2]])}, "a UV map must be"),
         ({"uv_faces": np.array([[0, 1, 4], [0, 1, 2]])}, "indices from 0 to 3 into uv"),
+        ({"texture_of": np.array([0, 1])}, "texture_of must be below 1"),
         ({"textures": (np.zeros((4, 4, 1), np.uint8),)}, r"a texture must be \[H, W, 3\], got \[4, 4, 1\]"),
     ],
 )

@@ -36,7 +36,7 @@ class BakeRays:
     slant: float = 45.0  # degrees between the cone and the normal
 
 
-def bake(field: Field, mesh: Mesh, size: int = 1024, half_size: float = 1.0, bake_rays: BakeRays = BakeRays()) -> Mesh:
+def bake(field: Field, mesh: Mesh, size: int = 1024, half_size: float = 1.0) -> Mesh:
     """Unwraps a mesh and paints it with a field's colors.
 
     Args:
@@ -48,19 +48,19 @@ def bake(field: Field, mesh: Mesh, size: int = 1024, half_size: float = 1.0, bak
     Raises:
         ValueError: if this is not a size (`check_texture_size`).
     """
-    uv, uv_faces = unwrap(mesh.vertices, mesh.faces, size)
+    uv, uv_faces = unwrap(mesh, size)
     normals = mesh.vertex_normals()
 
     def colors(face: np.ndarray, weights: np.ndarray) -> np.ndarray:
         points, outward = (np.einsum("nc,ncd->nd", weights, a[mesh.faces[face]]) for a in (mesh.vertices, normals))
-        return (surface_colors(field, points, outward, half_size, bake_rays) * 255).round().to(torch.uint8).numpy()
+        return (surface_colors(field, points, outward, half_size) * 255).round().to(torch.uint8).numpy()
 
     return mesh.with_texture(paint_texels(uv, uv_faces, size, colors), uv, uv_faces)
 
 
-def paint_vertices(field: Field, mesh: Mesh, half_size: float = 1.0, bake_rays: BakeRays = BakeRays()) -> Mesh:
+def paint_vertices(field: Field, mesh: Mesh, half_size: float = 1.0) -> Mesh:
     """The same mesh with the field's colors at its vertices; arguments as for `bake`."""
-    colors = surface_colors(field, mesh.vertices, mesh.vertex_normals(), half_size, bake_rays)
+    colors = surface_colors(field, mesh.vertices, mesh.vertex_normals(), half_size)
     return replace(mesh, vertex_colors=colors.double().numpy())
 
 

@@ -41,7 +41,22 @@ class Mesh:
     texture_of: Int[np.ndarray, " f"] | None = None
 
     def __post_init__(self) -> None:
-        check_mesh(self.vertices, self.faces)
+        vertices, faces = self.vertices, self.faces
+        if vertices.ndim != 2 or vertices.shape[1] != 3:
+            raise ValueError(f"vertices must be [V, 3], got {list(vertices.shape)}")
+        if not len(faces):
+            raise ValueError("the mesh has no faces; a surface needs triangles, a point cloud has none")
+        if faces.ndim != 2 or faces.shape[1] != 3:
+            raise ValueError(f"faces must be triangles [F, 3], got {list(faces.shape)}")
+        if faces.min() < 0 or faces.max() >= len(vertices):
+            found = f"{faces.min()} to {faces.max()}"
+            raise ValueError(f"faces must be indices from 0 to {len(vertices) - 1} into vertices, got {found}")
+        wrong = ~np.isfinite(vertices).all(1)
+        if wrong.any():
+            raise ValueError(f"{int(wrong.sum())} of {len(vertices)} vertices are not finite (NaN or infinite)")
+        self._check_colors()
+
+    def _check_colors(self) -> None:
         for name in ("vertex_colors", "normals"):
             value = getattr(self, name)
             if value is not None and value.shape != self.vertices.shape:
@@ -59,6 +74,8 @@ class Mesh:
         for texture in self.textures:
             if texture.ndim != 3 or texture.shape[2] != 3 or not texture.size:
                 raise ValueError(f"a texture must be [H, W, 3], got {list(texture.shape)}")
+        if self.texture_of is not None and not self.texture_of.max() < max(1, len(self.textures)):
+            raise ValueError(f"texture_of must be below {len(self.textures)}, the number of textures")
 
     def vertex_normals(self) -> Float[np.ndarray, "v 3"]:
         """Unit normals: the mesh's own, else those of its faces weighted by angle; straight up where there are none."""
@@ -111,25 +128,6 @@ class Mesh:
         total = np.zeros((len(self.vertices), 3))
         np.add.at(total, corners, self.corner_colors().reshape(-1, 3))
         return Mesh(self.vertices, self.faces, total / count.clip(1)[:, None], self.normals)
-
-
-def check_mesh(vertices: np.ndarray, faces: np.ndarray) -> None:
-    """Checks that vertices and faces make up a triangle mesh.
-
-    Raises:
-        ValueError: for no faces, vertices that are not finite, indices out of range, or wrong shapes.
-    """
-    if vertices.ndim != 2 or vertices.shape[1] != 3:
-        raise ValueError(f"vertices must be [V, 3], got {list(vertices.shape)}")
-    if not len(faces):
-        raise ValueError("the mesh has no faces; a surface needs triangles, a point cloud has none")
-    if faces.ndim != 2 or faces.shape[1] != 3:
-        raise ValueError(f"faces must be triangles [F, 3], got {list(faces.shape)}")
-    if faces.min() < 0 or faces.max() >= len(vertices):
-        raise ValueError(f"faces must be indices from 0 to {len(vertices) - 1} into vertices, got {faces.max()}")
-    wrong = ~np.isfinite(vertices).all(1)
-    if wrong.any():
-        raise ValueError(f"{int(wrong.sum())} of {len(vertices)} vertices are not finite (NaN or infinite)")
 
 
 @dataclass(frozen=True)

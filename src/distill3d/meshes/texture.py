@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 
-from distill3d.meshes.mesh import Mesh, check_mesh, weld
+from distill3d.meshes.mesh import Mesh, weld
 from distill3d.render.raster import rasterize_plane
 
 BAND = 1 << 20  # texels that are painted at once: bounds the memory
@@ -25,9 +25,7 @@ def check_texture_size(size: int) -> None:
         raise ValueError(f"a texture must have 8 to 8192 texels per side, got {size}; 1024 is usual")
 
 
-def unwrap(
-    vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"], size: int = 1024
-) -> tuple[Float[np.ndarray, "t 2"], Int[np.ndarray, "f 3"]]:
+def unwrap(mesh: Mesh, size: int = 1024) -> tuple[Float[np.ndarray, "t 2"], Int[np.ndarray, "f 3"]]:
     """Makes a UV map by xatlas (charts by growing, least-squares conformal maps, packing); it is deterministic.
 
     Args:
@@ -37,14 +35,13 @@ def unwrap(
         uv in [0, 1] and uv_faces; the order of faces and of their corners is kept.
 
     Raises:
-        ValueError: if this is not a mesh (`check_mesh`) or not a size (`check_texture_size`).
+        ValueError: if this is not a size (`check_texture_size`).
     """
     import xatlas
 
-    check_mesh(vertices, faces)
     check_texture_size(size)
     atlas = xatlas.Atlas()
-    atlas.add_mesh(np.ascontiguousarray(vertices, np.float32), np.ascontiguousarray(faces, np.uint32))
+    atlas.add_mesh(np.ascontiguousarray(mesh.vertices, np.float32), np.ascontiguousarray(mesh.faces, np.uint32))
     packing = xatlas.PackOptions()
     packing.resolution, packing.padding, packing.bilinear = size, 4, True
     atlas.generate(xatlas.ChartOptions(), packing)
@@ -149,4 +146,4 @@ def usable_uv(mesh: Mesh, size: int) -> tuple[Float[np.ndarray, "t 2"], Int[np.n
     if problem is None:
         assert mesh.uv is not None and mesh.uv_faces is not None
         return mesh.uv.clip(0, 1), mesh.uv_faces, None
-    return *unwrap(*weld(mesh.vertices, mesh.faces), size), problem
+    return *unwrap(Mesh(*weld(mesh.vertices, mesh.faces)), size), problem

@@ -9,14 +9,13 @@ import numpy as np
 import torch
 
 from distill3d.cameras import BACKGROUND, DISTANCE, FOV, orbit, world_to_camera
-from distill3d.meshes.mesh import Mesh
+from distill3d.meshes.mesh import RADIUS, Mesh
 from distill3d.prompts import direction_of
 from distill3d.render.raster import rasterize
 from distill3d.toybox.shapes import ACCENT, COLORS, KINDS, MAIN, Toy
 from distill3d.toybox.solids import corner_normals
 from distill3d.types import Cameras
 
-RADIUS = 0.9  # every toy is scaled to touch this sphere about the origin
 DISTANCES = (2.6, 3.1)  # of random views, world units
 LIGHT = np.array([0.45, -0.35, 0.82]) / np.linalg.norm([0.45, -0.35, 0.82])  # fixed to the world
 
