@@ -40,7 +40,7 @@ SOLID = {"cameras", "render", "meshes", "export", "scenes"}
 FORBIDDEN = {(a, b) for a in FLAT for b in SOLID} | {(b, a) for a in FLAT for b in SOLID}
 
 # The world behind the bundled prior stands beside the layers.
-TOYBOX_IMPORTS = {"types", "files", "cameras", "prompts", "render", "meshes"}
+TOYBOX_IMPORTS = {"types", "files", "cameras", "prompts", "render", "meshes", "priors"}
 TOYBOX_USERS = {"evaluation", "runs", "bench", "cli"}
 # The package itself re-exports what is below; only those on top may take from it (its version, say).
 PACKAGE_USERS = {"runs", "bench", "cli"}

@@ -4,39 +4,48 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How long and how fast a network is trained."""
+    """Training steps, learning rate schedule, weight averaging and checkpoint interval of one network."""
 
     steps: int
     learning_rate: float
     warmup: int = 200
-    decay: float = 0.3  # share of the steps, at the end, over which the rate falls to 0
+    decay: float = 0.3  # fraction of the steps, at the end, in which the learning rate falls to 0
     ema: float = 0.999  # decay of the averaged weights; 0 for none
     weight_decay: float = 1e-3
     save_every: int = 250
 
     def rate(self, step: int) -> float:
-        """Learning rate: warm-up, constant, then a linear fall. Longer runs begin as shorter ones do."""
+        """The learning rate: linear warm-up, constant, then linear decay."""
         fall = min(1.0, (self.steps - step) / max(1, self.decay * self.steps))
         return self.learning_rate * min(1.0, (step + 1) / self.warmup) * max(fall, 0.0)
+
+
+@contextmanager
+def mixed_precision() -> Iterator[None]:
+    """Matrix products in bfloat16. Attention is unfused: the backward pass of the fused kernel is slow on CPUs."""
+    with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def train(
     name: str, network: nn.Module, fit: Fit, loss_of: Callable[[int, torch.Generator], Tensor], folder: Path
 ) -> nn.Module:
-    """Trains `network` in place and returns it with averaged weights; continues from `folder`/NAME.pt if there.
+    """Trains `network` in place and returns it with averaged weights; resumes from `folder`/NAME.pt if it exists.
 
-    `loss_of(step, generator)` draws its batch from the generator, which is seeded by the step: a run that was
-    interrupted and continued sees the same batches as one that was not.
+    `loss_of(step, generator)` draws its batch from the generator, which is seeded with the step: a resumed run sees
+    the same batches as an uninterrupted one.
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=fit.learning_rate, betas=(0.9, 0.99), weight_decay=fit.weight_decay)

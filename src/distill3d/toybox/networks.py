@@ -33,7 +33,7 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     letters = [chr(c) for c in range(33, 127) if not chr(c).isupper()]
     merges = byte_pairs([word for word in vocabulary() if not any(c.isdigit() for c in word)])
     tokens = [*letters, *(c + WORD_END for c in letters), *(a + b for a, b in merges), START, END]
-    build: Any = CLIPTokenizer  # its annotations lag behind what it takes
+    build: Any = CLIPTokenizer  # its annotations are incomplete
     tokenizer = build(
         vocab={token: i for i, token in enumerate(dict.fromkeys(tokens))},
         merges=merges,
@@ -102,7 +102,7 @@ def make_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def make_autoencoder() -> Any:
-    """64 px to 16x16x4: a light encoder (its gradient is taken at every 3D step), a heavier decoder.
+    """64 px to 16x16x4: a small encoder, because its gradient is computed in every 3D step, and a larger decoder.
 
     There is no residual block at full resolution, where it would cost most and help least.
     """
@@ -158,6 +158,22 @@ def make_scheduler() -> DDIMScheduler:
         steps_offset=1,
         prediction_type="epsilon",
     )
+
+
+def read_parts(weights: Path) -> dict[str, Any]:
+    """Reads the networks "clip", "autoencoder", "unet" and "judge" of a folder like the bundled one, in float32."""
+    from diffusers import AutoencoderTiny, UNet2DConditionModel
+    from transformers import CLIPModel
+
+    def read(model_class: Any, component: str) -> Any:
+        return model_class.from_pretrained(weights / component, local_files_only=True).float().eval()
+
+    return {
+        "clip": read(CLIPModel, "evaluator_clip"),
+        "autoencoder": read(AutoencoderTiny, "vae"),
+        "unet": read(UNet2DConditionModel, "unet"),
+        "judge": read(CLIPModel, "evaluator_judge"),
+    }
 
 
 @torch.no_grad()

@@ -1,10 +1,11 @@
-"""Retrains every part of the bundled prior from nothing: `python -m distill3d.toybox.train all --folder DIR`.
+"""Trains the bundled prior from scratch: `python -m distill3d.toybox.train all --folder DIR`.
 
-The parts, in order: data, clip (the text encoder comes from it), autoencoder, unet, judge (a second contrastive
-model on pictures of its own, which the prior never meets), pack. Each continues where it was interrupted.
+The parts, in order: data, clip (with the text encoder), autoencoder, unet, judge (a second contrastive model, trained
+on other images than the prior), pack. Each resumes where it was interrupted. Another part, multiview, fine-tunes the
+bundled UNet to a multi-view prior and packs it.
 
-With `--start WEIGHTS`, a folder in the layout of the bundled prior, the part that is asked for (unet, clip or judge)
-goes on from those weights, and what it stands on is taken from them; pack takes what was not trained from there.
+`--start WEIGHTS` gives a folder like that of the bundled prior: unet, clip or judge is trained further from these
+weights and takes the other networks that it needs from them; pack takes from them the networks that were not trained.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,118 +20,114 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from distill3d.toybox import networks
+from distill3d.toybox import multiview, networks
 from distill3d.toybox.captions import COLOR_NAMES, KIND_NAMES, VIEW_WORDS, Claim, random_claim, sentence
-from distill3d.toybox.data import Pictures, load_split, render_splits
-from distill3d.toybox.fitting import Fit, train
+from distill3d.toybox.data import ImageSet, load_split, render_splits
+from distill3d.toybox.fitting import Fit, mixed_precision, train
 
 FITS = {
     "clip": Fit(800, 1e-3),
     "judge": Fit(800, 1e-3),
-    "eye": Fit(2500, 1e-3),
+    "vision": Fit(2500, 1e-3),
     "autoencoder": Fit(5000, 1e-3),
     "decoder": Fit(800, 8e-4, warmup=50),
     "unet": Fit(9000, 8e-4, decay=0.4, weight_decay=1e-2),
+    "multiview": Fit(9000, 6e-4, decay=0.5, ema=0.998, weight_decay=1e-2, save_every=100),
 }
 BATCH = {"clip": 128, "judge": 128, "autoencoder": 32, "decoder": 32, "unet": 32}
-PROMPT_DROPOUT = 0.1  # share of unconditional rows, for classifier-free guidance
+PROMPT_DROPOUT = 0.1  # fraction of rows without a caption, for classifier-free guidance
 SNR_CAP = 5.0  # min-SNR weighting, arXiv 2303.09556
 
 
-@contextmanager
-def _mixed() -> Iterator[None]:
-    """Products in bfloat16, attention as plain products: the fused kernel is several times slower backwards on CPUs."""
-    with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-        yield
+def _images(data: ImageSet, index: Tensor) -> Tensor:
+    return torch.from_numpy(data.images[index.numpy()]).movedim(-1, 1).float().div_(255)
 
 
-def _images(pictures: Pictures, index: Tensor) -> Tensor:
-    return torch.from_numpy(pictures.images[index.numpy()]).movedim(-1, 1).float().div_(255)
-
-
-def _claims(pictures: Pictures, index: Tensor, generator: torch.Generator) -> tuple[list[Claim], list[str]]:
+def _claims(data: ImageSet, index: Tensor, generator: torch.Generator) -> tuple[list[Claim], list[str]]:
     rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
-    rows = pictures.attributes[index.numpy()].tolist()
+    rows = data.attributes[index.numpy()].tolist()
     claims = [random_claim(kind, color, accent, view, rng) for kind, color, accent, view in rows]
     return claims, [sentence(claim, rng) for claim in claims]
 
 
-def _degraded(pictures: Pictures, index: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures in [-1, 1], mirrored, shifted, part of them blurred and noisy: a judge must read imperfect ones too.
+def _augmented(data: ImageSet, index: Tensor, generator: torch.Generator) -> Tensor:
+    """Images in [-1, 1] with random flips and a shift, some with blur and noise, as in imperfect samples.
 
-    A mirror changes no word: every toy has a front, but none a left that differs from its right by name.
+    No caption distinguishes left from right, so flipped images keep their captions.
     """
-    images, b = _images(pictures, index), len(index)
-    mirrored = torch.rand(b, 1, 1, 1, generator=generator) < 0.5
-    images = torch.where(mirrored, images.flip(-1), images)
+    images, b = _images(data, index), len(index)
+    flipped = torch.rand(b, 1, 1, 1, generator=generator) < 0.5
+    images = torch.where(flipped, images.flip(-1), images)
     shift = torch.randint(-3, 4, (2,), generator=generator).tolist()
     images = F.pad(images, (3, 3, 3, 3), mode="replicate")[
         :, :, 3 + shift[0] : 67 + shift[0], 3 + shift[1] : 67 + shift[1]
     ]
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    share = torch.rand(b, 1, 1, 1, generator=generator) * (torch.rand(b, 1, 1, 1, generator=generator) < 0.4)
+    blur = torch.rand(b, 1, 1, 1, generator=generator) * (torch.rand(b, 1, 1, 1, generator=generator) < 0.4)
     noise = 0.08 * torch.rand(b, 1, 1, 1, generator=generator) * (torch.rand(b, 1, 1, 1, generator=generator) < 0.4)
-    return 2 * (torch.lerp(images, blurred, share) + noise * torch.randn(images.shape, generator=generator)) - 1
+    return 2 * (torch.lerp(images, blurred, blur) + noise * torch.randn(images.shape, generator=generator)) - 1
 
 
-def train_clip(name: str, folder: Path, fit: Fit, eye_fit: Fit, start: Any = None) -> Any:
-    """Both towers by contrast, then the vision tower alone against the finished texts; from `start` the latter only.
+def train_clip(name: str, folder: Path, fit: Fit, vision_fit: Fit, start: Any = None) -> Any:
+    """Trains a CLIP model in two stages: contrastive, then its vision model alone as a classifier.
 
-    In the first part a text may fit several pictures of a batch, and all of those are its targets. The second asks
-    what a judge is asked: which of all kinds and colors, which accent, which view.
+    In the contrastive stage, all images of a batch that a text describes are its targets. In the second stage, the text
+    embeddings are fixed, and the vision model classifies kind and color, accent, and view. With `start`, only the
+    second stage runs, from that model.
     """
     torch.manual_seed(11 if name == "clip" else 22)
     tokenizer = networks.make_tokenizer(folder / "tokenizer")
     clip = networks.make_clip(tokenizer) if start is None else start
-    pictures = load_split(folder / "data", "train" if name == "clip" else "judge")
-    attributes = torch.from_numpy(pictures.attributes)
+    data = load_split(folder / "data", "train" if name == "clip" else "judge")
+    attributes = torch.from_numpy(data.attributes)
 
-    def contrast(step: int, generator: torch.Generator) -> Tensor:
+    def contrastive_loss(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(attributes), (BATCH[name],), generator=generator)
-        claims, texts = _claims(pictures, index, generator)
-        said = torch.tensor([[c.kind, c.color, c.accent, c.view] for c in claims])
-        fits = ((said[:, None] == attributes[index][None]) | (said[:, None] < 0)).all(-1).float()  # [text, picture]
+        claims, texts = _claims(data, index, generator)
+        stated = torch.tensor([[c.kind, c.color, c.accent, c.view] for c in claims])
+        matches = (
+            ((stated[:, None] == attributes[index][None]) | (stated[:, None] < 0)).all(-1).float()
+        )  # [text, image]
         tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        with _mixed():
-            output = clip(input_ids=tokens, pixel_values=_degraded(pictures, index, generator))
+        with mixed_precision():
+            output = clip(input_ids=tokens, pixel_values=_augmented(data, index, generator))
         logits = output.logits_per_text.float()
-        by_text = -(F.log_softmax(logits, 1) * fits / fits.sum(1, keepdim=True)).sum(1).mean()
-        by_picture = -(F.log_softmax(logits, 0) * fits / fits.sum(0, keepdim=True).clamp_min(1)).sum(0).mean()
-        return 0.5 * (by_text + by_picture)
+        by_text = -(F.log_softmax(logits, 1) * matches / matches.sum(1, keepdim=True)).sum(1).mean()
+        by_image = -(F.log_softmax(logits, 0) * matches / matches.sum(0, keepdim=True).clamp_min(1)).sum(0).mean()
+        return 0.5 * (by_text + by_image)
 
     if start is None:
-        train(name, clip, fit, contrast, folder)
-    pairs, accents, views = _answers(clip, tokenizer)
+        train(name, clip, fit, contrastive_loss, folder)
+    pairs, accents, views = _class_embeddings(clip, tokenizer)
     clip.text_model.requires_grad_(False)
     clip.text_projection.requires_grad_(False)
     clip.logit_scale.requires_grad_(False)
     scale = clip.logit_scale.exp()
 
-    def examine(step: int, generator: torch.Generator) -> Tensor:
+    def classification_loss(step: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(attributes), (BATCH[name],), generator=generator)
         kind, color, accent, view = attributes[index].T
-        pixels = _degraded(pictures, index, generator)
-        with _mixed():
+        pixels = _augmented(data, index, generator)
+        with mixed_precision():
             pooled = clip.visual_projection(clip.vision_model(pixel_values=pixels).pooler_output)
-        seen = scale * F.normalize(pooled.float(), dim=-1)
+        embedded = scale * F.normalize(pooled.float(), dim=-1)
         pair = kind * len(COLOR_NAMES) + color
-        which_accent = torch.einsum("bd,bod->bo", seen, accents[pair])
-        which_view = torch.einsum("bd,bod->bo", seen, views[pair])
+        accent_logits = torch.einsum("bd,bod->bo", embedded, accents[pair])
+        view_logits = torch.einsum("bd,bod->bo", embedded, views[pair])
         losses = (
-            F.cross_entropy(seen @ pairs.T, pair),
-            F.cross_entropy(which_accent, accent),
-            F.cross_entropy(which_view, view),
+            F.cross_entropy(embedded @ pairs.T, pair),
+            F.cross_entropy(accent_logits, accent),
+            F.cross_entropy(view_logits, view),
         )
         return losses[0] + 0.5 * losses[1] + losses[2]
 
-    return train(f"{name}-eye", clip, eye_fit, examine, folder)
+    return train(f"{name}-eye", clip, vision_fit, classification_loss, folder)
 
 
 @torch.no_grad()
-def _answers(clip: Any, tokenizer: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit embeddings of the plain sentences: pairs [P, D], with each accent [P, 10, D], with each view [P, 4, D]."""
+def _class_embeddings(clip: Any, tokenizer: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit embeddings of the plain captions: pairs [P, D], with each accent [P, 10, D], with each view [P, 4, D]."""
 
     def embed(claims: list[Claim]) -> Tensor:
         texts = [sentence(claim) for claim in claims]
@@ -150,77 +145,79 @@ def _answers(clip: Any, tokenizer: Any) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _picture_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Absolute difference of the pictures and of their gradients, plus a squared term that PSNR asks for."""
+def _image_loss(output: Tensor, target: Tensor) -> Tensor:
+    """L1 loss of the images and of their gradients, plus a squared error, which PSNR measures."""
     difference = output - target
     edges = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
     return difference.abs().mean() + 0.5 * edges + 5 * difference.square().mean()
 
 
 def train_autoencoder(folder: Path, fit: Fit, decoder_fit: Fit) -> Any:
-    """Encoder and decoder together, then the latents are whitened, then the decoder alone."""
+    """Trains encoder and decoder, whitens the latents, then trains the decoder alone."""
     torch.manual_seed(33)
     autoencoder = networks.make_autoencoder().to(memory_format=torch.channels_last)
-    pictures = load_split(folder / "data", "train")
+    data = load_split(folder / "data", "train")
 
-    def drawn(count: int, generator: torch.Generator) -> Tensor:
-        return _images(pictures, torch.randint(len(pictures.images), (count,), generator=generator)) * 2 - 1
+    def random_images(count: int, generator: torch.Generator) -> Tensor:
+        return _images(data, torch.randint(len(data.images), (count,), generator=generator)) * 2 - 1
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
-        images = drawn(BATCH["autoencoder"], generator)
+        images = random_images(BATCH["autoencoder"], generator)
         images = images.contiguous(memory_format=torch.channels_last)
-        with _mixed():
+        with mixed_precision():
             latents = autoencoder.encode(images).latents.float()
-            # Noise of a twentieth of the spread makes neighboring latents decode to neighboring pictures.
+            # Noise makes the decoder smooth: similar latents decode to similar images.
             noisy = latents + 0.05 * latents.detach().std() * torch.randn(latents.shape, generator=generator)
             output = autoencoder.decode(noisy).sample.float()
-        return _picture_loss(output, images) + 1e-3 * (latents.square().mean() - 1).square()
+        return _image_loss(output, images) + 1e-3 * (latents.square().mean() - 1).square()
 
     train("autoencoder", autoencoder, fit, loss_of, folder)
     with torch.no_grad():
         sample = torch.cat(
-            [autoencoder.encode(_images(pictures, i) * 2 - 1).latents for i in torch.arange(4096).split(256)]
+            [autoencoder.encode(_images(data, i) * 2 - 1).latents for i in torch.arange(4096).split(256)]
         )
     networks.normalize_latents(autoencoder, sample)
     autoencoder.encoder.requires_grad_(False)
 
     def decoder_loss(step: int, generator: torch.Generator) -> Tensor:
-        images = drawn(BATCH["decoder"], generator)
-        with _mixed():
+        images = random_images(BATCH["decoder"], generator)
+        with mixed_precision():
             with torch.no_grad():
                 latents = autoencoder.encode(images).latents.float()
                 latents += 0.05 * torch.randn(latents.shape, generator=generator)
             output = autoencoder.decode(latents.contiguous(memory_format=torch.channels_last)).sample.float()
-        return _picture_loss(output, images)
+        return _image_loss(output, images)
 
     return train("decoder", autoencoder, decoder_fit, decoder_loss, folder)
 
 
 @torch.no_grad()
-def encode_all(autoencoder: Any, pictures: Pictures) -> Tensor:
-    """Latents of all pictures, half precision."""
-    parts = torch.arange(len(pictures.images)).split(256)
-    return torch.cat([autoencoder.encode(_images(pictures, i) * 2 - 1).latents.half() for i in parts])
+def encode_all(autoencoder: Any, data: ImageSet) -> Tensor:
+    """Latents of all images, in half precision."""
+    parts = torch.arange(len(data.images)).split(256)
+    return torch.cat([autoencoder.encode(_images(data, i) * 2 - 1).latents.half() for i in parts])
 
 
-def train_unet(folder: Path, fit: Fit, autoencoder: Any, clip: Any, start: Any = None, fast: bool = False) -> Any:
-    """Noise prediction on latents of the training pictures, conditioned by the frozen text tower.
+def train_unet(
+    folder: Path, fit: Fit, autoencoder: Any, clip: Any, start: Any = None, compile_unet: bool = False
+) -> Any:
+    """Trains noise prediction on the latents of the training images, conditioned on the frozen text encoder.
 
-    `start` is a UNet to go on from; `fast` compiles the network, which takes minutes first.
+    `start` is a UNet to train further; `compile_unet` makes steps faster after minutes of compilation.
     """
     torch.manual_seed(44)
     tokenizer = networks.make_tokenizer(folder / "tokenizer")
-    pictures = load_split(folder / "data", "train")
-    latents = encode_all(autoencoder, pictures)
+    data = load_split(folder / "data", "train")
+    latents = encode_all(autoencoder, data)
     unet = (networks.make_unet() if start is None else start).to(memory_format=torch.channels_last)
-    call = torch.compile(unet) if fast else unet
+    call = torch.compile(unet) if compile_unet else unet
     alphas = networks.make_scheduler().alphas_cumprod
     weight = (alphas / (1 - alphas)).clamp_max(SNR_CAP) * (1 - alphas) / alphas
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         b = BATCH["unet"]
         index = torch.randint(len(latents), (b,), generator=generator)
-        _, texts = _claims(pictures, index, generator)
+        _, texts = _claims(data, index, generator)
         dropped = torch.rand(b, generator=generator) < PROMPT_DROPOUT
         texts = ["" if d else text for d, text in zip(dropped.tolist(), texts, strict=True)]
         tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -230,7 +227,7 @@ def train_unet(folder: Path, fit: Fit, autoencoder: Any, clip: Any, start: Any =
         noisy = a.sqrt() * latents[index].float() + (1 - a).sqrt() * noise
         with torch.no_grad():
             hidden = clip.text_model(input_ids=tokens).last_hidden_state
-        with _mixed():
+        with mixed_precision():
             output = call(noisy.contiguous(memory_format=torch.channels_last), t, encoder_hidden_states=hidden).sample
         return (weight[t] * (output.float() - noise).square().mean((1, 2, 3))).mean()
 
@@ -238,14 +235,14 @@ def train_unet(folder: Path, fit: Fit, autoencoder: Any, clip: Any, start: Any =
 
 
 def pack(folder: Path, clip: Any, autoencoder: Any, unet: Any, judge: Any) -> Path:
-    """Writes the parts in half precision, in Stable Diffusion format, to `folder`/toybox."""
+    """Writes the networks to `folder`/toybox in the format of Stable Diffusion, in half precision."""
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPTextModel
 
     text_encoder = CLIPTextModel(clip.config.text_config)
     text_encoder.load_state_dict(clip.text_model.state_dict(), strict=False)
     tokenizer = networks.make_tokenizer(folder / "tokenizer")
-    build: Any = StableDiffusionPipeline  # the parts that are None may be
+    build: Any = StableDiffusionPipeline  # its annotations do not allow None
     pipeline = build(
         vae=autoencoder,
         text_encoder=text_encoder,
@@ -259,7 +256,7 @@ def pack(folder: Path, clip: Any, autoencoder: Any, unet: Any, judge: Any) -> Pa
     target = folder / "toybox"
     shutil.rmtree(target, ignore_errors=True)
     pipeline.to(dtype=torch.float16).save_pretrained(target)
-    # Keys that diffusers writes: where a part came from, and one that it warns of when it reads it back.
+    # diffusers writes local paths, and a key that it warns of when it reads it.
     for part, keys in {"vae": ("_name_or_path", "block_out_channels"), "unet": ("_name_or_path",)}.items():
         file = target / part / "config.json"
         kept = {k: v for k, v in json.loads(file.read_text()).items() if k not in keys}
@@ -270,57 +267,47 @@ def pack(folder: Path, clip: Any, autoencoder: Any, unet: Any, judge: Any) -> Pa
     return target
 
 
-def read_parts(weights: Path) -> dict[str, Any]:
-    """The parts of a folder that `pack` wrote, in float32."""
-    from diffusers import AutoencoderTiny, UNet2DConditionModel
-    from transformers import CLIPModel
-
-    def read(kind: Any, part: str) -> Any:
-        return kind.from_pretrained(weights / part, local_files_only=True).float().eval()
-
-    return {
-        "clip": read(CLIPModel, "evaluator_clip"),
-        "autoencoder": read(AutoencoderTiny, "vae"),
-        "unet": read(UNet2DConditionModel, "unet"),
-        "judge": read(CLIPModel, "evaluator_judge"),
-    }
-
-
 def main() -> None:
     """Command line; see the module docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["data", "clip", "judge", "autoencoder", "unet", "pack", "all"])
-    parser.add_argument("--folder", type=Path, default=Path("toybox-training"), help="pictures and training state")
+    parser.add_argument("part", choices=["data", "clip", "judge", "autoencoder", "unet", "pack", "multiview", "all"])
+    parser.add_argument("--folder", type=Path, default=Path("toybox-training"), help="images and training state")
     parser.add_argument("--processes", type=int, default=2, help="rendering processes")
-    parser.add_argument("--scale", type=float, default=1.0, help="multiplies every number of steps")
-    parser.add_argument("--start", type=Path, help="weights to go on from")
-    parser.add_argument("--compile", action="store_true", help="compile the UNet: its steps take a fifth less time")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the training steps of each network")
+    parser.add_argument("--start", type=Path, help="folder of weights to start from")
+    parser.add_argument("--compile", action="store_true", help="compile the UNet: its steps take 20 percent less time")
     arguments = parser.parse_args()
     folder, part = arguments.folder, arguments.part
-    if arguments.start and part not in ("clip", "judge", "unet", "pack"):
-        parser.error(f"--start goes with clip, judge, unet or pack, not with {part}")
-    if arguments.start and not (arguments.start / "evaluator_clip").is_dir():  # it is not in the wheel
-        parser.error(f"{arguments.start} has no evaluator_clip: take the weights from a clone of the repository")
+    if arguments.start and part not in ("clip", "judge", "unet", "pack", "multiview"):
+        parser.error(f"--start goes with clip, judge, unet, pack or multiview, not with {part}")
+    weights = multiview.BUNDLED if part == "multiview" else arguments.start
+    if weights and not (weights / "evaluator_clip").is_dir():  # it is not in the wheel
+        parser.error(f"{weights} has no evaluator_clip: take the weights from a clone of the repository")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer").mkdir(exist_ok=True)
     fits = {k: Fit(**(vars(f) | dict(steps=max(1, round(f.steps * arguments.scale))))) for k, f in FITS.items()}
+    if part == "multiview":
+        print(multiview.run(folder, fits[part], arguments.start, arguments.processes, arguments.compile))
+        return
     if part in ("data", "all"):
         render_splits(folder / "data", arguments.processes)
-    made = read_parts(arguments.start) if arguments.start else {}
-    for name in _to_train(part, folder, bool(made)):  # what is already trained is only read
-        start = made.get(name)
+    trained = networks.read_parts(arguments.start) if arguments.start else {}
+    for name in _to_train(part, folder, bool(trained)):  # finished networks are only read from the folder
+        start = trained.get(name)
         if name in ("clip", "judge"):
-            made[name] = train_clip(name, folder, fits[name], fits["eye"], start)
+            trained[name] = train_clip(name, folder, fits[name], fits["vision"], start)
         elif name == "autoencoder":
-            made[name] = train_autoencoder(folder, fits[name], fits["decoder"])
+            trained[name] = train_autoencoder(folder, fits[name], fits["decoder"])
         elif name == "unet":
-            made[name] = train_unet(folder, fits[name], made["autoencoder"], made["clip"], start, arguments.compile)
+            trained[name] = train_unet(
+                folder, fits[name], trained["autoencoder"], trained["clip"], start, arguments.compile
+            )
     if part in ("pack", "all"):
-        print(pack(folder, made["clip"], made["autoencoder"], made["unet"], made["judge"]))
+        print(pack(folder, trained["clip"], trained["autoencoder"], trained["unet"], trained["judge"]))
 
 
 def _to_train(part: str, folder: Path, started: bool) -> tuple[str, ...]:
-    """Which parts a command goes through, in order."""
+    """The networks that a command trains, in order."""
     if part == "data":
         return ()
     if started:

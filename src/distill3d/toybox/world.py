@@ -96,14 +96,31 @@ class View:
 
 def draw(toy: ToyMesh, view: View, background: float = BACKGROUND, size: int = 64, supersample: int = 2) -> np.ndarray:
     """An image [size, size, 3] in [0, 1] over a gray background, with `supersample`^2 samples per pixel."""
-    n, camera = size * supersample, view.camera()
+    hit, colors = _samples(toy, view, size * supersample)
+    image = torch.where(hit[..., None], colors, background)
+    return image.view(size, supersample, size, supersample, 3).mean((1, 3)).numpy()
+
+
+def cutout(toy: ToyMesh, view: View, size: int = 64, supersample: int = 2) -> np.ndarray:
+    """An image without a background, [size, size, 4] in [0, 1]: color premultiplied by the coverage, and coverage.
+
+    Over a background b it is `color + (1 - coverage) * b`, which equals `draw`.
+    """
+    hit, colors = _samples(toy, view, size * supersample)
+    image = torch.cat((colors, hit[..., None].float()), dim=-1)
+    return image.view(size, supersample, size, supersample, 4).mean((1, 3)).numpy()
+
+
+def _samples(toy: ToyMesh, view: View, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which of n x n samples hit the toy, bool [n, n], and their colors [n, n, 3], 0 where nothing is hit."""
+    camera = view.camera()
     points = world_to_camera(camera, torch.from_numpy(toy.vertices))[0].float()
     face, weights = rasterize(points, torch.from_numpy(np.ascontiguousarray(toy.faces)), float(camera.fov_y), n, n)
     hit = face >= 0
-    image = torch.full((n, n, 3), background)
+    colors = torch.zeros(n, n, 3)
     shaded = torch.from_numpy(toy.shaded).float()
-    image[hit] = torch.einsum("pc,pcr->pr", weights[hit], shaded[face[hit]])
-    return image.view(size, supersample, size, supersample, 3).mean((1, 3)).numpy()
+    colors[hit] = torch.einsum("pc,pcr->pr", weights[hit], shaded[face[hit]])
+    return hit, colors
 
 
 def random_view(rng: np.random.Generator) -> View:
