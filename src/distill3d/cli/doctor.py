@@ -139,20 +139,16 @@ def _speed(prior: FrozenPrior, condition: Condition) -> Iterator[str]:
 
 
 def _per_second(call: Callable[[], object], device: torch.device) -> float:
-    call()  # the first one also compiles and allocates
-    _wait(device)
-    began, calls = time.monotonic(), 0
-    while calls == 0 or time.monotonic() - began < 0.5:
-        call()
-        _wait(device)
-        calls += 1
-    return calls / (time.monotonic() - began)
-
-
-def _wait(device: torch.device) -> None:
     import torch
 
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    def finished() -> None:
+        call()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+
+    finished()  # the first one also compiles and allocates
+    began, calls = time.monotonic(), 0
+    while calls == 0 or time.monotonic() - began < 0.5:
+        finished()
+        calls += 1
+    return calls / (time.monotonic() - began)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from tyro.conf import arg, subcommand
 
 from distill3d.cli.bench import Judging, bench_bars, prompts_from
+from distill3d.cli.objects import base_recipe
 from distill3d.cli.settings import nested
-from distill3d.cli.shared import Flag, Float, Folder, Int, Listed, Model, Name, command_line, integers, split
+from distill3d.cli.shared import Flag, Float, Folder, Int, Listed, Model, Name, command_line, counter, integers, split
 
 if TYPE_CHECKING:
     from distill3d.bench.paper.experiments import Setting
@@ -62,10 +64,7 @@ class Experiment:
         """The name of the recipe; ValueError for an unknown one."""
         from distill3d.distill.recipes import RECIPES
 
-        name = (self.scope.recipe or ("paper" if self.scope.full else "laptop")).lower()
-        if name not in RECIPES:
-            raise ValueError(f"unknown recipe {name!r}; allowed: {', '.join(RECIPES)}")
-        return name
+        return base_recipe(self.scope.recipe or ("paper" if self.scope.full else None), {}, RECIPES)
 
     def variants(self, setting: Setting, image_size: int) -> tuple[Variant, ...]:
         """What is compared, for a prior of this image size; ValueError for what cannot be."""
@@ -118,7 +117,8 @@ class Experiment:
         _note_evaluator(judges.evaluator)
         metrics = choose_metrics(self.judging.names, protocol, judges)
         if protocol.prior == "toybox":
-            _note(f"{len(protocol.tasks())} objects, about {minutes(protocol, prior):.0f} minutes on one laptop core")
+            time = f"about {minutes(protocol, prior):.0f} minutes on one laptop core"
+            print(f"{len(protocol.tasks())} objects, {time}", file=sys.stderr)
         out, typed = self.out or Path(f"paper-{self.name}"), command_line(["distill3d", "paper", self.name], self)
         with bench_bars(protocol) as listeners:
             found = run_bench(out, protocol, prior, judges, metrics, typed, listeners)
@@ -229,9 +229,6 @@ class TwoD:
 
     def run(self) -> int:
         """Makes what is missing, prints the table and where the files are; returns the exit status."""
-        from rich.console import Console
-        from rich.progress import Progress
-
         from distill3d.bench import check_libraries
         from distill3d.bench.judging import find_evaluator
         from distill3d.bench.paper.experiments import list_prompts
@@ -247,9 +244,8 @@ class TwoD:
         prior, evaluator = load_checked(study, prompts, self.force), find_evaluator(self.evaluator, study.prior)
         _note_evaluator(evaluator)
         typed, total = command_line(["distill3d", "paper", "2d"], self), len(study.rows) + len(study.references)
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("images", total=len(prompts) * total)
-            found = run_study(self.out, study, prior, evaluator, lambda row, prompt, made: bar.advance(task))
+        with counter("images", len(prompts) * total) as advance:
+            found = run_study(self.out, study, prior, evaluator, lambda row, prompt, made: advance())
         text, figure = caption(study, list_prompts(prompts), typed), self.out / "2d.png"
         images = {row: [one.image for one in made] for row, made in found.made.items()}
         draw_images(figure, images, prompts, found.table, PANELS, text)
@@ -288,9 +284,6 @@ class Inversion:
 
     def run(self) -> int:
         """Measures, draws and says where the files are; returns the exit status."""
-        from rich.console import Console
-        from rich.progress import Progress
-
         from distill3d.bench import check_libraries
         from distill3d.bench.paper import inversion
         from distill3d.bench.paper.figures import draw_residuals
@@ -299,9 +292,8 @@ class Inversion:
         check_libraries()
         place = prior_config(self.model, "toybox", dtype="float32")
         prior = load_checked(place, self.prompts, self.force, self.out)
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("measuring", total=len(settings.scales) * settings.times * len(inversion.STRATEGIES))
-            result = inversion.measure_residuals(prior, settings, on_residual=lambda: bar.advance(task))
+        with counter("measuring", len(settings.scales) * settings.times * len(inversion.STRATEGIES)) as advance:
+            result = inversion.measure_residuals(prior, settings, on_residual=advance)
         table, figure = self.out / "inversion.csv", self.out / "inversion.png"
         inversion.write_residuals(table, result.residuals)
         draw_residuals(figure, result, self._caption(place.prior))
@@ -376,13 +368,8 @@ def load_checked(config: PriorConfig, prompts: Sequence[str], force: bool, out: 
 
 def _note_evaluator(evaluator: Evaluator | None) -> None:
     if evaluator is None:
-        _note("no evaluator: scores that need one are left out; pass the folder of a CLIP model with --evaluator")
-
-
-def _note(text: str) -> None:
-    from rich.console import Console
-
-    Console(stderr=True).print(text, markup=False, highlight=False)
+        text = "no evaluator: scores that need one are left out; pass the folder of a CLIP model with --evaluator"
+        print(text, file=sys.stderr)
 
 
 def _conclude(out: Path, name: str, table: Table, text: str) -> None:

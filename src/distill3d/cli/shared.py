@@ -191,6 +191,17 @@ def _flags(command: Any) -> Iterator[str]:
             yield from (flag, *map(str, value if isinstance(value, tuple) else (value,)))
 
 
+@contextlib.contextmanager
+def counter(name: str, total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on stderr that counts. Yields the function to call for each thing that is done."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda: bar.advance(task)
+
+
 class Show(Protocol):
     """Shows a finished step."""
 
