@@ -162,10 +162,10 @@ def integers(words: Sequence[str], flag: str) -> tuple[int, ...]:
 
 
 def duration(seconds: float) -> str:
-    """A time for people, such as "42 s", "3 min 07 s" or "2 h 05 min"."""
+    """A time for people, such as "4.2 s", "42 s", "3 min 07 s" or "2 h 05 min"."""
     whole = round(seconds)
     if whole < 60:
-        return f"{whole} s"
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{whole} s"
     return f"{whole // 60} min {whole % 60:02} s" if whole < 3600 else f"{whole // 3600} h {whole // 60 % 60:02} min"
 
 
