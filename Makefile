@@ -5,11 +5,13 @@
 #
 # PYTHON=python3.12   which interpreter makes the environment (3.11 to 3.13)
 # VENV=.venv          where it lies
+# JOBS=4              how many tests run at once; as many as there are cores, unless given
 # PIP_FLAGS=...       more options for pip. On Linux PyPI's torch carries CUDA, several GB; the small one comes with
 #                     PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
 VENV ?= .venv
 PIP_FLAGS ?=
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c '$(SUITS)' 2>/dev/null && { echo $$p; break; }; done)
@@ -26,13 +28,13 @@ demo: $(DEMO)
 	$(BIN)/distill3d generate "a red mushroom"
 
 test: $(DEV)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS)
 
 check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache

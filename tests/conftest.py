@@ -4,10 +4,14 @@ Stable Diffusion of toy size, saved as diffusers saves the real one."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import string
 import sys
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads would only wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 sys.path.insert(0, str(Path(__file__).parent))
 import shape_check
