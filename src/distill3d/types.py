@@ -229,7 +229,7 @@ class Schedule(Protocol):
 
 
 class Prior(Protocol):
-    """A frozen 2D diffusion model; knows nothing of scenes or objectives.
+    """A frozen 2D diffusion model; independent of scenes and objectives.
 
     A prior of your own may subclass it: everything without a default must then be given.
     """

@@ -47,13 +47,14 @@ def test_a_file_of_prompts(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"), [(None, "no prompt file"), ("", "no prompt"), ("\n \n", "no prompt"), ("x" * 9999, "too long")]
+    ("content", "message"),
+    [(None, "no prompt file"), ("", "no prompt"), ("\n \n", "no prompt"), ("x" * 9999, "too long")],
 )
-def test_a_wrong_file_is_one_line(content, told, tmp_path):
+def test_a_wrong_file_is_one_line(content, message, tmp_path):
     file = tmp_path / "p.txt"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(ValueError, match=told) as error:
+    with pytest.raises(ValueError, match=message) as error:
         prompt_list(str(file))
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
@@ -66,7 +67,7 @@ def test_each_cell_has_a_folder_of_its_own():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"prompts": ()}, "at least one prompt"),
         ({"seeds": (1, 1)}, "seed 1 is given twice"),
@@ -74,8 +75,8 @@ def test_each_cell_has_a_folder_of_its_own():
         ({"variants": ()}, "at least one method"),
     ],
 )
-def test_an_impossible_protocol_is_refused(changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_an_impossible_protocol_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
         protocol(**changes)
 
 
@@ -85,12 +86,12 @@ def test_a_folder_takes_more_work_but_no_other_conditions(tmp_path):
     open_folder(tmp_path, protocol(prompts=("a cow",), seeds=(5,), variants=(Variant("ism", small("ism")),)))
     assert set(json.loads((tmp_path / "bench.json").read_text())["variants"]) == {"sdi", "sds", "ism"}
     before = (tmp_path / "bench.json").read_bytes()
-    for changes, told in (
+    for changes, message in (
         ({"views": 20}, "views was 50, is 20"),
         ({"variants": (Variant("sdi", dataclasses.replace(SMALL, steps=200)),)}, "sdi.recipe.steps was 4, is 200"),
         ({"prior": "sd15"}, 'prior was "toybox", is "sd15"'),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             open_folder(tmp_path, protocol(**changes))
     assert (tmp_path / "bench.json").read_bytes() == before
 
@@ -152,8 +153,8 @@ def test_a_budget_of_nfe_gives_each_its_steps(kl_folder):
     price = nfe_of_a_step(variants[0], prior)
     assert sdi.recipe.steps == 4 and sds.recipe.steps == int(4 * price / 2)  # SDS: two evaluations per step and view
     assert [v.recipe.steps for v in with_budget(variants, "40", prior)] == [int(40 / price), 20]
-    for wrong, told in (("many", "the budget must"), ("0", "the budget must"), ("1", "too few")):
-        with pytest.raises(ValueError, match=told):
+    for wrong, message in (("many", "the budget must"), ("0", "the budget must"), ("1", "too few")):
+        with pytest.raises(ValueError, match=message):
             with_budget(variants, wrong, prior)
 
 

@@ -131,7 +131,7 @@ def test_generate_begins_with_the_mesh(ball, kl_folder, tmp_path):
     ("arguments", "message"),
     [
         (["nothing.glb", "a red apple"], "there is no file nothing.glb"),
-        (["{ball}", "a red spoon"], "the bundled prior knows no object"),
+        (["{ball}", "a red spoon"], "the bundled prior does not know any object"),
         (["{ball}", "a red apple", "--texture-size", "0"], "a texture must have 8 to 8192 texels"),
         (["{ball}", "a red apple", "--method", "magic"], "unknown method 'magic'"),
         (["{ball}", "a red apple", "--recipe", "splats"], "unknown recipe 'splats'; allowed: laptop, paper"),

@@ -87,7 +87,7 @@ def test_a_dollar_in_a_prompt_is_a_dollar(prompts, kl_folder):
         (["ablation", "--evaluator", "nowhere"], "nowhere"),
         (["cfg", "--scales", "7.5", "7.5"], "is given twice"),
         (["cfg", "--scales", "nan"], "finite"),
-        (["diversity", "--prior", "toybox"], "knows no object in 'a dog'"),
+        (["diversity", "--prior", "toybox"], "does not know any object in 'a dog'"),
         (["2d", "--steps", "0"], "at least one step"),
         (["2d", "--scale", "nan"], "finite"),
         (["2d", "--prompts", "empty.txt"], "contains no prompt"),

@@ -8,6 +8,7 @@ import torch
 
 from distill3d.cameras import CameraSampler, orbit
 from distill3d.diffusion.schedule import Cosine
+from distill3d.distill.image_recipes import ImageRecipe
 from distill3d.distill.loop import ObjectRun, optimize
 from distill3d.distill.recipes import LAPTOP, Recipe, Supervision
 from distill3d.distill.regularizers import WeightSchedule
@@ -20,6 +21,7 @@ from distill3d.priors.options import PriorOptions
 from distill3d.prompts import ViewPrompts
 from distill3d.render.maps import geometry_image
 from distill3d.render.volume import Sampling
+from distill3d.runs.images import prepare
 from distill3d.runs.objects import Config, generate, load_priors, load_scene, read_config, resume
 from distill3d.scenes.voxels import VoxelField, VoxelOptions
 
@@ -208,3 +210,15 @@ def test_mistakes_are_named(views_folder):
         Supervision(objective=VSD())
     with pytest.raises(ValueError, match="at least 0"):
         Supervision(weight=WeightSchedule(-1.0, 0.0))
+
+
+def test_sds_bridge_goes_from_its_source_text_to_its_target_text(kl_folder):
+    """In 3D with direction words after the target's, in 2D without: else it would be CSD under another name."""
+    prior, bridge = load_prior(kl_folder), METHODS["sds_bridge"]
+    run = ObjectRun(dataclasses.replace(SMALL, objective=bridge), ViewPrompts("a cat", "a dog"), prior)
+    target, source = "a cat" + bridge.target_suffix, "a cat" + bridge.source_suffix
+    assert run.prompts.text("front") == f"{target}, front view" and run.prompts.negative == source
+    image = prepare(prior, ["a cat"], ImageRecipe(objective=bridge), seed())
+    assert torch.equal(image.conditioning.positive.hidden, prior.embed([target]).hidden)
+    assert torch.equal(image.conditioning.negative.hidden, prior.embed([source]).hidden)
+    assert not torch.equal(prior.embed([target]).hidden, prior.embed([source]).hidden)

@@ -104,8 +104,8 @@ class ImageOutput:
 
         if self.file is None:
             return image
-        with Picture.open(image) as picture:
-            save_image(self.file, picture)
+        with Picture.open(image) as opened:
+            save_image(self.file, opened)
         return self.file
 
 

@@ -78,7 +78,7 @@ def check_prompt(prompt: str, prior: str, force: bool = False) -> None:
     reading = read_prompt(prompt)
     if reading.kind is None and not force:
         raise ValueError(
-            f"the bundled prior knows no object in {prompt!r}.\n"
+            f"the bundled prior does not know any object in {prompt!r}.\n"
             f"  objects: {', '.join(KIND_NAMES)}\n"
             f"  colors:  {', '.join(COLOR_NAMES)}\n"
             "  For any other prompt use an open-vocabulary model, --prior NAME_OR_FOLDER (sd15, sdxl, sd35, ...: "

@@ -89,7 +89,7 @@ def render_size(image_size: int) -> int:
         ValueError: for a prior that sees fewer than 16 pixels a side.
     """
     if image_size < 16:
-        raise ValueError(f"pictures of {image_size} pixels have no lower resolution to compare with: at least 16")
+        raise ValueError(f"images of {image_size} pixels have no lower resolution to compare with: at least 16")
     return min(64, image_size // 2)
 
 
