@@ -32,7 +32,7 @@ GRAYS = (0.5, 1.0)  # range of the backgrounds; the autoencoder was not trained 
 SEPARATE_GRAYS = 0.6  # fraction of groups in which each view has its own gray
 ORTHOGONAL = 0.6  # fraction of groups of four views on rings in which they are 90 degrees apart
 CAMERA_DROPOUT = 0.5  # fraction of single images without a camera
-PROMPT_DROPOUT = 0.1  # fraction of groups without a caption, for classifier-free guidance
+PROMPT_DROPOUT = 0.1  # fraction of single images without a caption, and of groups without caption and cameras
 # Weights of the squared error of the clean latents: the signal-to-noise ratio, clamped. The upper limit is min-SNR's
 # (arXiv 2303.09556). The lower limit is for the highest noise levels, at which the network decides on the view.
 SNR_RANGE = (0.1, 5.0)
@@ -129,8 +129,9 @@ def composite(cutouts: np.ndarray, grays: np.ndarray) -> Float[Tensor, "n 3 h w"
 def draw_batch(groups: Groups, composition: Composition, rng: np.random.Generator) -> Batch:
     """Draws toys, views, backgrounds and captions.
 
-    Captions of groups have no view words: only the camera determines the view. Captions of single images have view
-    words, and a fraction `CAMERA_DROPOUT` of these images has no camera.
+    Captions of groups have no view words: only the camera determines the view. A group without a caption has no
+    cameras either, so that classifier-free guidance strengthens both. Captions of single images have view words, and a
+    fraction `CAMERA_DROPOUT` of these images has no camera.
     """
     cutouts, grays, angles, has_camera, texts = [], [], [], [], []
     for size in composition.sizes:
@@ -139,11 +140,12 @@ def draw_batch(groups: Groups, composition: Composition, rng: np.random.Generato
         cutouts.append(groups.cutouts[toy, views])
         angles.append(groups.cameras[toy, views])
         grays.append(rng.uniform(*GRAYS, size) if rng.random() < SEPARATE_GRAYS else np.full(size, rng.uniform(*GRAYS)))
-        has_camera += [size > 1 or rng.random() >= CAMERA_DROPOUT] * size
+        dropped = rng.random() < PROMPT_DROPOUT
+        has_camera += [not dropped if size > 1 else rng.random() >= CAMERA_DROPOUT] * size
         word = groups.view_word(toy, int(views[0])) if size == 1 else -1
         kind, color, accent = groups.attributes[toy].tolist()
         claim = random_claim(kind, color, accent, word, rng)
-        texts.append("" if rng.random() < PROMPT_DROPOUT else sentence(claim, rng))
+        texts.append("" if dropped else sentence(claim, rng))
     azimuth, elevation, distance = torch.from_numpy(np.concatenate(angles)).unbind(1)
     cameras = camera_embedding_input(orbit(azimuth, elevation, distance, FOV).camera_to_world)
     images = composite(np.concatenate(cutouts), np.concatenate(grays))
