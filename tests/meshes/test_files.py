@@ -9,9 +9,10 @@ import pytest
 import trimesh
 from PIL import Image
 from trimesh.visual import TextureVisuals
+from trimesh.visual.material import PBRMaterial
 
-from distill3d.meshes.files import linear_to_srgb, read_mesh, save_mesh, srgb_to_linear
-from distill3d.meshes.mesh import Mesh, sample_texture
+from distill3d.meshes.files import read_mesh, save_mesh
+from distill3d.meshes.mesh import Mesh, linear_to_srgb, sample_texture, srgb_to_linear
 from distill3d.meshes.texture import unwrap, uv_problem
 
 
@@ -218,13 +219,21 @@ def test_an_npz_file_holds_everything_exactly(textured, tmp_path):
         textured,
         vertex_colors=np.random.default_rng(0).random(textured.vertices.shape),
         normals=textured.vertex_normals(),
-        textures=(textured.textures[0], textured.textures[0][:8, :4]),
+        textures=(textured.textures[0], np.full((8, 4, 4), 3, np.uint8)),
         texture_of=np.arange(len(textured.faces)) % 3 - 1,
+        wraps=(("clamp", "repeat"), ("mirror", "mirror")),
+        alpha=np.linspace(0, 1, len(textured.vertices)),
+        alpha_mode="MASK",
+        alpha_cutoff=0.3,
+        double_sided=True,
     )
     for mesh in (two, textured, Mesh(textured.vertices, textured.faces)):
         save_mesh(tmp_path / "a.npz", mesh)
         found = read_mesh(tmp_path / "a.npz", up="y")  # it is in world axes, whatever its source was in
         for name, value in vars(mesh).items():
+            if not isinstance(value, np.ndarray) and name != "textures":
+                assert getattr(found, name) == value
+                continue
             for ours, theirs in zip(
                 *(v if name == "textures" else (v,) for v in (value, getattr(found, name))), strict=True
             ):
@@ -238,7 +247,8 @@ def test_parts_with_textures_of_their_own_keep_them(tmp_path):
     for i, image in enumerate([*images, None]):
         box = trimesh.creation.box().apply_translation([3 * i, 0, 0])
         if image is not None:
-            box.visual = TextureVisuals(uv=np.full((8, 2), 0.5), image=Image.fromarray(image))
+            material = PBRMaterial(baseColorTexture=Image.fromarray(image))
+            box.visual = TextureVisuals(uv=np.full((8, 2), 0.5), material=material)
         scene.add_geometry(box, geom_name=f"part {i}", node_name=f"part {i}")
     scene.export(tmp_path / "a.glb")
     mesh = read_mesh(tmp_path / "a.glb")

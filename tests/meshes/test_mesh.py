@@ -128,7 +128,10 @@ def without_shape_checks():
         ({"uv_faces": np.array([[0, 1, 2]])}, "a UV map must be"),
         ({"uv_faces": np.array([[0, 1, 4], [0, 1, 2]])}, "indices from 0 to 3 into uv"),
         ({"texture_of": np.array([0, 1])}, "texture_of must be below 1"),
-        ({"textures": (np.zeros((4, 4, 1), np.uint8),)}, r"a texture must be \[H, W, 3\], got \[4, 4, 1\]"),
+        (
+            {"textures": (np.zeros((4, 4, 1), np.uint8),)},
+            r"a texture must be \[H, W, 3\] or \[H, W, 4\], got \[4, 4, 1\]",
+        ),
     ],
 )
 def test_what_is_not_a_mesh_is_refused(changes, message):

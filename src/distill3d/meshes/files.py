@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from distill3d.files import replacing
-from distill3d.meshes.mesh import Mesh
+from distill3d.meshes.gltf import read_gltf
+from distill3d.meshes.mesh import Mesh, joined, srgb_to_linear
 
 if TYPE_CHECKING:
     import trimesh
@@ -90,26 +91,15 @@ def save_mesh(path: str | os.PathLike[str], mesh: Mesh) -> list[Path]:
     return [path, *beside]
 
 
-def srgb_to_linear(color: np.ndarray) -> np.ndarray:
-    """Light intensity in [0, 1] of sRGB-encoded values in [0, 1] (IEC 61966-2-1)."""
-    return np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
-
-
-def linear_to_srgb(color: np.ndarray) -> np.ndarray:
-    """sRGB-encoded values in [0, 1] of light intensity, which is clipped to [0, 1]; inverts `srgb_to_linear`."""
-    color = np.clip(color, 0, 1)
-    return np.where(color <= 0.0031308, 12.92 * color, 1.055 * color ** (1 / 2.4) - 0.055)
-
-
 # Readers. Each returns the mesh in the file's own axes.
 
 
 def _read_gltf(path: Path) -> Mesh:
-    return _joined(_parts(path, linear_to_srgb))
+    return joined(read_gltf(path))
 
 
 def _read_obj(path: Path) -> Mesh:
-    return _joined(_parts(path))
+    return joined(_parts(path))
 
 
 def _read_ply(path: Path) -> Mesh:
@@ -119,15 +109,17 @@ def _read_ply(path: Path) -> Mesh:
         raise ValueError("this is not a PLY file, although its name ends in .ply")
     if b"f_dc_0" in head or b" scale_0" in head:
         raise ValueError("this file holds Gaussian splats, not a mesh; a mesh has faces")
-    return _joined(_parts(path))
+    return joined(_parts(path))
 
 
 def _read_npz(path: Path) -> Mesh:
     try:
         with np.load(path) as file:
             names = sorted((name for name in file if name.startswith("textures_")), key=lambda name: int(name[9:]))
-            arrays: dict[str, Any] = {name: file[name] for name in file if name not in names}
-            return Mesh(**arrays, textures=tuple(file[name] for name in names))
+            values: dict[str, Any] = {name: file[name] for name in file if name not in names}
+            plain = {name: value.item() for name, value in values.items() if not value.ndim}
+            wraps = tuple((u, v) for u, v in values.pop("wraps", np.zeros((0, 2))).tolist())
+            return Mesh(**values | plain, wraps=wraps, textures=tuple(file[name] for name in names))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"cannot be read as a mesh: {str(error).splitlines()[0]}") from error
 
@@ -190,34 +182,6 @@ def _fractions(values: ArrayLike) -> np.ndarray:
     """Color values in [0, 1]; integers are fractions of their type's largest value."""
     values = np.asarray(values)
     return values / np.iinfo(values.dtype).max if values.dtype.kind in "ui" else values.astype(np.float64)
-
-
-def _joined(parts: Sequence[Mesh]) -> Mesh:
-    """All parts as one mesh."""
-    if not parts:
-        raise ValueError("the mesh has no faces; a surface needs triangles, a point cloud has none")
-    offsets = np.cumsum([0] + [len(part.vertices) for part in parts[:-1]])
-    faces = np.concatenate([part.faces + offset for part, offset in zip(parts, offsets, strict=True)])
-    colors = np.concatenate([part.vertex_colors for part in parts if part.vertex_colors is not None])
-    normals = [part.normals for part in parts if part.normals is not None]
-    uv = uv_faces = None
-    if any(part.uv is not None for part in parts):
-        # Parts without UV coordinates get some outside of the texture, which `uv_problem` finds.
-        uv = np.concatenate([np.full((len(p.vertices), 2), -1.0) if p.uv is None else p.uv for p in parts])
-        uv_faces = faces
-    textures = tuple(texture for part in parts for texture in part.textures)
-    number = iter(range(len(textures)))
-    texture_of = np.repeat([next(number) if p.textures else -1 for p in parts], [len(p.faces) for p in parts])
-    return Mesh(
-        vertices=np.concatenate([part.vertices for part in parts]),
-        faces=faces,
-        vertex_colors=None if np.allclose(colors, 1) else colors,
-        normals=np.concatenate(normals) if len(normals) == len(parts) else None,
-        uv=uv,
-        uv_faces=uv_faces,
-        textures=textures,
-        texture_of=texture_of if textures and texture_of.any() else None,
-    )
 
 
 # Writers. Each returns the files that it writes beside the mesh.
@@ -312,7 +276,11 @@ def _write_by_trimesh(path: Path, mesh: Mesh) -> list[Path]:
 
 def _write_npz(path: Path, mesh: Mesh) -> list[Path]:
     content = {f"textures_{i}": texture for i, texture in enumerate(mesh.textures)}
-    arrays = {field.name: getattr(mesh, field.name) for field in fields(mesh) if field.name != "textures"}
+    arrays = {
+        field.name: getattr(mesh, field.name) for field in fields(mesh) if field.name not in ("textures", "wraps")
+    }
+    if mesh.wraps:
+        arrays["wraps"] = np.array(mesh.wraps)
     with replacing(path) as draft:
         np.savez_compressed(draft, **content, **{name: value for name, value in arrays.items() if value is not None})
     return []

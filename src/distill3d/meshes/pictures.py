@@ -1,0 +1,34 @@
+"""Pictures of any kind as sRGB bytes."""
+
+from __future__ import annotations
+
+import os
+from typing import IO
+
+import numpy as np
+from jaxtyping import UInt8
+
+
+def read_picture(file: str | os.PathLike[str] | IO[bytes]) -> UInt8[np.ndarray, "h w c"]:
+    """A picture as [H, W, 3] sRGB, or [H, W, 4] if it has an alpha channel or a transparent color.
+
+    Gray values and 16 or 32 bits are brought to 8 bits; values in float are taken as [0, 1].
+
+    Raises:
+        ValueError: if it cannot be decoded.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file) as image:
+            image.load()
+            if image.mode.startswith("I") or image.mode == "F":
+                value = np.asarray(image).astype(np.float64)
+                value = value * 255 if image.mode == "F" else value / 257
+                return np.repeat(value.round().clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+            transparent = image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info
+            return np.array(image.convert("RGBA" if transparent else "RGB"))
+    except UnidentifiedImageError as error:
+        raise ValueError("it is of no kind that can be decoded") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"it cannot be decoded ({error})") from error
