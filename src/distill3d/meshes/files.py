@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import zipfile
-from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,11 +19,11 @@ import numpy as np
 from distill3d.files import replacing
 from distill3d.meshes.gltf import read_gltf
 from distill3d.meshes.mesh import Mesh, joined, srgb_to_linear
+from distill3d.meshes.obj import read_obj
+from distill3d.meshes.ply import read_ply
 
 if TYPE_CHECKING:
-    import trimesh
-    from numpy.typing import ArrayLike
-    from trimesh.visual import ColorVisuals, TextureVisuals
+    pass
 
 Up = Literal["auto", "y", "z"]
 GLTF = (".glb", ".gltf")
@@ -98,20 +97,6 @@ def _read_gltf(path: Path) -> Mesh:
     return joined(read_gltf(path))
 
 
-def _read_obj(path: Path) -> Mesh:
-    return joined(_parts(path))
-
-
-def _read_ply(path: Path) -> Mesh:
-    with path.open("rb") as file:
-        head = file.read(8192)
-    if not head.startswith(b"ply"):
-        raise ValueError("this is not a PLY file, although its name ends in .ply")
-    if b"f_dc_0" in head or b" scale_0" in head:
-        raise ValueError("this file holds Gaussian splats, not a mesh; a mesh has faces")
-    return joined(_parts(path))
-
-
 def _read_npz(path: Path) -> Mesh:
     try:
         with np.load(path) as file:
@@ -122,66 +107,6 @@ def _read_npz(path: Path) -> Mesh:
             return Mesh(**values | plain, wraps=wraps, textures=tuple(file[name] for name in names))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"cannot be read as a mesh: {str(error).splitlines()[0]}") from error
-
-
-def _parts(path: Path, to_srgb: Callable[[np.ndarray], np.ndarray] = np.asarray) -> list[Mesh]:
-    """The geometries of a file that have faces; `to_srgb` converts base and vertex colors in [0, 1]."""
-    import trimesh
-
-    try:
-        scene = trimesh.load_scene(path, process=False)
-        nodes = (scene.graph[node] for node in sorted(scene.graph.nodes_geometry))
-        solids = ((scene.geometry[name], transform) for transform, name in nodes)
-        return [_part(solid, transform, to_srgb) for solid, transform in solids if len(getattr(solid, "faces", ()))]
-    except Exception as error:  # each of trimesh's readers fails in its own way
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"this file cannot be read as a mesh, is it damaged? {reason}") from error
-
-
-def _part(solid: trimesh.Trimesh, transform: np.ndarray, to_srgb: Callable[[np.ndarray], np.ndarray]) -> Mesh:
-    """One geometry in its place."""
-    vertices, faces = np.asarray(solid.vertices, np.float64), np.asarray(solid.faces, np.int64)
-    # trimesh caches normals that a file has, and computes them otherwise.
-    normals = np.asarray(solid.vertex_normals, np.float64) if "vertex_normals" in solid._cache else None
-    if not np.array_equal(transform, np.eye(4)):
-        vertices = vertices @ transform[:3, :3].T + transform[:3, 3]
-        if np.linalg.det(transform[:3, :3]) < 0:
-            faces = faces[:, ::-1]
-        if normals is not None:
-            normals = normals @ np.linalg.pinv(transform[:3, :3])
-            normals = normals / np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-12)
-    color, uv, image = _appearance(solid.visual)
-    colors = to_srgb(np.ones_like(vertices) * color)
-    if uv is None:
-        return Mesh(vertices, faces, colors, normals)
-    return Mesh(vertices, faces, colors, normals, np.asarray(uv, np.float64), faces, () if image is None else (image,))
-
-
-def _appearance(
-    visual: ColorVisuals | TextureVisuals | None,
-) -> tuple[np.ndarray | float, np.ndarray | None, np.ndarray | None]:
-    """Color of the vertices as the file has it (in [0, 1], for each vertex or for all), uv [V, 2], and texture."""
-    from trimesh.visual import ColorVisuals
-    from trimesh.visual.material import PBRMaterial, SimpleMaterial
-
-    if visual is None or isinstance(visual, ColorVisuals):
-        return (_fractions(visual.vertex_colors)[:, :3] if visual is not None and visual.kind else 1.0), None, None
-    image = base = None
-    if isinstance(visual.material, PBRMaterial):
-        image, base = visual.material.baseColorTexture, visual.material.baseColorFactor
-    elif isinstance(visual.material, SimpleMaterial):
-        image = visual.material.image
-        base = visual.material.diffuse if image is None else None  # beside a texture it is ignored
-    color = 1.0 if base is None else _fractions(base)[:3]
-    if "color" in visual.vertex_attributes:
-        color = color * _fractions(visual.vertex_attributes["color"])[:, :3]
-    return color, visual.uv, None if image is None else np.asarray(image.convert("RGB"))
-
-
-def _fractions(values: ArrayLike) -> np.ndarray:
-    """Color values in [0, 1]; integers are fractions of their type's largest value."""
-    values = np.asarray(values)
-    return values / np.iinfo(values.dtype).max if values.dtype.kind in "ui" else values.astype(np.float64)
 
 
 # Writers. Each returns the files that it writes beside the mesh.
@@ -294,5 +219,5 @@ def _split_seams(mesh: Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return kept // len(mesh.uv), kept % len(mesh.uv), faces.reshape(-1, 3)
 
 
-READERS = {".glb": _read_gltf, ".gltf": _read_gltf, ".obj": _read_obj, ".ply": _read_ply, ".npz": _read_npz}
+READERS = {".glb": _read_gltf, ".gltf": _read_gltf, ".obj": read_obj, ".ply": read_ply, ".npz": _read_npz}
 WRITERS = {".glb": _write_glb, ".obj": _write_obj, ".ply": _write_by_trimesh, ".npz": _write_npz}

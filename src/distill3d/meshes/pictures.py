@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import IO
+from urllib.parse import unquote
 
 import numpy as np
 from jaxtyping import UInt8
@@ -32,3 +34,22 @@ def read_picture(file: str | os.PathLike[str] | IO[bytes]) -> UInt8[np.ndarray, 
         raise ValueError("it is of no kind that can be decoded") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"it cannot be decoded ({error})") from error
+
+
+def find_file(folder: Path, name: str) -> Path | None:
+    """The file that a line of a model names, relative to the model's folder; None if there is none.
+
+    Names may be quoted, percent-encoded, have backslashes or other upper and lower case, or begin with the folders of
+    the machine that they come from, of which the last part is then looked for.
+    """
+    plain = name.strip().strip("\"'")
+    for text in dict.fromkeys((plain, plain.replace("\\", "/"), unquote(plain).replace("\\", "/"))):
+        if text and (path := folder / text).is_file():
+            return path
+    wanted = folder / unquote(plain).replace("\\", "/")
+    for parent in (wanted.parent, folder):
+        if parent.is_dir():
+            for path in sorted(parent.iterdir()):
+                if path.name.lower() == wanted.name.lower() and path.is_file():
+                    return path
+    return None
