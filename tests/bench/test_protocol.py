@@ -124,6 +124,7 @@ def test_two_benches_do_not_share_a_folder(tmp_path):
         pass
 
 
+@pytest.mark.filterwarnings("ignore:.* teach the student little")
 @pytest.mark.parametrize("method", ["sds", "sdi", "ism", "nfsd", "vsd", "esd"])
 def test_the_price_of_a_step_is_that_of_a_real_run(method, kl_folder):
     """For methods that invert to one row a step: their random times may or may not need another hop."""

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from distill3d.diffusion.schedule import coefficients
 from distill3d.distill.loop import ObjectRun, distill, optimize, resized
 from distill3d.distill.recipes import LAPTOP, SPLATS, Penalties, Recipe
 from distill3d.distill.regularizers import WeightSchedule
-from distill3d.objectives import METHODS, SDS, sds
+from distill3d.objectives import CSD, METHODS, SDS, HiFA, hifa, sds
 from distill3d.priors.loading import load_prior
 from distill3d.prompts import ViewPrompts
 from distill3d.scenes.background import ConstantBackground
@@ -28,9 +29,9 @@ class Flat(nn.Module, Scene):
         return Rendering(self.image.expand(len(cameras), -1, -1, -1), empty, empty, empty)
 
 
-def loss_and_gradient(prior, image_weight):
+def loss_and_gradient(prior, image_weight, objective=SDS(7.5)):
     """The loss of the first step on a `Flat` scene, its gradient, and the scene."""
-    recipe = Recipe(objective=SDS(7.5), views=1, image_weight=image_weight, background=ConstantBackground(1.0))
+    recipe = Recipe(objective=objective, views=1, image_weight=image_weight, background=ConstantBackground(1.0))
     scene = Flat(prior.image_size)
     run = ObjectRun(recipe, ViewPrompts("a cat"), prior, scene=scene)
     loss, progress = run.loss(0)
@@ -51,6 +52,39 @@ def test_the_loss_on_images_is_added_to_the_loss_on_x(kl_folder):
     torch.testing.assert_close(pulled - plain, 3.0 * difference / difference.numel(), atol=1e-7, rtol=1e-4)
     assert after.loss - before.loss == pytest.approx(1.5 * float(difference.square().mean()), rel=1e-4)
     assert before.nfe == after.nfe == guidance.nfe
+
+
+def test_a_recipes_pull_is_taken_by_methods_that_match_x0_and_by_those_that_are_told_to(kl_folder):
+    prior = load_prior(kl_folder)
+
+    def gradients(method, *weights):
+        return [loss_and_gradient(prior, weight, method)[1] for weight in weights]
+
+    plain, pulled = gradients(CSD(7.5), 0.0, 3.0)
+    assert torch.equal(plain, pulled)
+    (told,) = gradients(CSD(7.5, pull=0.5), 3.0)
+    whole, half = gradients(SDS(7.5), 3.0, 1.5)
+    (again,) = gradients(SDS(7.5, pull=0.5), 3.0)
+    assert torch.equal(again, half) and not torch.equal(half, whole) and not torch.equal(told, plain)
+
+
+def test_hifas_own_term_on_images_is_its_pull_on_x_there(kl_folder):
+    """g = alpha sigma (x - x0_hat), and 0.48 alpha sigma (image - decode(x0_hat)), whatever the recipe's weight."""
+    prior = load_prior(kl_folder)
+    _, plain, scene = loss_and_gradient(prior, 0.0, HiFA(7.5, image_weight=0.0))
+    for weight in (0.0, 30.0):
+        progress, pulled, _ = loss_and_gradient(prior, weight, HiFA(7.5))
+        generator = torch.Generator().manual_seed(0)
+        cameras = Recipe().cameras.sample(1, generator)
+        conditioning = ViewPrompts("a cat").conditioning(cameras.azimuth, cameras.elevation, prior.embed)
+        guidance = hifa(7.5).guidance(
+            prior.encode(scene.image), prior, conditioning, step=0, total=200, generator=generator
+        )
+        alpha, sigma = coefficients(prior.schedule, guidance.t, scene.image)
+        difference = (scene.image - prior.decode(guidance.x0)).detach()
+        expected = 0.48 * alpha * sigma * difference / difference.numel()
+        torch.testing.assert_close(pulled - plain, expected, atol=1e-9, rtol=1e-3)
+        assert progress.t == pytest.approx(0.98)
 
 
 def test_network_evaluations_are_summed_over_steps(kl_folder, counting):

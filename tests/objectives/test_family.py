@@ -10,11 +10,9 @@ from distill3d.diffusion.guidance import guided_prediction
 from distill3d.diffusion.schedule import Cosine, Flow, coefficients, from_eps, stable_diffusion
 from distill3d.objectives import (
     Objective,
-    attach,
     csd,
     esd,
     hifa,
-    image_gradient,
     ism,
     nfsd,
     noise,
@@ -55,7 +53,8 @@ def family(prior):
     """Every method under the names of the mixture's texts."""
     return {
         "sds": sds(7.5), "sjc": sjc(7.5), "sjc-none": sjc(7.5, variance_reduced=False), "hifa": hifa(7.5),
-        "nfsd": nfsd(negative_prompt="odd"), "csd": csd(), "csd-negative": csd(2.0, "odd", 0.7), "bridge": sds_bridge(),
+        "nfsd": nfsd(negative_prompt="odd"), "csd": csd(), "csd-negative": csd(2.0, "odd", 0.7, "refine"),
+        "bridge": sds_bridge(first=0.0), "bridge-first": sds_bridge(),
         "ism": ism(), "ism-zero": ism(wide=0.0, narrow=0.0),
         "vsd": vsd(Exact(prior)), "esd": esd(Exact(prior), entropy=0.3),
     }  # fmt: skip
@@ -72,6 +71,13 @@ def seeds(n):
     return [torch.Generator().manual_seed(i) for i in range(n)]
 
 
+class Told(MixturePrior):
+    """A mixture whose empty text stands for one component too, "b"."""
+
+    def _components(self, text):
+        return super()._components(text or "b")
+
+
 # Under one component the prior is a Gaussian: E eps(alpha x + sigma kappa) = sigma alpha (x - m) / v with
 # v = alpha^2 std^2 + sigma^2. What each method averages to, in terms of these:
 CLOSED = {
@@ -83,10 +89,14 @@ CLOSED = {
         lambda o: nfsd(3.0, "c"), lambda e, t: 3 * (e["a"] - e["b"]) + e["b"] - (e["c"] if t >= 0.2 else 0), "sigma^2"
     ),
     "csd": (lambda o: csd(3.0), lambda e, t: 3 * (e["a"] - e["b"]), "sigma^2"),
-    "csd-negative": (
-        lambda o: csd(3.0, "c", 0.8), lambda e, t: 3 * (e["a"] - e["b"]) + 0.4 * (e["b"] - e["c"]), "sigma^2"
+    "csd-form": (  # at the sixth of eleven steps, half of the run
+        lambda o: csd(3.0, "c", 0.8), lambda e, t: 3 * (e["a"] - e["b"]) + 0.8 * (e["b"] - e["c"]), "sigma^2"
     ),
-    "bridge": (lambda o: sds_bridge(3.0), lambda e, t: 3 * (e["a"] - e["c"]), "sigma^2"),
+    "csd-refine": (
+        lambda o: csd(3.0, "c", 0.8, "refine"), lambda e, t: 3 * (e["a"] - e["b"]) + 0.6 * (e["b"] - e["c"]), "sigma^2"
+    ),
+    "bridge": (lambda o: sds_bridge(3.0, first=0.4), lambda e, t: 3 * (e["a"] - e["c"]), "sigma^2"),
+    "bridge-first": (lambda o: sds_bridge(3.0, first=0.6), lambda e, t: 3 * e["a"] - 2 * e["b"], "sigma^2"),
     "vsd": (lambda o: vsd(Exact(o, "c", "b"), 3.0), lambda e, t: 3 * e["a"] - 2 * e["b"] - e["c"], "sigma^2"),
     "esd": (
         lambda o: esd(Exact(o, "c", "b"), 3.0, 0.3),
@@ -102,9 +112,9 @@ def test_mean_gradient_is_the_closed_form(randn, method, t):
     build, closed, weight = CLOSED[method]
     means, stds = randn(3, 1, 2, 2), torch.tensor([0.4, 0.6, 0.9], dtype=F64)
     schedule, n = Flow() if method == "rfds" else Cosine(), 4000
-    prior = MixturePrior(means, stds, conditions={"a": [0], "b": [1], "c": [2]}, schedule=schedule)
+    prior = Told(means, stds, conditions={"a": [0], "b": [1], "c": [2]}, schedule=schedule)
     x = randn(1, 1, 2, 2)
-    source = "c" if method == "bridge" else "b"  # its negative text describes the source
+    source = "c" if "bridge" in method else "b"  # its negative text describes the source
     many = Conditioning(prior.embed(["a"] * n), prior.embed([source] * n))
     objective = at(build(prior), t)
     g = objective.guidance(
@@ -155,7 +165,44 @@ def test_nfsd_at_low_times_is_sds_without_the_noise(evaluated, mixture):
 
 
 def test_bridge_between_prompt_and_nothing_is_csd(evaluated):
-    torch.testing.assert_close(evaluated(sds_bridge(5.0)).gradient, evaluated(csd(5.0)).gradient)
+    torch.testing.assert_close(evaluated(sds_bridge(5.0, first=0.0)).gradient, evaluated(csd(5.0)).gradient)
+
+
+def test_bridge_begins_as_sds_and_turns_once(mixture, conditions, randn):
+    x, conditioning = randn(3, 2, 2, 2), conditions(mixture, TEXTS)
+    described = dataclasses.replace(conditioning, negative=mixture.embed(["odd", "left", "right"]))
+
+    def gradient(objective, step, told=described):
+        return at(objective, 0.4).guidance(x, mixture, told, step=step, total=10, generator=seeds(3)).gradient
+
+    for step in (0, 3):  # the empty text, not that of the source
+        torch.testing.assert_close(gradient(sds_bridge(5.0, first=0.4), step), gradient(sds(5.0), step, conditioning))
+    for step in (4, 9):
+        whole = gradient(sds_bridge(5.0, first=0.0), step)
+        torch.testing.assert_close(gradient(sds_bridge(5.0, first=0.4), step), whole)
+
+
+@pytest.mark.parametrize("perp", [False, True], ids=["plain", "perp-neg"])
+def test_negative_words_reach_what_the_sources_show_them_to(mixture, conditions, randn, perp):
+    """NFSD's and CSD's e_u is told nothing; of ISM only the guided prediction is told."""
+    extra = (["right", "odd", "left"], torch.tensor([[-0.5], [0.0], [-1.0]], dtype=F64)) if perp else ()
+    x, empty = 0.5 * randn(3, 2, 2, 2), conditions(mixture, TEXTS, *extra)
+    worded = dataclasses.replace(empty, negative=mixture.embed(["odd", "left", "right"]))
+
+    def both(objective):
+        return [
+            at(objective, 0.6).guidance(x, mixture, told, step=0, total=11, generator=seeds(3))
+            for told in (empty, worded)
+        ]
+
+    for objective in (nfsd(7.5, "odd"), csd(), csd(2.0, "odd", 0.7, "refine")):
+        assert torch.equal(*(out.gradient for out in both(objective)))
+    a, b = both(ism())
+    assert torch.equal(a.noise, b.noise) and not torch.allclose(a.prediction, b.prediction)
+    alpha, sigma = coefficients(mixture.schedule, a.t, x)
+    torch.testing.assert_close(a.gradient - b.gradient, 0.1 * sigma / alpha * (a.prediction - b.prediction))
+    a, b = both(sds(7.5))
+    assert not torch.allclose(a.gradient, b.gradient)
 
 
 def test_ism_with_no_interval_is_csd_at_the_inverted_sample(evaluated, mixture):
@@ -253,6 +300,7 @@ def test_batch_and_times_one_by_one(mixture, conditions, randn, method, perp):
 # Rows of one network call at x_t for three samples, and all rows; the student is not the prior.
 CALLS = {
     "sds": ([6], 6), "nfsd": ([9], 9), "csd": ([6], 6), "csd-negative": ([9], 9), "bridge": ([6], 6),
+    "bridge-first": ([6], 6),
     "vsd": ([6], 6 + 3 + 3), "esd": ([6], 6 + 6 + 3),
 }  # fmt: skip
 
@@ -379,18 +427,6 @@ def test_times_of_the_methods():
     ):
         t = objective.timesteps(step, total, 4000, g)
         assert 0.02 <= t.min() < 0.03 and top - 0.01 < t.max() <= top
-
-
-def test_image_gradient_pulls_the_picture_towards_the_decoded_target(evaluated, mixture):
-    """The mixture decodes by the identity: there it is the same pull as that on x, times its weight."""
-    out = evaluated(hifa(7.5))
-    g = image_gradient(evaluated.x, out, mixture, weight=0.25)
-    torch.testing.assert_close(g, 0.25 * out.gradient)
-    images = evaluated.x.clone().requires_grad_()
-    attach(images, g).backward()
-    torch.testing.assert_close(images.grad, g / g.numel())
-    with pytest.raises(ValueError, match="resize them"):
-        image_gradient(evaluated.x[..., :1], out, mixture)
 
 
 def test_mistakes_are_named(evaluated, mixture):

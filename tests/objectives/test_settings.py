@@ -6,6 +6,7 @@ import inspect
 import pytest
 import torch
 
+from distill3d.diffusion.guidance import APG
 from distill3d.diffusion.schedule import Flow
 from distill3d.objectives import (
     CFD,
@@ -23,11 +24,13 @@ from distill3d.objectives import (
     MVDream,
     SDICached,
     SDSBridge,
+    csd,
     effective_guidance,
     methods,
     prediction_scale,
     sds,
     starting_at,
+    timesteps,
 )
 from distill3d.priors.loading import load_prior
 from distill3d.priors.mixture import MixturePrior
@@ -37,6 +40,10 @@ TEXTS = ["left", "right", "odd"]
 
 def seed(i=0):
     return torch.Generator().manual_seed(i)
+
+
+# Settings that are not arguments of the functions: they change the objective, or the student.
+OF_ALL = ("time_scale", "pull", "apg", "student_rate")
 
 
 class Zero:
@@ -65,7 +72,8 @@ def test_defaults_are_those_of_the_functions(name):
     """One default, written in two places: as an argument of the function and as a field of the settings."""
     arguments = inspect.signature(getattr(methods, name)).parameters
     fields = {f.name: f.default for f in dataclasses.fields(METHODS[name])}
-    fields.pop("time_scale", None)
+    for name_of_all in OF_ALL:
+        fields.pop(name_of_all, None)
     assert fields.pop("nominal", False) is False  # off, so that the published settings stay as published
     assert fields.pop("noise", "inversion") == "inversion"
     assert fields == {key: arguments[key].default for key in fields}
@@ -73,6 +81,7 @@ def test_defaults_are_those_of_the_functions(name):
     assert set(arguments) - set(fields) <= left_out
 
 
+STUDENT = {"scale": 7.5, "student_steps": 1, "student_rate": 1e-4, "lookahead": False}
 # What the sources say, in the order of the fields. A timestep k of 1000 is k / 1000.
 SOURCES = {
     # Lukoianov et al. 2024 and the configuration of their code (threestudio, commit 28d9d80d).
@@ -93,9 +102,10 @@ SOURCES = {
         "high": 0.98,
     },
     # Yu et al. 2023: the classifier part alone.
-    "csd": {"scale": 1.0, "negative_prompt": None, "negative_weight": 1.0, "low": 0.02, "high": 0.98},
-    # Zhu et al. 2023, as configured in threestudio (hifa.yaml).
-    "hifa": {"scale": 100.0, "start": 0.98, "stop": 0.3},
+    "csd": {"scale": 1.0, "negative_prompt": None, "negative_weight": 1.0, "stage": "form", "low": 0.02, "high": 0.98},
+    # Zhu et al. 2023, as configured in threestudio (hifa.yaml): 0.01 for the sum over images of 3 x 512 x 512 values,
+    # the loss on x being the sum over 4 x 64 x 64.
+    "hifa": {"scale": 100.0, "start": 0.98, "stop": 0.3, "image_weight": 0.01 * (3 * 512 * 512) / (4 * 64 * 64)},
     # Liang et al. 2023, the configurations of LucidDreamer: delta_t 100 to 80, inversions of 200, 1500 of 5000 steps.
     "ism": {"scale": 7.5, "steps": 5, "wide": 0.1, "narrow": 0.08, "high": 0.98, "warmup": 1500 / 5000},
     # Shi et al. 2023, the configuration of MVDream-threestudio: 8000 of 10000 steps.
@@ -106,23 +116,27 @@ SOURCES = {
         "target_suffix": ", detailed high resolution, high quality, sharp",
         "source_suffix": ", oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, noisy, "
         "malformed",
+        "first": 500 / 1000,
         "low": 0.02,
         "high": 0.98,
     },
     # Wang et al. 2023, as configured in threestudio (prolificdreamer.yaml): 5000 of 25000 steps.
-    "vsd": {"scale": 7.5, "camera": 1.0, "low": 0.02, "high": 0.98, "switch": 5000 / 25000},
+    "vsd": STUDENT | {"camera": 1.0, "low": 0.02, "high": 0.98, "switch": 5000 / 25000},
     # Wang et al. 2024, as recommended in their code (guidance_scale_lora 0.5).
-    "esd": {"scale": 7.5, "entropy": 0.5},
-    # Yang et al. 2024, their code: 50 to 100.
-    "rfds": {"scale": 50.0, "low": 0.02, "high": 0.98},
+    "esd": STUDENT | {"entropy": 0.5},
+    # Yang et al. 2024, their configuration for Stable Diffusion 3: entries 300 to 980 of a falling list of 1000 times.
+    "rfds": {"scale": 100.0, "low": 1 - 980 / 1000, "high": 1 - 300 / 1000},
 }
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_defaults_are_those_of_the_sources(name):
-    ours = ("noise", "nominal", "time_scale")
+    ours = ("noise", "nominal", "time_scale", "pull", "apg")
     fields = {f.name: f.default for f in dataclasses.fields(METHODS[name]) if f.name not in ours}
-    assert fields == SOURCES[name]
+    assert fields == {
+        key: value if isinstance(value, str | bool | None) else pytest.approx(value)
+        for key, value in SOURCES[name].items()
+    }
 
 
 def test_mvdreams_times_are_those_of_its_source():
@@ -177,6 +191,13 @@ def test_an_objective_is_its_own_method(mixture):
         (lambda: RFDS(scale=None), "scale must be a finite number"),
         (lambda: VSD(switch=5000), r"after must lie in \[0, 1\]"),
         (lambda: ESD(entropy=2.0), r"entropy must lie in \[0, 1\]"),
+        (lambda: VSD(student_steps=0), "student_steps must be a whole number of at least 1"),
+        (lambda: SDSBridge(first=2.0), r"first must lie in"),
+        (lambda: CSD(negative_prompt="bad", stage="late"), "unknown stage 'late': choose form or refine"),
+        (lambda: HiFA(image_weight=float("nan")), "image_weight must be a finite number"),
+        (lambda: SDS(pull=float("nan")), "pull must be a finite number"),
+        (lambda: SDS(apg=APG(parallel=2.0)), r"parallel must lie in \[0, 1\]"),
+        (lambda: CSD(apg=APG(parallel=0.0)), "apg is for methods that predict with guidance alone, not for CSD"),
         (lambda: SJC(time_scale=1.5), r"time_scale must lie above 0 and up to 1"),
         (lambda: SJC(time_scale=0.0), r"time_scale must lie above 0 and up to 1"),
     ],
@@ -200,7 +221,7 @@ def test_a_method_that_starts_at_t_has_no_times_above(name, mixture):
     limited = built(starting_at(METHODS[name], 0.6), prior)
     t = torch.cat([limited.timesteps(step, 50, 200, seed(step)) for step in range(50)])
     assert t.max() <= 0.6 and t.max() > 0.5
-    if name not in ("sdi", "sds"):
+    if name not in ("sdi", "sds", "rfds"):
         whole = built(METHODS[name], prior)
         again = torch.cat([whole.timesteps(step, 50, 200, seed(step)) for step in range(50)])
         torch.testing.assert_close(t, 0.6 * again)
@@ -215,6 +236,7 @@ def test_starting_at_takes_objectives_and_keeps_lower_limits():
         starting_at(object(), 0.5)
 
 
+@pytest.mark.filterwarnings("ignore:.* teach the student little")
 def test_a_student_is_the_state_of_its_objective(kl_folder, conditions, randn):
     """A run that is cut in two, with what was learned carried over, is the run in one."""
     pytest.importorskip("peft")
@@ -276,3 +298,47 @@ def test_nominal_guidance_is_what_sdi_amounts_to(mixture, conditions, randn):
     assert effective_guidance(5.0, -5.0, 0.0) == 5.0 and effective_guidance(5.0, 5.0, 0.3) == 5.0
     with pytest.raises(ValueError, match="c must not be 1"):
         effective_guidance(7.5, 1.0, 1.0)
+
+
+def test_only_methods_that_match_x0_pull_images(mixture):
+    """The others' gradients are differences of predictions, which a pull to decode(x0_hat) would outweigh."""
+    pulls = {name: built(method, suited(name, mixture)).pull for name, method in METHODS.items()}
+    matching = {"sdi", "sds", "sjc", "mvdream", "rfds", "cfd"}
+    assert pulls == {name: float(name in matching) for name in METHODS}
+    assert CSD(pull=0.5).build(mixture, 10, seed()).pull == 0.5 and SDI(pull=0.0).build(mixture, 10, seed()).pull == 0
+    own = {name for name, method in METHODS.items() if built(method, suited(name, mixture)).image_weight is not None}
+    assert own == {"hifa"}
+
+
+def test_a_run_too_short_for_its_student_says_so(kl_folder):
+    """250,000 steps of 1e-4 teach as 25 of 1: what counts is how far the weights can move."""
+    pytest.importorskip("peft")
+    prior = load_prior(kl_folder)
+    with pytest.warns(UserWarning, match="200 training steps of 0.0001 teach the student little, so that VSD is close"):
+        VSD().build(prior, 200, seed())
+    with pytest.warns(UserWarning, match="ESD is close to CSD at scale 6.5"):
+        ESD(student_steps=2).build(prior, 100, seed())
+    VSD().build(prior, 2500, seed())
+    assert VSD(student_rate=1e-2).build(prior, 25, seed()).state.optimizer.param_groups[0]["lr"] == 1e-2
+
+
+@pytest.mark.filterwarnings("ignore:.* teach the student little")
+def test_the_more_a_student_learns_the_further_is_vsd_from_csd(kl_folder, conditions, randn):
+    """At first VSD is CSD, exactly: the student is the prior told the prompt, and e_s - e_c = (s - 1) (e_c - e_u)."""
+    pytest.importorskip("peft")
+    prior = load_prior(kl_folder)
+    x, conditioning = randn(2, *prior.sample_shape).float(), conditions(prior, ["a cat", "a dog"])
+
+    def gradient(objective):
+        objective = dataclasses.replace(objective, timesteps=timesteps.linear(0.5, 0.5))
+        return objective.guidance(x, prior, conditioning, step=0, total=6, generator=seed()).gradient
+
+    classifier = gradient(csd(6.5))
+    apart = []
+    for lessons, rate in ((1, 1e-3), (10, 1e-3), (40, 1e-3), (40, 1e-2)):
+        objective = VSD(student_rate=rate, student_steps=lessons).build(prior, 6, seed())
+        torch.testing.assert_close(gradient(objective), classifier, rtol=1e-4, atol=1e-5)  # asked before it learned
+        apart.append(float((gradient(objective) - classifier).norm() / classifier.norm()))
+    assert apart == sorted(apart) and apart[-1] > 5 * apart[0]
+    ahead = VSD(student_rate=1e-2, student_steps=40, lookahead=True).build(prior, 6, seed())
+    assert (gradient(ahead) - classifier).norm() > 5 * apart[0] * classifier.norm()  # asked after

@@ -179,6 +179,7 @@ def test_distills_an_image(load, name, method):
     assert made.steps == 2 and made.images.shape == (1, 3, 16, 16) and made.images.isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore:.* teach the student little")
 def test_vsd_trains_a_student_of_sdxl(load):
     pytest.importorskip("peft")
     prior = load("sdxl")

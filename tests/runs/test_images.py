@@ -63,6 +63,7 @@ def test_the_same_seed_gives_the_same_image(prior, method):
     assert not torch.equal(one, other)
 
 
+@pytest.mark.filterwarnings("ignore:.* teach the student little")
 @pytest.mark.filterwarnings("ignore:toy reads the first")  # the negative words of NFSD, letter by letter
 @pytest.mark.parametrize("method", [name for name in IMAGE_METHODS if name != "rfds"])  # for flow models only
 def test_every_method_makes_an_image(prior, method):

@@ -54,6 +54,7 @@ def stop_after(steps):
     return stop
 
 
+@pytest.mark.filterwarnings("ignore:.* teach the student little")
 @pytest.mark.filterwarnings("ignore:toy reads the first")  # the negative words of NFSD, letter by letter
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in UNSUITED])
 def test_every_method_moves_the_field_and_stays_finite(method, kl_folder, tmp_path):
@@ -68,6 +69,7 @@ def test_every_method_moves_the_field_and_stays_finite(method, kl_folder, tmp_pa
     assert lines(result.folder)[-1]["nfe"] >= 4 * 2 * 2
 
 
+@pytest.mark.filterwarnings("ignore:.* teach the student little")
 def test_an_interrupted_run_with_a_student_continues_to_the_same_end(kl_folder, tmp_path):
     pytest.importorskip("peft")
     whole = generate(config(kl_folder, METHODS["vsd"]), tmp_path)

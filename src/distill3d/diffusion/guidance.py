@@ -6,17 +6,61 @@ One convention everywhere: e_u + s (e_c - e_u), so s = 0 is unconditional and s 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from distill3d.diffusion.schedule import coefficients, from_eps, to_eps
 from distill3d.types import Condition, Conditioning, Prior
 
 
 def cfg(e_u: Float[Tensor, "b *shape"], e_c: Float[Tensor, "b *shape"], scale: float) -> Float[Tensor, "b *shape"]:
     """Classifier-free guidance e_u + s (e_c - e_u) (Ho & Salimans 2022)."""
     return e_u + scale * (e_c - e_u)
+
+
+@dataclass(frozen=True)
+class APG:
+    """Settings of `adaptive_projected`. The default is classifier-free guidance itself; the paper takes parallel=0.
+
+    Raises ValueError unless parallel lies in [0, 1] and the threshold is 0 or above.
+    """
+
+    parallel: float = 1.0
+    """Weight of the part of guidance that is parallel to the conditional x0_hat, in [0, 1]; it saturates colors."""
+    threshold: float = 0.0
+    """Largest norm of x0_hat's difference between prompt and empty text, over a whole sample; 0 is no limit."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.parallel <= 1.0 or not 0.0 <= self.threshold < float("inf"):
+            raise ValueError(
+                f"parallel must lie in [0, 1] and threshold be 0 (none) or above, got {self.parallel} and "
+                f"{self.threshold}"
+            )
+
+
+CFG = APG()  # classifier-free guidance itself
+
+
+def adaptive_projected(
+    x0_u: Float[Tensor, "b *shape"], x0_c: Float[Tensor, "b *shape"], scale: float, settings: APG
+) -> Float[Tensor, "b *shape"]:
+    """x0_c + (s - 1) d', adaptive projected guidance of denoised images (Sadat et al. 2024, algorithm 1).
+
+    d' is d = x0_c - x0_u, shortened to the threshold r and with its part along x0_c weighted:
+
+    d' = perp(d, x0_c) + parallel <d, x0_c> / <x0_c, x0_c> x0_c,   d <- d min(1, r / |d|) first
+
+    The paper's momentum follows one sample through its steps. A run in 3D has no such sample, so it is left out.
+    """
+    d, along = (x0_c - x0_u).flatten(1), x0_c.flatten(1)
+    tiny = torch.finfo(d.dtype).tiny
+    if settings.threshold > 0:
+        d = d * (settings.threshold / d.norm(dim=1, keepdim=True).clamp(min=tiny)).clamp(max=1)
+    part = (d * along).sum(1, keepdim=True) / (along * along).sum(1, keepdim=True).clamp(min=tiny) * along
+    return x0_c + (scale - 1) * (d - (1 - settings.parallel) * part).view_as(x0_c)
 
 
 def rescale(
@@ -55,13 +99,19 @@ def perp_neg(
 
 
 def guided_prediction(
-    prior: Prior, x_t: Float[Tensor, "b *shape"], t: Float[Tensor, " b"], conditioning: Conditioning, scale: float
+    prior: Prior,
+    x_t: Float[Tensor, "b *shape"],
+    t: Float[Tensor, " b"],
+    conditioning: Conditioning,
+    scale: float,
+    apg: APG = CFG,
 ) -> tuple[Float[Tensor, "b *shape"], int]:
     """The guided noise at x_t, and its network function evaluations (NFE), counted in rows of the batch.
 
     One call of prior.predict with only the rows that matter: s = 1 leaves out the unconditional ones, s = 0 all
-    others, and negatives of weight zero are not evaluated. Raises ValueError if conditioning and x_t differ in
-    length, and for Perp-Neg with a multi-view prior.
+    others, and negatives of weight zero are not evaluated. With other settings than CFG the two denoised images are
+    combined by `adaptive_projected`, a Perp-Neg push counting as part of the prompt. Raises ValueError if conditioning
+    and x_t differ in length, and for Perp-Neg with a multi-view prior.
     """
     b = len(x_t)
     if len(conditioning) != b:
@@ -69,16 +119,33 @@ def guided_prediction(
     if scale == 0:
         return prior.predict(x_t, t, conditioning.negative), b
     if conditioning.perp is not None and conditioning.perp_weights is not None:
-        return _perp_neg_prediction(prior, x_t, t, conditioning, conditioning.perp, conditioning.perp_weights, scale)
+        return _perp_neg_prediction(
+            prior, x_t, t, conditioning, conditioning.perp, conditioning.perp_weights, scale, apg
+        )
     if scale == 1:
         return prior.predict(x_t, t, conditioning.positive), b
     both = Condition.cat([conditioning.negative, conditioning.positive])
     e = prior.predict(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
-    return cfg(e[:b], e[b:], scale), 2 * b
+    return _combined(prior, x_t, t, e[:b], e[b:], scale, apg), 2 * b
+
+
+def _combined(prior: Prior, x_t: Tensor, t: Tensor, e_u: Tensor, e_c: Tensor, scale: float, apg: APG) -> Tensor:
+    if apg == CFG:
+        return cfg(e_u, e_c, scale)
+    levels = coefficients(prior.schedule, t, x_t)
+    x0_u, x0_c = (from_eps("x0", e, x_t, *levels) for e in (e_u, e_c))
+    return to_eps("x0", adaptive_projected(x0_u, x0_c, scale, apg), x_t, *levels)
 
 
 def _perp_neg_prediction(
-    prior: Prior, x_t: Tensor, t: Tensor, conditioning: Conditioning, perp: Condition, weights: Tensor, scale: float
+    prior: Prior,
+    x_t: Tensor,
+    t: Tensor,
+    conditioning: Conditioning,
+    perp: Condition,
+    weights: Tensor,
+    scale: float,
+    apg: APG,
 ) -> tuple[Tensor, int]:
     if prior.views > 1:  # dropping rows of weight zero would break its groups
         raise ValueError(f"{prior.name} is a multi-view prior and does not support Perp-Neg; pass --no-perp-neg")
@@ -95,7 +162,9 @@ def _perp_neg_prediction(
     e_u = e_c.index_copy(0, needs_u, some_u)
     e_n = e_c[:, None].repeat(1, weights.shape[1], *[1] * (e_c.ndim - 1))
     e_n[active] = some_n
-    return perp_neg(e_u, e_c, e_n, weights, scale), len(rows)
+    if apg == CFG:
+        return perp_neg(e_u, e_c, e_n, weights, scale), len(rows)
+    return _combined(prior, x_t, t, e_u, perp_neg(e_u, e_c, e_n, weights, 1.0), scale, apg), len(rows)
 
 
 class Guided:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill3d.cameras import CameraSampler
+from distill3d.diffusion.schedule import expand
 from distill3d.distill import regularizers
 from distill3d.distill.recipes import Recipe
 from distill3d.distill.supervision import (
@@ -27,7 +28,7 @@ from distill3d.distill.supervision import (
 )
 from distill3d.objectives import Method, attach
 from distill3d.prompts import ViewPrompts
-from distill3d.types import Cameras, Prior, Rendering, Scene
+from distill3d.types import Cameras, Guidance, Prior, Rendering, Scene
 
 VIEW_PENALTIES: dict[str, Callable[[Rendering], Tensor]] = {
     "sparsity": regularizers.sparsity,
@@ -173,11 +174,8 @@ class ObjectRun:
             x, prior, conditioning, step=step, total=recipe.steps, generator=self.generator
         )
         loss, nfe = attach(x, guidance.gradient), guidance.nfe
-        if recipe.image_weight:
-            # The encoder is blind to much that a renderer can produce: colors beyond the prior's, faint fog (HiFA).
-            with torch.no_grad():
-                target = prior.decode(guidance.x0)
-            loss = loss + recipe.image_weight * 0.5 * (rendering.rgb - target).square().mean()
+        if self.pulls:
+            loss = loss + self.image_loss(rendering.rgb, guidance)
         second = loss.new_zeros(())
         if self.geometry is not None:
             second, rows = self.geometry.loss(step, rendering, cameras, self.generator)
@@ -193,6 +191,25 @@ class ObjectRun:
             shape=float(second.detach()),
         )
         return loss + penalty + second, progress
+
+    @property
+    def pulls(self) -> bool:
+        """Whether there is a loss on images."""
+        return self.recipe.image_weight * self.objective.pull != 0 or self.objective.image_weight is not None
+
+    def image_loss(self, images: Tensor, guidance: Guidance) -> Tensor:
+        """0.5 mean(w (images - decode(x0_hat))^2): the recipe's pull, as far as it is the method's, and its own term.
+
+        The encoder is blind to much that a renderer can produce: colors beyond the prior's, faint fog (HiFA).
+        """
+        with torch.no_grad():
+            target = self.prior.decode(guidance.x0)
+        squares = (images - target).square()
+        loss = self.recipe.image_weight * self.objective.pull * 0.5 * squares.mean()
+        if self.objective.image_weight is not None:
+            own = self.objective.image_weight(self.prior.schedule, guidance.t)
+            loss = loss + 0.5 * (expand(own, squares) * squares).mean()
+        return loss
 
     def render(self, step: int, cameras: Cameras) -> Rendering:
         """The views of a step over the background, at the prior's image size, with gradients."""

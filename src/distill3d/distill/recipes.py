@@ -82,7 +82,7 @@ class Recipe:
     render_size: int | None = None  # pixels per side, resized to the prior's; None renders at the prior's size
     frames: int = 48  # of the turntable
     objective: Method = SDI()
-    image_weight: float = 0.0  # weight of 0.5 mean((rgb - decode(x0))^2), beside the loss on x
+    image_weight: float = 0.0  # times the objective's `pull`: weight of 0.5 mean((rgb - decode(x0))^2) beside its loss
     scene: SceneOptions = VoxelOptions()
     cameras: CameraSampler = CameraSampler()
     background: BackgroundOptions = TRAINING_GRAYS

@@ -84,7 +84,7 @@ class GeometryObjective:
         self.prompts = prompts_for(objective_prompts(geometry_prompts(prompts, self.settings), objective), prior)
         self.objective = for_prior(objective, prior, recipe)
         if self.settings.separate_prior:  # else its texts are among those of the run
-            prior.prepare(self.prompts.texts)
+            prior.prepare([*self.prompts.texts, *objective.texts])
 
     def needs_normals(self, step: int) -> bool:
         """Whether the rendering of a step must have normals."""

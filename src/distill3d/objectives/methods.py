@@ -10,18 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from distill3d.diffusion.ddim import Solver
-from distill3d.diffusion.schedule import coefficients
+from distill3d.diffusion.schedule import coefficients, to_eps
 from distill3d.objectives import noise, prediction, reference, timesteps, weighting
 from distill3d.objectives.objective import Objective, Query, check_fraction, check_number
-from distill3d.objectives.prediction import Coefficient, Text, fixed_text, linear_combination, negative, positive
+from distill3d.objectives.prediction import (
+    Coefficient,
+    Text,
+    fixed_text,
+    linear_combination,
+    negative,
+    positive,
+    without_negative,
+)
 from distill3d.objectives.sdi_release import sdi_as_released
-from distill3d.types import Guidance, Prior
+from distill3d.types import Schedule
 
 # The negative prompt of NFSD (Katzir et al. 2023).
 NFSD_NEGATIVE_PROMPT = (
@@ -36,7 +43,8 @@ def sds(scale: float = 100.0, low: float = 0.02, high: float = 0.98, anneal: boo
     """g = sigma_t^2 (eps_s - kappa), kappa ~ N(0, I), t ~ U[low, high].
 
     Score distillation sampling (DreamFusion, Poole et al. 2022, eq. 3). anneal: t falls linearly from high to low
-    instead, a step of the ablation on the way to SDI (Lukoianov et al. 2024).
+    instead, a step of the ablation on the way to SDI (Lukoianov et al. 2024). DreamFusion and threestudio write
+    e_c + s (e_c - e_u), so that their 100 is 101 here.
     """
     return Objective(
         noise=noise.gaussian(),
@@ -44,6 +52,7 @@ def sds(scale: float = 100.0, low: float = 0.02, high: float = 0.98, anneal: boo
         prediction=prediction.guided(scale),
         reference=reference.injected_noise,
         weight=weighting.noise_variance,
+        pull=1.0,
     )
 
 
@@ -75,6 +84,7 @@ def sdi(
         prediction=prediction.guided(scale),
         reference=reference.injected_noise,
         weight=weighting.x0_matching,
+        pull=1.0,
     )
 
 
@@ -110,6 +120,7 @@ def cfd(scale: float = 7.5, start: float = 0.98, stop: float = 0.02, first: Tens
         prediction=prediction.guided(scale),
         reference=reference.injected_noise,
         weight=weighting.x0_matching,
+        pull=1.0,
         state=memory,
         step_size=weighting.ddim_step_size,
     )
@@ -127,22 +138,31 @@ def sjc(scale: float = 100.0, low: float = 0.01, high: float = 0.97, variance_re
         prediction=prediction.guided(scale),
         reference=reference.injected_noise if variance_reduced else reference.zero,
         weight=weighting.constant(1.0),
+        pull=1.0,
     )
 
 
-def hifa(scale: float = 100.0, start: float = 0.98, stop: float = 0.3) -> Objective:
+def hifa(scale: float = 100.0, start: float = 0.98, stop: float = 0.3, image_weight: float = 0.48) -> Objective:
     """g = sigma_t^2 (eps_s - kappa), kappa ~ N(0, I), t = start - (start - stop) sqrt(step / total).
 
-    HiFA (Zhu et al. 2023), the term on x. Its term on images is `image_gradient`, and the variance of the depth along
-    a ray is a regularizer of the scene. Constants: its re-implementation in threestudio; the authors' own code weighs
-    all times alike and denoises in several steps.
+    HiFA (Zhu et al. 2023) as threestudio has it. sigma_t^2 (eps_s - kappa) = alpha_t sigma_t (x - x0_hat), and the
+    rendered image has the same pull, image_weight alpha_t sigma_t (image - decode(x0_hat)), in place of a recipe's.
+    threestudio's 0.01 weighs sums; losses here are means, and a latent of Stable Diffusion stands for 48 values of the
+    image: 0.48. The variance of the depth along a ray is a regularizer of the scene. The authors' own code is another
+    variant: x0_hat by four DDIM steps with eta 1, weight 0.05 at all times, 0.1 on the image.
     """
+    check_number("image_weight", image_weight)
+
+    def on_images(schedule: Schedule, t: Tensor) -> Tensor:
+        return image_weight * schedule.alpha(t) * schedule.sigma(t)
+
     return Objective(
         noise=noise.gaussian(),
         timesteps=timesteps.square_root(start, stop),
         prediction=prediction.guided(scale),
         reference=reference.injected_noise,
         weight=weighting.noise_variance,
+        image_weight=on_images if image_weight else None,
     )
 
 
@@ -152,55 +172,78 @@ def nfsd(
     """g = sigma_t^2 (s (e_c - e_u) + d), d = e_u for t < 0.2 and e_u - e_n above, e_n with the negative prompt.
 
     Noise-free score distillation (Katzir et al. 2023), all constants from there. Written here as eps_s minus e_n, or
-    minus nothing: the same difference, with a prediction that denoises.
+    minus nothing: the same difference, with a prediction that denoises. e_u is that of the empty text, whatever the
+    user's negative words.
     """
 
     def late(query: Query) -> Tensor:
         return (query.t >= 0.2).to(query.t)
 
-    objective = _guided_against(scale, {fixed_text(negative_prompt): late}, low, high)
-    return replace(objective, texts=(negative_prompt,))
+    return _told_nothing(_guided_against(scale, {fixed_text(negative_prompt): late}, low, high), negative_prompt)
 
 
 def csd(
     scale: float = 1.0,
     negative_prompt: str | None = None,
     negative_weight: float = 1.0,
+    stage: Literal["form", "refine"] = "form",
     low: float = 0.02,
     high: float = 0.98,
 ) -> Objective:
     """g = sigma_t^2 s (e_c - e_u), or with a negative prompt sigma_t^2 (s (e_c - e_u) + w (e_u - e_n)).
 
-    Classifier score distillation (Yu et al. 2023): SDS without its generative part e_u - kappa. Here w falls linearly
-    from negative_weight at the first step to 0 at the last, which is our choice: the paper anneals it, and in its
-    public code it rises while the object forms and falls while it is refined.
+    Classifier score distillation (Yu et al. 2023): SDS without its generative part e_u - kappa. e_u is that of the
+    empty text, whatever the user's negative words. w is negative_weight times the schedule of the public code: while
+    the object forms, it rises from 0 to 1 over half of the run; while it is refined, it falls from 1 to 0.5. That code
+    also draws t <= 0.5 in the second half of the first stage and in the second stage: set high.
     """
     check_number("negative_weight", negative_weight)
+    if stage not in ("form", "refine"):
+        raise ValueError(f"unknown stage {stage!r}: choose form or refine")
     if negative_prompt is None:
-        return _guided_against(scale, {negative: 1.0}, low, high)
+        return _told_nothing(_guided_against(scale, {negative: 1.0}, low, high))
 
-    def fading(query: Query) -> Tensor:
-        return query.t.new_tensor(negative_weight * (1 - min(query.step / max(query.total - 1, 1), 1.0)))
+    def share(query: Query) -> Tensor:
+        done = min(query.step / max(query.total - 1, 1), 1.0)
+        return query.t.new_tensor(negative_weight * (min(2 * done, 1.0) if stage == "form" else 1 - done / 2))
 
-    compared = {negative: lambda query: 1 - fading(query), fixed_text(negative_prompt): fading}
-    return replace(_guided_against(scale, compared, low, high), texts=(negative_prompt,))
+    compared = {negative: lambda query: 1 - share(query), fixed_text(negative_prompt): share}
+    return _told_nothing(_guided_against(scale, compared, low, high), negative_prompt)
 
 
 def sds_bridge(
     scale: float = 40.0,
     target_suffix: str = BRIDGE_TARGET,
     source_suffix: str = BRIDGE_SOURCE,
+    first: float = 0.5,
     low: float = 0.02,
     high: float = 0.98,
 ) -> Objective:
     """g = sigma_t^2 s (e_target - e_source), one text describing the goal, the other the images so far.
 
-    SDS as a bridge between image distributions (McAllister et al. 2024), its second stage, after one of sds(). Target
-    and source are the conditioning's positive and negative text. The caller writes them, as Objective.suffixes says:
-    prompt + target_suffix and prompt + source_suffix. With any other negative text it is csd(scale). Scale: the 2D
-    experiments of its public code.
+    SDS as a bridge between image distributions (McAllister et al. 2024). Over the fraction `first` of the run it is SDS
+    at the same scale from the empty text to the target; then the bridge follows. Target and source are the
+    conditioning's positive and negative text. The caller writes them, as Objective.suffixes says: prompt +
+    target_suffix and prompt + source_suffix. Constants: the 2D experiments of its public code, whose first stage has
+    the prompt without a suffix; its 3D code has scale 100, first = 0.8 and weight 1.
     """
-    return replace(_guided_against(scale, {negative: 1.0}, low, high), suffixes=(target_suffix, source_suffix))
+    check_fraction("first", first)
+    bridge = _guided_against(scale, {negative: 1.0}, low, high)
+    begin = sds(scale)
+
+    def prediction(query: Query, x_t: Tensor) -> tuple[Tensor, int, Tensor]:
+        if query.step >= timesteps.steps_of(first, query.total):
+            return bridge.prediction(query, x_t)  # type: ignore[return-value]
+        predicted, nfe, *_ = begin.prediction(without_negative(query), x_t)
+        return predicted, nfe, to_eps("x0", query.x, x_t, *coefficients(query.prior.schedule, query.t, x_t))
+
+    return replace(bridge, prediction=prediction, suffixes=(target_suffix, source_suffix), texts=("",))
+
+
+def _told_nothing(objective: Objective, *texts: str) -> Objective:
+    """The objective with the empty text as its negative one; it needs these texts too."""
+    shown = objective.prediction
+    return replace(objective, prediction=lambda query, x_t: shown(without_negative(query), x_t), texts=("", *texts))
 
 
 def _guided_against(scale: float, reference: Mapping[Text, Coefficient], low: float, high: float) -> Objective:
@@ -223,14 +266,17 @@ def ism(
     Interval score matching (LucidDreamer, Liang et al. 2023). gap as in noise.interval_inversion; t ~ U[0.02, top],
     top falling from high to 0.5 over the fraction `warmup` of the run. Constants and weight: its public code, where
     the warmup takes 1500 of 5000 steps. With gap 0 it is g = 0.1 sigma_t / alpha_t s (e_c - e_u), CSD at an
-    inverted x_t.
+    inverted x_t. A user's negative words reach eps_s only, as there. The public code noises x to the lowest level
+    before the first step (its sigma is 0.03); here the inversion starts at x itself.
     """
+    inverted = noise.interval_inversion(steps, wide, narrow, warmup)
     return Objective(
-        noise=noise.interval_inversion(steps, wide, narrow, warmup),
+        noise=lambda query: inverted(without_negative(query)),
         timesteps=timesteps.narrowing(0.02, high, 0.5, over=warmup),
         prediction=prediction.guided(scale),
         reference=None,
         weight=weighting.scaled(0.1, weighting.x0_matching),
+        texts=("",),
     )
 
 
@@ -241,31 +287,43 @@ def vsd(
     low: float = 0.02,
     high: float = 0.98,
     switch: float = 0.2,
+    student_steps: int = 1,
+    lookahead: bool = False,
 ) -> Objective:
     """g = sigma_t^2 (eps_s - e_phi), e_phi the student's noise at x_t, conditioned on prompt and camera.
 
     Variational score distillation (ProlificDreamer, Wang et al. 2023); t ~ U[low, high], and U[low, 0.5] after the
-    fraction `switch` of the run. The student (priors.student.Student) learns once at each step, on the same x; camera
-    is the guidance scale of its camera. Constants: its re-implementation in threestudio, which switches after 5000 of
-    25000 steps.
+    fraction `switch` of the run. The student (priors.student.Student) learns student_steps times at each step, on the
+    same x; camera is the guidance scale of its camera. lookahead lets it learn before it is asked, not after, so that
+    it is not a step behind (L2-VSD, Lin et al. 2025, without its linearization). Constants: its re-implementation in
+    threestudio, which switches after 5000 of 25000 steps.
+
+    The student starts as the prior told the prompt, so that g is at first that of csd(scale - 1), and stays near it
+    until the student has learned: after 200 lessons at a rate of 1e-4 the two differ by 2 to 5 %.
     """
     return Objective(
         noise=noise.gaussian(),
         timesteps=timesteps.narrowing(low, high, 0.5, after=switch),
         prediction=prediction.guided(scale),
-        reference=reference.student(student, camera),
+        reference=reference.student(student, camera, student_steps, lookahead),
         weight=weighting.noise_variance,
     )
 
 
-def esd(student: reference.Student, scale: float = 7.5, entropy: float = 0.5) -> Objective:
+def esd(
+    student: reference.Student,
+    scale: float = 7.5,
+    entropy: float = 0.5,
+    student_steps: int = 1,
+    lookahead: bool = False,
+) -> Objective:
     """g = sigma_t^2 (eps_s - (1 - l) e_phi(x_t | camera) - l e_phi(x_t)), l = entropy.
 
     Entropic score distillation (Wang et al. 2024): VSD with guidance on the camera, of scale 1 - l, in the student.
     l = 0 is VSD; 0.5 is the setting its public code recommends.
     """
     check_fraction("entropy", entropy)
-    return vsd(student, scale, camera=1 - entropy)
+    return vsd(student, scale, camera=1 - entropy, student_steps=student_steps, lookahead=lookahead)
 
 
 def mvdream(
@@ -276,24 +334,27 @@ def mvdream(
     MVDream (Shi et al. 2023, section 3.2 and eq. 3): x0_hat = rescale c x0_s + (1 - rescale) x0_s with
     c = std x0_c / std x0_s, x0_c the conditional and x0_s the guided estimate, deviations over all views of a group.
     t ~ U[low, high], low falling from 0.98 to 0.02 and high from 0.98 to 0.5 over the fraction `warmup` of
-    the run. Constants: its public code, 8000 of 10000 steps. shared_noise gives the views of a group one noise.
+    the run. Constants: its public code, 8000 of 10000 steps, where all groups of a batch share one t. shared_noise
+    gives the views of a group one noise. On a prior that sees single views it is SDS on x0_hat, rescaled view by view.
     """
     return Objective(
         noise=noise.gaussian(shared_noise),
-        timesteps=timesteps.widening(0.98, 0.02, 0.5, over=warmup),
+        timesteps=timesteps.moving((0.98, 0.98), (0.02, 0.5), over=warmup),
         prediction=prediction.rescaled(scale, rescale),
         reference=reference.injected_noise,
         weight=weighting.x0_matching,
+        pull=1.0,
         views=views,
     )
 
 
-def rfds(scale: float = 50.0, low: float = 0.02, high: float = 0.98) -> Objective:
+def rfds(scale: float = 100.0, low: float = 0.02, high: float = 0.7) -> Objective:
     """g = v_s - (kappa - x) at x_t = (1 - t) x + t kappa, v_s the guided velocity; kappa ~ N(0, I).
 
     Rectified flow distillation sampling (Yang et al. 2024), for flow models only: v = eps - x0 makes it
-    (eps_s - kappa) / (1 - t), SDS of that weight. Scale: its public code uses 50 to 100. That code also narrows the
-    times, to t <= 0.7 for Stable Diffusion 3, which is left to low and high here.
+    (eps_s - kappa) / (1 - t), SDS of that weight. Constants: its public code for Stable Diffusion 3, but for the factor
+    sigmoid(N(0, 1)) there and that its loss has no 1/2. For InstaFlow it has scale 50, high 0.98 and, in the last two
+    thirds of the run, low 0.3.
     """
     return Objective(
         noise=noise.gaussian(),
@@ -301,24 +362,5 @@ def rfds(scale: float = 50.0, low: float = 0.02, high: float = 0.98) -> Objectiv
         prediction=prediction.guided(scale),
         reference=reference.injected_noise,
         weight=weighting.velocity_matching,
+        pull=1.0,
     )
-
-
-@torch.no_grad()
-def image_gradient(
-    images: Float[Tensor, "b *image"], guidance: Guidance, prior: Prior, weight: float = 0.01
-) -> Float[Tensor, "b *image"]:
-    """weight sigma_t^2 (alpha_t / sigma_t) (images - decode(x0_hat)), HiFA's second term, to be attached to images.
-
-    The rendered view is pulled towards the decoded target of `guidance`, which was evaluated on its x (Zhu et al.
-    2023; weight as in threestudio). alpha_t / sigma_t matches it to g = sigma_t^2 (eps_s - kappa) =
-    sigma_t^2 (alpha_t / sigma_t) (x - x0_hat). It costs one decoding and no network evaluation. Use it as
-    `attach(x, guidance.gradient) + attach(images, image_gradient(...))`: either term is then a mean over its own
-    elements, where the paper sums squares. Raises ValueError if the prior decodes to another shape.
-    """
-    check_number("weight", weight)
-    target = prior.decode(guidance.x0)
-    if target.shape != images.shape:
-        raise ValueError(f"got images {list(images.shape)}, {prior.name} decodes to {list(target.shape)}: resize them")
-    alpha, sigma = coefficients(prior.schedule, guidance.t, images)
-    return weight * alpha * sigma * (images - target)

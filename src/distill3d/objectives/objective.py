@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distill3d.diffusion import random as draw
+from distill3d.diffusion.guidance import APG, CFG
 from distill3d.diffusion.random import Generators
 from distill3d.diffusion.schedule import coefficients, expand, from_eps
 from distill3d.types import Conditioning, Guidance, Prior, Schedule
@@ -35,6 +36,7 @@ class Query:
     step: int
     total: int
     views: int = 1  # neighbors in the batch that form a group: the network sees them together, at one time
+    apg: APG = CFG  # how `prediction.guided` combines prompt and empty text
 
 
 # The five axes. Those that may call the network also return its NFE, counted in rows.
@@ -76,6 +78,10 @@ class Objective:
         suffixes: what the caller has to append to the prompt for the positive and for the negative text; None leaves
             the positive text as it is and the negative one empty, or the user's own.
         texts: other texts that the prior has to embed.
+        pull: the share of a recipe's `image_weight` that this method takes: 1 where the gradient on x is a multiple of
+            x - x0_hat, so that a pull of the image to decode(x0_hat) is the same match on images, and 0 elsewhere.
+        image_weight: w(t) of a loss of the method's own on images, 0.5 mean(w(t) (image - decode(x0_hat))^2).
+        apg: how `prediction.guided` combines prompt and empty text.
         state: what the objective learns or remembers, for checkpoints.
         step_size: the fraction of g to take on the way to the next time of `timesteps`, which must fall and must not
             be random. The last step takes g whole; None always does.
@@ -89,6 +95,9 @@ class Objective:
     views: int = 1
     suffixes: tuple[str, str] | None = None
     texts: tuple[str, ...] = ()
+    pull: float = 0.0
+    image_weight: Weight | None = None
+    apg: APG = CFG
     state: Stateful | None = None
     step_size: StepSize | None = None
 
@@ -140,7 +149,7 @@ class Objective:
             raise ValueError(f"the batch must be groups of {self.views} views, got {len(x)} samples")
         x = x.detach()
         t = self._times(x, step, total, generator)
-        query = Query(x, t, prior, conditioning, generator, step, total, self.views)
+        query = Query(x, t, prior, conditioning, generator, step, total, self.views, self.apg)
         kappa, noise_nfe, *found = self.noise(query)
         alpha, sigma = coefficients(prior.schedule, t, x)
         x_t = alpha * x + sigma * kappa

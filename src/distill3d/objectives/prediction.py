@@ -18,14 +18,14 @@ Coefficient = float | Callable[[Query], Tensor]  # a number, or one per sample [
 
 
 def guided(scale: float) -> Prediction:
-    """Classifier-free guidance e_u + s (e_c - e_u), with Perp-Neg where the conditioning has it.
+    """Classifier-free guidance e_u + s (e_c - e_u), with Perp-Neg where the conditioning has it, or `Objective.apg`.
 
     Raises ValueError if scale is not a finite number.
     """
     check_number("scale", scale)
 
     def prediction(query: Query, x_t: Tensor) -> tuple[Tensor, int]:
-        return guided_prediction(query.prior, x_t, query.t, query.conditioning, scale)
+        return guided_prediction(query.prior, x_t, query.t, query.conditioning, scale, query.apg)
 
     return prediction
 
@@ -96,6 +96,11 @@ def fixed_text(text: str) -> Text:
         return replace(query.prior.embed([text] * len(query.x)), control=own.control, camera=own.camera)
 
     return condition
+
+
+def without_negative(query: Query) -> Query:
+    """The query with the empty text as the negative one, for methods that show a user's negative words to no e_u."""
+    return replace(query, conditioning=replace(query.conditioning, negative=fixed_text("")(query)))
 
 
 def linear_combination(

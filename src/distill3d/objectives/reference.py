@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distill3d.diffusion.guidance import cfg
 from distill3d.diffusion.random import Generators
-from distill3d.objectives.objective import Query, Reference, check_fraction
+from distill3d.objectives.objective import Query, Reference, check_count, check_fraction
 from distill3d.types import Conditioning
 
 
@@ -46,21 +46,26 @@ class Student(Protocol):
         ...
 
 
-def student(model: Student, camera: float = 1.0) -> Reference:
+def student(model: Student, camera: float = 1.0, steps: int = 1, lookahead: bool = False) -> Reference:
     """e_0 + camera (e_camera - e_0) of the student, without and with its camera, from one call of it.
 
-    Afterwards the student takes one training step on x: the two alternate, as in ProlificDreamer (Wang et al. 2023).
-    Raises ValueError unless camera lies in [0, 1].
+    Afterwards the student takes `steps` training steps on x: the two alternate, as in ProlificDreamer (Wang et al.
+    2023); with lookahead it takes them before (Lin et al. 2025). Raises ValueError unless camera lies in [0, 1] and
+    steps is 1 or more.
     """
     check_fraction("camera", camera)
+    check_count("student_steps", steps)
     kinds = [with_camera for with_camera, amount in ((True, camera), (False, 1 - camera)) if amount > 0]
 
+    def lessons(query: Query) -> int:
+        return sum(model.learn(query.x, query.conditioning, query.generator) for _ in range(steps))
+
     def reference(query: Query, x_t: Tensor, kappa: Tensor) -> tuple[Tensor, int]:
-        b = len(x_t)
+        b, nfe = len(x_t), lessons(query) if lookahead else 0
         rows = torch.arange(b, device=x_t.device).repeat(len(kinds))
         with_camera = torch.tensor(kinds, device=x_t.device).repeat_interleave(b)
         e = model.predict(x_t[rows], query.t[rows], query.conditioning[rows], with_camera)
         out = cfg(e[b:], e[:b], camera) if len(kinds) == 2 else e
-        return out, len(rows) + model.learn(query.x, query.conditioning, query.generator)
+        return out, len(rows) + (nfe if lookahead else lessons(query))
 
     return reference

@@ -51,6 +51,7 @@ def sdi_as_released(
         prediction=guided(scale),
         reference=reference.injected_noise,
         weight=weighting.x0_matching,
+        pull=1.0,
     )
 
 

@@ -6,16 +6,20 @@ same defaults. Settings out of range raise ValueError when the value is made, be
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 
+from distill3d.diffusion.guidance import APG, CFG
 from distill3d.objectives import methods, noise, reference, timesteps, weighting
-from distill3d.objectives.objective import Objective
+from distill3d.objectives.objective import Objective, check_number
 from distill3d.objectives.prediction import prediction_scale
 from distill3d.types import Prior
+
+PUBLISHED_TRAINING = 25000 * 1e-4  # training steps times learning rate of VSD's student
 
 
 class Method(Protocol):
@@ -29,18 +33,35 @@ class Method(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class _Settings:
     factory: ClassVar[Callable[..., Objective]]
+    guided: ClassVar[bool] = True  # whether it predicts with prediction.guided, which apg is for
+
+    pull: float | None = field(default=None, kw_only=True)
+    """Share of the recipe's `image_weight`, the pull on decoded images, that is added to the method; None is its own: 1
+    for methods that match x0_hat, 0 for the others."""
+    apg: APG = field(default=CFG, kw_only=True)
+    """Adaptive projected guidance in place of the plain one, at the same scale."""
 
     def __post_init__(self) -> None:
+        if self.pull is not None:
+            check_number("pull", self.pull)
+        if self.apg != CFG and not self.guided:
+            raise ValueError(f"apg is for methods that predict with guidance alone, not for {type(self).__name__}")
         self._make()  # raises ValueError for settings out of range
 
     def build(self, prior: Prior, steps: int, generator: torch.Generator) -> Objective:
         """The objective with these settings; it needs neither prior nor generator."""
-        return self._make()
+        return self._completed(self._make())
+
+    def _completed(self, objective: Objective) -> Objective:
+        return replace(objective, apg=self.apg, pull=objective.pull if self.pull is None else self.pull)
 
     def _make(self, **more: object) -> Objective:
         arguments: dict[str, Any] = vars(self) | more
+        for name in ("pull", "apg", "student_rate"):
+            arguments.pop(name, None)
         time_scale = arguments.pop("time_scale", 1.0)
         if not 0.0 < time_scale <= 1.0:
             raise ValueError(f"time_scale must lie above 0 and up to 1, got {time_scale}")
@@ -146,6 +167,7 @@ class NFSD(_ScaledTime):
     """Settings of `nfsd`."""
 
     factory = staticmethod(methods.nfsd)
+    guided = False
     scale: float = 7.5
     negative_prompt: str = methods.NFSD_NEGATIVE_PROMPT
     low: float = 0.02
@@ -157,9 +179,12 @@ class CSD(_ScaledTime):
     """Settings of `csd`."""
 
     factory = staticmethod(methods.csd)
+    guided = False
     scale: float = 1.0
     negative_prompt: str | None = None
     negative_weight: float = 1.0
+    stage: Literal["form", "refine"] = "form"
+    """How the negative prompt's weight goes: up from 0 while the object forms, down to a half while it is refined."""
     low: float = 0.02
     high: float = 0.98
 
@@ -172,6 +197,8 @@ class HiFA(_ScaledTime):
     scale: float = 100.0
     start: float = 0.98
     stop: float = 0.3
+    image_weight: float = 0.48
+    """Weight of the method's own loss on images; 0 leaves it out."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +220,7 @@ class MVDream(_ScaledTime):
     """Settings of `mvdream`, built for groups of one view; a run on a multi-view prior sets Objective.views."""
 
     factory = staticmethod(methods.mvdream)
+    guided = False
     scale: float = 50.0
     rescale: float = 0.5
     warmup: float = 0.8
@@ -208,9 +236,12 @@ class SDSBridge(_ScaledTime):
     """Settings of `sds_bridge`."""
 
     factory = staticmethod(methods.sds_bridge)
+    guided = False
     scale: float = 40.0
     target_suffix: str = methods.BRIDGE_TARGET
     source_suffix: str = methods.BRIDGE_SOURCE
+    first: float = 0.5
+    """Fraction of the run, at its beginning, that is SDS towards the target text."""
     low: float = 0.02
     high: float = 0.98
 
@@ -220,25 +251,31 @@ class RFDS(_ScaledTime):
     """Settings of `rfds`; for flow-matching priors only."""
 
     factory = staticmethod(methods.rfds)
-    scale: float = 50.0
+    scale: float = 100.0
     low: float = 0.02
-    high: float = 0.98
+    high: float = 0.7
 
     def build(self, prior: Prior, steps: int, generator: torch.Generator) -> Objective:
         """The objective with these settings. Raises ValueError unless the prior is a flow-matching model."""
         weighting.velocity_matching(prior.schedule, torch.tensor([0.5]))
-        return self._make()
+        return super().build(prior, steps, generator)
 
 
 @dataclass(frozen=True)
 class _Trained(_ScaledTime):
-    def __post_init__(self) -> None:
-        self._make(student=None)
+    scale: float = 7.5
+    student_steps: int = field(default=1, kw_only=True)
+    """Training steps of the student at each step."""
+    student_rate: float = field(default=1e-4, kw_only=True)
+    """Learning rate of the student."""
+    lookahead: bool = field(default=False, kw_only=True)
+    """The student learns before it is asked, not after."""
 
     def build(self, prior: Prior, steps: int, generator: torch.Generator) -> Objective:
         """The objective with a new student of the prior, whose weights are drawn from the generator.
 
-        Raises ValueError for a prior without a UNet on latents, and what priors.student.Student raises.
+        Warns where student_rate times all training steps is less than a tenth of the source's: the method is then not
+        far from CSD. Raises ValueError for a prior without a UNet on latents, and what priors.student.Student raises.
         """
         from distill3d.priors.stable_diffusion import LatentPrior
         from distill3d.priors.student import Student
@@ -248,12 +285,22 @@ class _Trained(_ScaledTime):
                 f"{type(self).__name__.lower()} trains a student, which needs a latent diffusion model with a UNet; "
                 f"{prior.name} is not one"
             )
-        student = Student(prior, generator)
+        student = Student(prior, generator, learning_rate=self.student_rate)
+        if (lessons := steps * self.student_steps) * self.student_rate < 0.1 * PUBLISHED_TRAINING:
+            warnings.warn(
+                f"{lessons} training steps of {self.student_rate:g} teach the student little, so that "
+                f"{type(self).__name__} is close to CSD at scale {self.scale - 1:g}: raise the steps, student_steps or "
+                "student_rate (published: 25000 of 1e-4)",
+                stacklevel=2,
+            )
         return replace(self.with_student(student), state=student)
 
     def with_student(self, student: reference.Student) -> Objective:
         """The objective with a student of your own."""
-        return self._make(student=student)
+        return self._completed(self._make(student=student))
+
+    def _make(self, **more: object) -> Objective:
+        return super()._make(**{"student": None, **more})
 
 
 @dataclass(frozen=True)
@@ -261,7 +308,6 @@ class VSD(_Trained):
     """Settings of `vsd`."""
 
     factory = staticmethod(methods.vsd)
-    scale: float = 7.5
     camera: float = 1.0
     """Guidance scale of the student's camera, in [0, 1]."""
     low: float = 0.02
@@ -275,19 +321,18 @@ class ESD(_Trained):
     """Settings of `esd`."""
 
     factory = staticmethod(methods.esd)
-    scale: float = 7.5
     entropy: float = 0.5
 
 
 def starting_at(method: Method, t: float) -> Method:
     """The same method without times above t in [0, 1], for a scene that begins with a mesh.
 
-    SDI anneals from t, SDS draws below t, and every other method has its times multiplied by t. Raises ValueError
-    for t out of range, and for a method of another class: build it, and pass its Objective.
+    SDI anneals from t, SDS and RFDS draw below t, and every other method has its times multiplied by t. Raises
+    ValueError for t out of range, and for a method of another class: build it, and pass its Objective.
     """
     if isinstance(method, SDI):
         return replace(method, start=t, stop=min(method.stop, t))
-    if isinstance(method, SDS):
+    if isinstance(method, SDS | RFDS):
         return replace(method, high=min(method.high, t), low=min(method.low, t))
     if isinstance(method, _ScaledTime):
         return replace(method, time_scale=min(method.time_scale, t))

@@ -69,20 +69,20 @@ def narrowing(low: float, high: float, settled: float, after: float = 0.0, over:
     return timesteps
 
 
-def widening(start: float, low: float, high: float, over: float) -> Timesteps:
-    """t ~ U[start, start] at first, U[low, high] after the fraction `over` of the run; both ends move linearly.
+def moving(first: tuple[float, float], last: tuple[float, float], over: float = 1.0) -> Timesteps:
+    """t ~ U[first] at first, U[last] after the fraction `over` of the run; both ends move linearly.
 
-    The schedule of MVDream (Shi et al. 2023). Raises ValueError unless 0 <= low <= high <= start <= 1 and `over` lies
-    in [0, 1].
+    The schedule of MVDream (Shi et al. 2023), of ASD and of SCTD. Raises ValueError unless both are (low, high) with
+    0 <= low <= high <= 1, and for `over` outside [0, 1].
     """
-    _check(start, low, high)
+    _check(*first, *last)
     check_fraction("over", over)
-    if not low <= high <= start:
-        raise ValueError(f"low <= high <= start is needed, got {low}, {high} and {start}")
+    if first[0] > first[1] or last[0] > last[1]:
+        raise ValueError(f"low must not exceed high, got {first} and {last}: swap them")
 
     def timesteps(step: int, total: int, batch: int, generator: Generators) -> Tensor:
         done = min(step / max(steps_of(over, total), 1), 1.0)
-        bottom, top = (start + (end - start) * done for end in (low, high))
+        bottom, top = (a + (b - a) * done for a, b in zip(first, last, strict=True))
         return bottom + (top - bottom) * draw.uniform(batch, generator)
 
     return timesteps

@@ -132,7 +132,8 @@ class Distillation:
         """Raises ValueError for an objective that does not fit the prior, and for an unknown start."""
         self.objective = recipe.objective.build(prior, recipe.steps, generator)
         self.recipe, self.prior, self.generator = recipe, prior, generator
-        self.conditioning = text_conditioning(prior, prompts, negative, self.objective.suffixes)
+        texts, suffixes = self.objective.texts, self.objective.suffixes
+        self.conditioning = text_conditioning(prior, prompts, negative, suffixes, texts)
         self.pixels = recipe.space == "pixels"
         values, self.nfe = _start(recipe, prior, self.conditioning, generator)
         project = encodable(prior.encode, prior.decode) if recipe.project else None
@@ -271,13 +272,20 @@ def load_image_prior(config: RunConfig, prior: Prior | None = None) -> Prior:
 
 
 def text_conditioning(
-    prior: Prior, prompts: Sequence[str], negative: str = "", suffixes: tuple[str, str] | None = None
+    prior: Prior,
+    prompts: Sequence[str],
+    negative: str = "",
+    suffixes: tuple[str, str] | None = None,
+    texts: Sequence[str] = (),
 ) -> Conditioning:
-    """The conditioning of images: each prompt as it is, without direction words, and with an objective's suffixes."""
+    """The conditioning of images: each prompt as it is, without direction words, and with an objective's suffixes.
+
+    The prior embeds `texts` too, for later.
+    """
     positives, negatives = list(prompts), [negative] * len(prompts)
     if suffixes is not None:
         positives, negatives = ([prompt + suffix for prompt in prompts] for suffix in suffixes)
-    prior.prepare([*positives, *negatives])
+    prior.prepare([*positives, *negatives, *texts])
     return Conditioning(prior.embed(positives), prior.embed(negatives))
 
 
