@@ -1,7 +1,11 @@
+import dataclasses
+
 import pytest
 import torch
 
-from distill3d.diffusion.guidance import Guided, cfg, guided_prediction, perp_neg, rescale
+from distill3d.diffusion.guidance import APG, Guided, adaptive_projected, cfg, guided_prediction, perp_neg, rescale
+from distill3d.diffusion.schedule import coefficients, from_eps
+from distill3d.objectives import SDI, SDS
 
 
 @pytest.fixture
@@ -81,3 +85,59 @@ def test_guided_selects_conditions_by_rows_and_counts(mixture, conditions, point
 def test_one_condition_per_sample(mixture, conditions, point):
     with pytest.raises(ValueError, match="2 conditions for 3 samples"):
         guided_prediction(mixture, *point, conditions(mixture, ["left", "odd"]), 1)
+
+
+def test_apg_with_all_of_the_parallel_part_and_no_threshold_is_cfg(randn):
+    x0_u, x0_c = randn(3, 2, 4), randn(3, 2, 4)
+    torch.testing.assert_close(adaptive_projected(x0_u, x0_c, 7.5, APG()), cfg(x0_u, x0_c, 7.5))
+
+
+def test_apg_splits_shortens_and_leaves_the_rest(randn):
+    """Written out for one sample: what is added to x0_c is orthogonal to it, plus a weighted parallel part."""
+    x0_u, x0_c = randn(1, 2, 4), randn(1, 2, 4)
+    c, d = x0_c.flatten(), (x0_c - x0_u).flatten()
+    added = (adaptive_projected(x0_u, x0_c, 3.0, APG(parallel=0.0)) - x0_c).flatten() / 2
+    assert abs(float(added @ c)) < 1e-12 and float((d - added) @ added) == pytest.approx(0.0, abs=1e-12)
+    part = (adaptive_projected(x0_u, x0_c, 3.0, APG(parallel=0.3)) - x0_c).flatten() / 2
+    torch.testing.assert_close(part, added + 0.3 * (d - added))
+    r = float(d.norm()) / 2
+    short = (adaptive_projected(x0_u, x0_c, 3.0, APG(threshold=r)) - x0_c).flatten() / 2
+    torch.testing.assert_close(short, d / 2)
+    far = adaptive_projected(x0_u, x0_c, 3.0, APG(threshold=4 * r))
+    torch.testing.assert_close(far, cfg(x0_u, x0_c, 3.0))
+
+
+def test_apg_of_a_prior_is_apg_of_its_denoised_images(mixture, conditions, randn):
+    """With Perp-Neg the pushed prompt takes the prompt's place; scales 0 and 1 have nothing to combine."""
+    x_t, t, settings = randn(3, 2, 2, 2), torch.tensor([0.8, 0.5, 0.2], dtype=torch.float64), APG(0.2, 0.5)
+    weights = torch.tensor([[-0.5], [0.0], [-1.0]], dtype=torch.float64)
+    plain = conditions(mixture, ["left", "right", "odd"])
+    pushed = conditions(mixture, ["left", "right", "odd"], ["right", "odd", "left"], weights)
+    levels = coefficients(mixture.schedule, t, x_t)
+    for conditioning in (plain, pushed):
+        e_u, e_c = (guided_prediction(mixture, x_t, t, conditioning, s)[0] for s in (0.0, 1.0))
+        x0_u, x0_c = (from_eps("x0", e, x_t, *levels) for e in (e_u, e_c))
+        found, nfe = guided_prediction(mixture, x_t, t, conditioning, 7.5, settings)
+        expected = adaptive_projected(x0_u, x0_c, 7.5, settings)
+        torch.testing.assert_close(from_eps("x0", found, x_t, *levels), expected)
+        assert nfe == guided_prediction(mixture, x_t, t, conditioning, 7.5)[1]
+        assert not torch.allclose(found, guided_prediction(mixture, x_t, t, conditioning, 7.5)[0])
+    for settings in ({"parallel": -0.1}, {"threshold": -1.0}, {"threshold": float("nan")}):
+        with pytest.raises(ValueError, match="parallel must lie in"):
+            APG(**settings)
+
+
+def test_apg_is_a_setting_of_methods(mixture, conditions, randn):
+    x, conditioning = randn(2, 2, 2, 2), conditions(mixture, ["left", "right"])
+
+    def prediction(method):
+        objective = method.build(mixture, 10, torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        return objective.guidance(x, mixture, conditioning, step=3, total=10, generator=generator)
+
+    for method in (SDI(), SDS(7.5)):
+        out, projected = prediction(method), prediction(dataclasses.replace(method, apg=APG(parallel=0.0)))
+        assert torch.equal(out.noise, projected.noise)  # the inversion keeps its guidance
+        e = guided_prediction(mixture, out.x_t, out.t, conditioning, 7.5, APG(parallel=0.0))[0]
+        torch.testing.assert_close(projected.prediction, e)
+        assert not torch.allclose(out.gradient, projected.gradient)
