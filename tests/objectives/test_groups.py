@@ -58,7 +58,7 @@ def test_the_gradient_is_the_way_to_x0(evaluated):
 
 
 def test_times_widen_from_above():
-    draw = timesteps.widening(0.98, 0.02, 0.5, over=0.8)
+    draw = timesteps.moving((0.98, 0.98), (0.02, 0.5), over=0.8)
     for step, low, high in ((0, 0.98, 0.98), (400, 0.5, 0.74), (800, 0.02, 0.5), (5000, 0.02, 0.5)):
         t = draw(step, 1000, 2000, seed())
         assert t.min() >= low - 1e-12 and t.max() <= high + 1e-12
@@ -117,8 +117,8 @@ def test_levels_of_the_estimate_agree(evaluated, mixture):
         (lambda: mvdream(rescale=1.5), "rescale must lie in"),
         (lambda: mvdream(views=0), "views must be a whole number of at least 1"),
         (lambda: mvdream(float("inf")), "scale must be a finite number"),
-        (lambda: timesteps.widening(0.3, 0.1, 0.5, 0.1), "low <= high <= start"),
-        (lambda: timesteps.widening(0.9, 0.1, 0.5, 800), "over must lie in"),
+        (lambda: timesteps.moving((0.3, 0.1), (0.1, 0.5), 0.1), "low must not exceed high"),
+        (lambda: timesteps.moving((0.9, 0.9), (0.1, 0.5), 800), "over must lie in"),
     ],
 )
 def test_settings_out_of_range_are_named(make, match):
