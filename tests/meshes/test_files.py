@@ -124,7 +124,7 @@ def test_a_textured_obj_names_its_material_and_picture(textured, tmp_path):
     assert [f.name for f in files] == ["an egg.obj", "an_egg.mtl", "an_egg.png"]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f.name for f in files)
     back = trimesh.load(files[0], force="mesh", process=False)
-    np.testing.assert_allclose(back.vertices[back.faces], textured.vertices[textured.faces], atol=1e-6)
+    np.testing.assert_allclose(back.vertices[back.faces], textured.vertices[textured.faces][..., [1, 2, 0]], atol=1e-6)
     np.testing.assert_allclose(back.visual.uv[back.faces], textured.uv[textured.uv_faces], atol=1e-6)
     np.testing.assert_array_equal(np.asarray(back.visual.material.image)[:, :, :3], textured.textures[0])
 
@@ -142,11 +142,69 @@ def test_a_ply_has_the_textures_colors_at_its_vertices(textured, tmp_path):
     np.testing.assert_array_equal(textured.with_vertex_colors().faces, textured.faces)
 
 
-@pytest.mark.parametrize("suffix", [".ply", ".obj"])
-def test_other_formats_keep_the_world_axes(painted, tmp_path, suffix):
-    save_mesh(tmp_path / f"egg{suffix}", painted)
-    back = trimesh.load(tmp_path / f"egg{suffix}", force="mesh")
-    np.testing.assert_allclose(back.bounds, [painted.vertices.min(0), painted.vertices.max(0)], atol=1e-4)
+@pytest.mark.parametrize(
+    ("name", "up", "axes"),
+    [
+        ("egg.ply", "auto", [0, 1, 2]),
+        ("egg.ply", "y", [1, 2, 0]),
+        ("egg.obj", "auto", [1, 2, 0]),
+        ("egg.obj", "z", [0, 1, 2]),
+        ("egg.glb", "y", [1, 2, 0]),
+    ],
+)
+def test_obj_and_gltf_are_written_y_up_and_ply_z_up_unless_told(name, up, axes, painted, tmp_path):
+    save_mesh(tmp_path / name, painted, up)
+    back = trimesh.load(tmp_path / name, force="mesh", process=False)
+    np.testing.assert_allclose(back.vertices[back.faces], painted.vertices[painted.faces][..., axes], atol=1e-6)
+    np.testing.assert_allclose(read_mesh(tmp_path / name, up).vertices, painted.vertices, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["glb", "obj", "ply"])
+@pytest.mark.parametrize(
+    ("center", "size"),
+    [([0, 0, 0], 1), ([512345.25, 5412345.75, 312.5], 1), ([0, 0, 0], 1e-6), ([0, 0, 0], 1e20), ([1e9, 0, 0], 1e-3)],
+)
+def test_positions_keep_their_digits_far_away_tiny_and_huge(suffix, center, size, textured, tmp_path):
+    vertices = textured.vertices * size + np.array(center)
+    save_mesh(tmp_path / f"a.{suffix}", replace(textured, vertices=vertices, normals=textured.vertex_normals()))
+    found = read_mesh(tmp_path / f"a.{suffix}")
+    np.testing.assert_allclose(soup(found), vertices[textured.faces], rtol=0, atol=1e-6 * size)
+
+
+def test_a_gltf_file_far_away_has_a_node_in_its_place_and_small_numbers(textured, tmp_path):
+    far = replace(textured, vertices=textured.vertices * 1e-6 + [512345.25, 5412345.75, 312.5])
+    glb = Glb(tmp_path, far)
+    (node,) = glb.document["nodes"]
+    np.testing.assert_allclose(node["translation"], [5412345.75, 312.5, 512345.25], rtol=1e-7)
+    assert np.abs(glb.attribute("POSITION")).max() < 2
+    assert "scale" not in Glb(tmp_path, textured).document["nodes"][0]
+
+
+def test_objects_and_materials_have_names(textured, tmp_path):
+    document = Glb(tmp_path, textured).document
+    assert {document[kind][0]["name"] for kind in ("nodes", "meshes", "materials", "images")} == {"egg"}
+    (tmp_path / "a red egg").mkdir()
+    save_mesh(tmp_path / "a red egg" / "mesh.obj", textured)
+    lines = (tmp_path / "a red egg" / "mesh.obj").read_text().splitlines()
+    assert "o a_red_egg" in lines and "usemtl a_red_egg" in lines
+    assert "newmtl a_red_egg" in (tmp_path / "a red egg" / "mesh.mtl").read_text()
+
+
+@pytest.mark.parametrize("mode", ["MASK", "BLEND"])
+def test_opacity_and_backs_come_back_from_a_gltf_file(mode, textured, tmp_path):
+    alpha = np.full((*textured.textures[0].shape[:2], 1), 90, np.uint8)
+    texture = np.concatenate((textured.textures[0], alpha), axis=2)
+    cutoff = 0.3 if mode == "MASK" else 0.5
+    mesh = replace(textured, textures=(texture,), alpha_mode=mode, alpha_cutoff=cutoff, double_sided=True)
+    save_mesh(tmp_path / "a.glb", mesh)
+    found = read_mesh(tmp_path / "a.glb")
+    assert (found.alpha_mode, found.alpha_cutoff, found.double_sided) == (mode, cutoff, True)
+    np.testing.assert_array_equal(found.textures[0], texture)
+    painted = mesh.with_vertex_colors()
+    save_mesh(tmp_path / "b.glb", painted)
+    found = read_mesh(tmp_path / "b.glb")
+    assert (found.alpha_mode, found.double_sided) == (mode, True)
+    np.testing.assert_allclose(found.alpha, 90 / 255, atol=1e-4)
 
 
 def test_the_transfer_curve_at_known_values():
@@ -209,8 +267,8 @@ def test_the_upward_axis_can_be_chosen(tmp_path):
     box = trimesh.creation.box((1, 2, 3))
     box.export(tmp_path / "a.obj")
     box.export(tmp_path / "a.glb")
-    np.testing.assert_allclose(np.ptp(read_mesh(tmp_path / "a.obj").vertices, axis=0), [1, 2, 3])
-    for mesh in (read_mesh(tmp_path / "a.obj", up="y"), read_mesh(tmp_path / "a.glb")):
+    np.testing.assert_allclose(np.ptp(read_mesh(tmp_path / "a.obj", up="z").vertices, axis=0), [1, 2, 3])
+    for mesh in (read_mesh(tmp_path / "a.obj"), read_mesh(tmp_path / "a.glb")):
         np.testing.assert_allclose(np.ptp(mesh.vertices, axis=0), [3, 1, 2])
 
 
@@ -269,6 +327,10 @@ def damaged(folder, name):
         path.write_text("v 0 0 nan\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
     elif name == "point.obj":
         path.write_text("v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n")
+    elif name == "line.obj":
+        path.write_text("v 0 0 0\nv 1 0 0\nv 2 1e-15 0\nf 1 2 3\n")
+    elif name == "vast.obj":
+        path.write_text("v 0 0 0\nv 1e200 0 0\nv 0 1e200 0\nf 1 2 3\n")
     elif name == "corner.obj":
         path.write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 5\n")
     elif name == "splats.ply":
@@ -295,6 +357,8 @@ def damaged(folder, name):
         ("cloud.ply", "no faces"),
         ("nan.obj", "1 of 3 vertices are not finite"),
         ("point.obj", "no extent"),
+        ("line.obj", "no area"),
+        ("vast.obj", "1e-100 to 1e\\+100"),
         ("corner.obj", "cannot be read as a mesh"),
         ("splats.ply", "Gaussian splats"),
         ("other.ply", "not a PLY file"),
@@ -315,4 +379,6 @@ def test_what_cannot_be_written_is_refused(painted, textured, tmp_path):
         save_mesh(tmp_path / "a.stl", painted)
     with pytest.raises(ValueError, match="UV map has coordinates that are not finite"):
         save_mesh(tmp_path / "a.glb", replace(textured, uv=textured.uv * np.nan))
+    with pytest.raises(ValueError, match="y up by definition"):
+        save_mesh(tmp_path / "a.glb", painted, up="z")
     assert not list(tmp_path.iterdir())

@@ -1,5 +1,7 @@
 """UV maps: islands that do not overlap and come back the same, and padding that only adds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import trimesh
@@ -38,6 +40,25 @@ def test_the_same_mesh_gives_the_same_map(ball, mapped):
     uv, uv_faces = unwrap(ball, size=256)
     np.testing.assert_array_equal(uv, mapped.uv)
     np.testing.assert_array_equal(uv_faces, mapped.uv_faces)
+
+
+@pytest.mark.parametrize(("scale", "center"), [(2.0**-20, 0.0), (2.0**70, 0.0), (1.0, 2.0**22)])
+def test_the_map_does_not_depend_on_the_unit_or_the_place(scale, center, ball, mapped):
+    uv, uv_faces = unwrap(replace(ball, vertices=ball.vertices * scale + center), size=256)
+    flat, other = (np.abs(area_of(*of)) for of in ((uv, uv_faces), (mapped.uv, mapped.uv_faces)))
+    assert uv_problem(replace(ball, uv=uv, uv_faces=uv_faces)) is None
+    np.testing.assert_allclose(flat / flat.sum(), other / other.sum(), atol=1e-4)
+
+
+def test_no_time_is_one_line_and_not_a_wait(ball, monkeypatch):
+    monkeypatch.setattr("distill3d.meshes.texture.LIMIT", (0.01, 0.0))
+    with pytest.raises(ValueError, match="no UV map was found in 0 s"):
+        unwrap(ball, 64)
+
+
+def test_opacity_is_painted_as_a_fourth_channel(mapped):
+    texture = paint_texels(mapped.uv, mapped.uv_faces, 64, lambda face, weights: np.full((len(face), 4), 9, np.uint8))
+    np.testing.assert_array_equal(texture, np.full((64, 64, 4), 9, np.uint8))
 
 
 def test_texels_cover_the_islands_once(mapped):

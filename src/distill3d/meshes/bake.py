@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distill3d.meshes.mesh import Mesh
+from distill3d.meshes.surface import without_bumps
 from distill3d.meshes.texture import paint_texels, unwrap
 from distill3d.render.volume import Field, alpha_weights
 
@@ -48,7 +49,7 @@ def bake(field: Field, mesh: Mesh, size: int = 1024, half_size: float = 1.0) -> 
     Raises:
         ValueError: if this is not a size (`check_texture_size`).
     """
-    uv, uv_faces = unwrap(mesh, size)
+    uv, uv_faces = unwrap(without_bumps(mesh), size)
     normals = mesh.vertex_normals()
 
     def colors(face: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -103,7 +103,9 @@ class Mesh:
 
         normal = self.normals
         if normal is None:
-            normal = trimesh.Trimesh(self.vertices, self.faces, process=False).vertex_normals
+            # In a unit of its own: trimesh takes tiny faces for lines.
+            center, extent = self.vertices[self.faces[0, 0]], float(np.ptp(self.vertices, axis=0).max()) or 1.0
+            normal = trimesh.Trimesh((self.vertices - center) / extent, self.faces, process=False).vertex_normals
         length = np.linalg.norm(normal, axis=1, keepdims=True)
         return np.where(length > 1e-6, normal / np.maximum(length, 1e-6), [0.0, 0.0, 1.0])
 
@@ -187,7 +189,7 @@ class Placement:
 def place(mesh: Mesh, radius: float = RADIUS) -> Placement:
     """Centers a mesh by its bounding box and fits it into the sphere of `radius` world units about the origin."""
     used = mesh.vertices[np.unique(mesh.faces)]
-    center = (used.min(0) + used.max(0)) / 2
+    center = used.min(0) / 2 + used.max(0) / 2
     return Placement(center, radius / float(np.linalg.norm(used - center, axis=1).max()))
 
 
@@ -311,6 +313,12 @@ def faces_per_edge(mesh: Mesh) -> Int[np.ndarray, " e"]:
     return np.unique(edges, axis=0, return_counts=True)[1]
 
 
+def surface_area(vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"]) -> Float[np.ndarray, " f"]:
+    """The area of each face."""
+    a, b, c = vertices[faces].transpose(1, 0, 2)
+    return np.linalg.norm(np.cross(b - a, c - a), axis=1) / 2
+
+
 def sample_surface(
     vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"], draws: Float[np.ndarray, "3 n"]
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n 3"]]:
@@ -323,8 +331,7 @@ def sample_surface(
     Returns:
         faces and barycentric weights.
     """
-    a, b, c = vertices[faces].transpose(1, 0, 2)
-    area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
+    area = surface_area(vertices, faces)
     face = np.searchsorted(area.cumsum(), draws[0] * area.sum())
     u, v = np.sqrt(draws[1]), draws[2]
     return face.clip(0, len(area) - 1), np.stack((1 - u, u * (1 - v), u * v), axis=1)

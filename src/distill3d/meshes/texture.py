@@ -6,7 +6,13 @@ the texture and (1, 1) the upper right, as in OBJ and OpenGL; row 0 of a texture
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +21,21 @@ from jaxtyping import Bool, Float, Int, UInt8
 from distill3d.meshes.mesh import Mesh, weld
 from distill3d.render.raster import rasterize_plane
 
+LIMIT = (120.0, 0.02)  # seconds that xatlas may take, and more for each face
+# In a process of its own: on some meshes xatlas does not come back.
+XATLAS = """
+import sys
+import numpy as np
+import xatlas
+with np.load(sys.argv[1]) as given:
+    vertices, faces = given["vertices"], given["faces"]
+atlas, packing = xatlas.Atlas(), xatlas.PackOptions()
+atlas.add_mesh(vertices, faces)
+packing.resolution, packing.padding, packing.bilinear = int(sys.argv[3]), 4, True
+atlas.generate(xatlas.ChartOptions(), packing)
+_, faces, uv = atlas[0]
+np.savez(sys.argv[2], uv=uv, faces=faces)
+"""
 BAND = 1 << 20  # texels that are painted at once: bounds the memory
 OVERLAP = 0.005  # fraction of a UV map's area that may be covered twice: islands may touch
 
@@ -35,18 +56,31 @@ def unwrap(mesh: Mesh, size: int = 1024) -> tuple[Float[np.ndarray, "t 2"], Int[
         uv in [0, 1] and uv_faces; the order of faces and of their corners is kept.
 
     Raises:
-        ValueError: if this is not a size (`check_texture_size`).
+        ValueError: if this is not a size (`check_texture_size`), or no map is found in time.
     """
-    import xatlas
-
     check_texture_size(size)
-    atlas = xatlas.Atlas()
-    atlas.add_mesh(np.ascontiguousarray(mesh.vertices, np.float32), np.ascontiguousarray(mesh.faces, np.uint32))
-    packing = xatlas.PackOptions()
-    packing.resolution, packing.padding, packing.bilinear = size, 4, True
-    atlas.generate(xatlas.ChartOptions(), packing)
-    _, uv_faces, uv = atlas[0]
-    return uv.astype(np.float64).clip(0, 1), uv_faces.astype(np.int64)
+    low, high = mesh.vertices.min(0), mesh.vertices.max(0)
+    unit = float((high / 2 - low / 2).max()) or 1.0
+    vertices = (mesh.vertices - (low / 2 + high / 2)) / unit  # xatlas computes in 32 bits
+    limit = LIMIT[0] + LIMIT[1] * len(mesh.faces)
+    with tempfile.TemporaryDirectory() as folder:
+        given, made = Path(folder) / "mesh.npz", Path(folder) / "map.npz"
+        np.savez(given, vertices=vertices.astype(np.float32), faces=mesh.faces.astype(np.uint32))
+        command = [sys.executable, "-c", XATLAS, str(given), str(made), str(size)]
+        path = os.pathsep.join(filter(None, sys.path))
+        quiet: Any = dict(stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            ended = subprocess.run(command, timeout=limit, env={**os.environ, "PYTHONPATH": path}, **quiet)
+        except subprocess.TimeoutExpired as error:
+            raise ValueError(f"no UV map was found in {limit:.0f} s; use vertex colors, or a simpler mesh") from error
+        if ended.returncode or not made.is_file():
+            reason = ended.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"status {ended.returncode}"]
+            raise ValueError(f"no UV map could be made (xatlas: {reason[0]}); use vertex colors")
+        with np.load(made) as found:
+            uv, uv_faces = found["uv"].astype(np.float64), found["faces"].astype(np.int64)
+    if not np.isfinite(uv).all() or uv_faces.shape != mesh.faces.shape:
+        raise ValueError("no UV map could be made for this mesh; use vertex colors")
+    return uv.clip(0, 1), uv_faces
 
 
 def paint_texels(
@@ -54,13 +88,13 @@ def paint_texels(
     uv_faces: Int[np.ndarray, "f 3"],
     size: int,
     colors: Callable[[np.ndarray, np.ndarray], np.ndarray],
-) -> UInt8[np.ndarray, "size size 3"]:
+) -> UInt8[np.ndarray, "size size c"]:
     """Paints a texture; texels between the islands repeat the nearest painted one.
 
     Args:
         size: texels per side.
-        colors: maps faces [N], N > 0, and barycentric coordinates [N, 3] in them to colors [N, 3] uint8; called for
-            a band of rows of about `BAND` texels at a time.
+        colors: maps faces [N], N > 0, and barycentric coordinates [N, 3] in them to colors [N, 3] uint8, or [N, 4]
+            with opacity; called for a band of rows of about `BAND` texels at a time.
 
     Raises:
         ValueError: if this is not a size (`check_texture_size`).
@@ -74,7 +108,10 @@ def paint_texels(
         hit = face >= 0
         if hit.any():
             covered[rows] = hit
-            texture[rows][hit] = colors(face[hit], weights[hit])
+            painted = colors(face[hit], weights[hit])
+            if painted.shape[1] != texture.shape[2]:
+                texture = np.zeros((size, size, painted.shape[1]), np.uint8)
+            texture[rows][hit] = painted
     return pad_islands(texture, covered)
 
 

@@ -168,7 +168,11 @@ class MeshScene(nn.Module, Scene):
 
         def colors(face: np.ndarray, weights: np.ndarray) -> np.ndarray:
             points = self.positions(face, weights).to(self.rest.device)
-            return torch.cat([(self.color(part) * 255).round().byte().cpu() for part in points.split(1 << 18)]).numpy()
+            rgb = torch.cat([(self.color(part) * 255).round().byte().cpu() for part in points.split(1 << 18)]).numpy()
+            if self.source.alpha_mode == "OPAQUE":
+                return rgb
+            opacity = (self.source.opacity(face, weights).clip(0, 1) * 255).round().astype(np.uint8)
+            return np.concatenate((rgb, opacity[:, None]), axis=1)
 
         return self._moved().with_texture(paint_texels(uv, uv_faces, size, colors), uv, uv_faces)
 
