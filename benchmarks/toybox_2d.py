@@ -2,7 +2,8 @@
 
     python benchmarks/toybox_2d.py --out bench2d [--methods ddim,sds:7.5,sdi] [--steps 150] [--picture FILE]
 
-`sds:7.5` is a method at another guidance scale than its own. Every method is one cell, a file in the output folder;
+`sds:7.5` is a method at another guidance scale than its own, `sdi:5:1` is SDI of the effective guidance 5, inverted at 1.
+`--prompts 16 --skip 100` are prompts for tuning, none of the first 100. Every method is one cell, a file in the output folder;
 finished cells are not made again. `--steps` is for the family's methods; DDIM and SDI keep their own. The reference
 is DDIM from two other seeds; DDIM's own distance to it is what chance alone gives.
 """
@@ -27,15 +28,15 @@ from distill3d.runs.images import make_images
 from distill3d.toybox.captions import COLOR_NAMES, KIND_NAMES, Claim, sentence
 from distill3d.types import Prior
 
-METHODS = "ddim,sds:7.5,sds:100,sjc,nfsd,csd,hifa,ism,vsd,sdi_cached,sdi"
+METHODS = "ddim,cfd,sds:7.5,sds:100,sjc,nfsd,csd,hifa,ism,vsd,sdi_cached,sdi"
 BATCH = 20
 REFERENCE_SEEDS = (1001, 1002)
 
 
-def prompts(count: int) -> list[tuple[str, str, str]]:
+def prompts(count: int, skip: int = 0) -> list[tuple[str, str, str]]:
     """(text, kind, color) of pairs spread over the world, without a view word."""
     pairs = [(k, c) for c in range(len(COLOR_NAMES)) for k in range(len(KIND_NAMES))]
-    chosen = [pairs[i] for i in np.random.default_rng(7).permutation(len(pairs))[:count]]
+    chosen = [pairs[i] for i in np.random.default_rng(7).permutation(len(pairs))[skip : skip + count]]
     return [(sentence(Claim(k, c)), KIND_NAMES[k], COLOR_NAMES[c]) for k, c in chosen]
 
 
@@ -45,12 +46,13 @@ def cell(
     """Pictures [N, 3, H, W] of one method from one seed, and what one picture cost; from the folder if there."""
     path = folder / f"{name.replace(':', '-')}-{seed}.npz"
     if not path.exists():
-        method, _, scale = name.partition(":")
+        method, scale, inversion = (*name.split(":"), "", "")[:3]
         recipe = image_recipe(method)
         if method not in IMAGE_RECIPES:
             recipe = dataclasses.replace(recipe, steps=steps)
         if scale:
-            objective = dataclasses.replace(recipe.objective, scale=float(scale))
+            nominal = {"inversion_scale": float(inversion), "nominal": True} if inversion else {}
+            objective = dataclasses.replace(recipe.objective, scale=float(scale), **nominal)
             recipe = dataclasses.replace(recipe, objective=objective)
         images, seconds, rows = [], 0.0, 0
         for start in range(0, len(texts), BATCH):
@@ -71,13 +73,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the cells")
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--skip", type=int, default=0, help="leave out so many prompts of the list")
     parser.add_argument("--steps", type=int, default=150, help="of sds, sjc and the others of the family")
     parser.add_argument("--weights", type=Path, help="another folder in the bundled prior's layout")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", type=Path, help="write the first 12 pictures of every method here, a row each")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    asked = prompts(arguments.prompts)
+    asked = prompts(arguments.prompts, arguments.skip)
     texts = [text for text, _, _ in asked]
     prior, judge = load_prior(arguments.weights or "toybox", dtype="auto"), ToyboxJudge()
     reference = torch.cat([cell(arguments.out, prior, texts, "ddim", seed, 1)[0] for seed in REFERENCE_SEEDS])

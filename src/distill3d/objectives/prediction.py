@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from distill3d.diffusion import ddim
 from distill3d.diffusion.guidance import cfg, guided_prediction, rescale
 from distill3d.diffusion.schedule import coefficients, from_eps, to_eps
 from distill3d.objectives.objective import Prediction, PredictionAndReference, Query, check_fraction, check_number
-from distill3d.types import Condition, Conditioning
+from distill3d.objectives.weighting import x0_matching
+from distill3d.types import Condition, Conditioning, Schedule
 
 Text = Callable[[Query], Condition]  # the condition of each sample
 Coefficient = float | Callable[[Query], Tensor]  # a number, or one per sample [B]
+Number = TypeVar("Number", float, Tensor)
 
 
 def guided(scale: float) -> Prediction:
@@ -35,8 +40,9 @@ def effective_guidance(scale: float, inversion_scale: float, c: float = 0.5) -> 
 
     There the gradient of SDI, predicted at scale w with a kappa found at scale g, is -rho^2 (1 - c) times the score of
     p_W ~ p(x | prompt)^W p(x)^(1 - W), so x moves to a mode of p_W. c is the kappa that was found over the one that
-    solves equation 8: 1/2 for exact inversion (W = 2 w - g, so 7.5 and -7.5 act like 22.5), (n - 1) / (2 n) for one of
-    n equal steps, 0 for random noise, towards 1 for a solver at the same time. docs/theory.md has the derivation.
+    solves equation 8: 1/2 for exact inversion (W = 2 w - g), (n - 1) / (2 n) for one of n equal steps (so 7.5 and -7.5
+    with ten act like 19.8), 0 for random noise, towards 1 for a solver at the same time. docs/theory.md has the
+    derivation.
 
     Raises ValueError unless all are finite numbers and c is not 1, where no W is left.
     """
@@ -47,14 +53,50 @@ def effective_guidance(scale: float, inversion_scale: float, c: float = 0.5) -> 
     return (scale - c * inversion_scale) / (1 - c)
 
 
-def prediction_scale(nominal: float, inversion_scale: float) -> float:
-    """(w + g) / 2: the scale to predict at, so that SDI with an exact inversion has the effective guidance `nominal`.
+def prediction_scale(nominal: float, inversion_scale: float, c: Number) -> Number:
+    """w = (1 - c) W + c g: the scale to predict at, so that the effective guidance is `nominal` (W).
 
-    Raises ValueError unless both are finite numbers.
+    c as in `effective_guidance`. Raises ValueError unless both scales are finite numbers.
     """
     check_number("nominal", nominal)
     check_number("inversion_scale", inversion_scale)
-    return (nominal + inversion_scale) / 2
+    return nominal + c * (inversion_scale - nominal)
+
+
+def inversion_factor(schedule: Schedule, t: Float[Tensor, " b"], steps: int) -> Float[Tensor, " b"]:
+    """c of `noise.ddim_inversion` in hops of 1/steps to t + tau, averaged over tau ~ U[0, 1/steps).
+
+    Hop k from rho_k to rho_(k+1) adds (rho_(k+1) - rho_k) rho_k times the score to a path that ends at rho_n = rho(t +
+    tau), so c = sum_k (rho_(k+1) - rho_k) rho_k / (rho_n rho(t)): (n - 1) / (2 n) for n equal hops to t itself. To first
+    order in rho, and without eta.
+    """
+    rho, found = x0_matching(schedule, t), torch.zeros_like(t)
+    draws = 16  # midpoints of tau
+    for k in range(draws):
+        end = (t + (k + 0.5) / (draws * steps)).clamp(max=1.0)
+        path = x0_matching(schedule, ddim.ascending(end, steps))
+        found = found + (path.diff(dim=0) * path[:-1]).sum(0) / (draws * path[-1] * rho)
+    return found
+
+
+def nominal(scale: float, inversion_scale: float, steps: int) -> Prediction:
+    """Guided prediction for SDI by `noise.ddim_inversion(steps, inversion_scale)` whose effective guidance is `scale`.
+
+    It predicts at `prediction_scale` with the inversion's own c (`inversion_factor`) at the time of each sample. Raises
+    ValueError unless both scales are finite numbers.
+    """
+    prediction_scale(scale, inversion_scale, 0.5)  # raises ValueError
+
+    def weight(query: Query) -> Tensor:
+        return prediction_scale(scale, inversion_scale, inversion_factor(query.prior.schedule, query.t, steps))
+
+    combination = linear_combination({positive: weight, negative: lambda query: 1 - weight(query)}, {})
+
+    def prediction(query: Query, x_t: Tensor) -> tuple[Tensor, int]:
+        predicted, nfe, _ = combination(query, x_t)
+        return predicted, nfe
+
+    return prediction
 
 
 def rescaled(scale: float, fraction: float = 0.5) -> Prediction:

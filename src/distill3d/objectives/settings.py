@@ -14,9 +14,8 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 
 from distill3d.diffusion.guidance import APG, CFG
-from distill3d.objectives import methods, noise, reference, timesteps, weighting
+from distill3d.objectives import methods, noise, prediction, reference, timesteps, weighting
 from distill3d.objectives.objective import Objective, check_number
-from distill3d.objectives.prediction import prediction_scale
 from distill3d.types import Prior
 
 PUBLISHED_TRAINING = 25000 * 1e-4  # training steps times learning rate of VSD's student
@@ -96,22 +95,20 @@ class SDI(_Settings):
     stop: float = 0.25
     noise: Literal["inversion", "random", "fixed_point", "descent"] = "inversion"
     nominal: bool = False
-    """scale is the nominal guidance: the prediction uses (scale + inversion_scale) / 2, so that the effective guidance
-    is `scale` if the inversion is exact; one of few steps then stays below. Random noise needs no correction. Refused
-    for the solvers, whose effective guidance depends on how far they get.
+    """scale is the effective guidance: the prediction uses (1 - c) scale + c inversion_scale with the c of the inversion
+    (`prediction.nominal`). Changes nothing for the other kinds of noise, whose effective guidance is the scale anyhow.
     """
 
     def _make(self, **more: object) -> Objective:
-        if self.nominal and self.noise in ("fixed_point", "descent"):
-            raise ValueError(
-                f"nominal=True is for noise='inversion' or 'random', got {self.noise!r}: set the scale itself"
-            )
-        corrected = self.nominal and self.noise == "inversion"
-        scale = prediction_scale(self.scale, self.inversion_scale) if corrected else self.scale
-        objective = methods.sdi(scale, self.inversion_scale, self.inversion_steps, self.eta, self.start, self.stop)
-        solvers = {"fixed_point": noise.fixed_point, "descent": noise.descent}
+        settings = (self.scale, self.inversion_scale, self.inversion_steps, self.eta, self.start, self.stop)
+        objective = methods.sdi(*settings)
         if self.noise == "inversion":
-            return objective
+            if not self.nominal:
+                return objective
+            return replace(
+                objective, prediction=prediction.nominal(self.scale, self.inversion_scale, self.inversion_steps)
+            )
+        solvers = {"fixed_point": noise.fixed_point, "descent": noise.descent}
         if self.noise == "random":
             return replace(objective, noise=noise.gaussian())
         if self.noise not in solvers:
