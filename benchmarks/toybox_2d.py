@@ -2,10 +2,11 @@
 
     python benchmarks/toybox_2d.py --out bench2d [--methods ddim,sds:7.5,sdi] [--steps 150] [--picture FILE]
 
-`sds:7.5` is a method at another guidance scale than its own, `sdi:5:1` is SDI of the effective guidance 5, inverted at 1.
-`--prompts 16 --skip 100` are prompts for tuning, none of the first 100. Every method is one cell, a file in the output folder;
-finished cells are not made again. `--steps` is for the family's methods; DDIM and SDI keep their own. The reference
-is DDIM from two other seeds; DDIM's own distance to it is what chance alone gives.
+`sds:7.5` is a method at another guidance scale than its own, `sdi:5:1` is SDI of the effective guidance 5, inverted
+at 1, and `cfd+project` decodes, clamps and encodes the latents before each step. `--prompts 16 --skip 100` are prompts
+for tuning, none of the first 100. Every method is one cell, a file in the output folder; finished cells are not made
+again. `--steps` is for the family's methods; DDIM and SDI keep their own. The reference is DDIM from two other seeds;
+DDIM's own distance to it is what chance alone gives. The PSNR is to DDIM's picture from the same noise.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from distill3d.distill.image_recipes import IMAGE_RECIPES, image_recipe
 from distill3d.evaluation.distances import frechet_distance
 from distill3d.evaluation.evaluator import ToyboxJudge
-from distill3d.evaluation.images import saturation, sharpness
+from distill3d.evaluation.images import psnr, saturation, sharpness
 from distill3d.export.video import contact_sheet, save_image
 from distill3d.files import replacing
 from distill3d.priors.loading import load_prior
@@ -46,8 +47,10 @@ def cell(
     """Pictures [N, 3, H, W] of one method from one seed, and what one picture cost; from the folder if there."""
     path = folder / f"{name.replace(':', '-')}-{seed}.npz"
     if not path.exists():
-        method, scale, inversion = (*name.split(":"), "", "")[:3]
+        settings, _, project = name.partition("+")
+        method, scale, inversion = (*settings.split(":"), "", "")[:3]
         recipe = image_recipe(method)
+        recipe = dataclasses.replace(recipe, project=recipe.project or project == "project")
         if method not in IMAGE_RECIPES:
             recipe = dataclasses.replace(recipe, steps=steps)
         if scale:
@@ -85,18 +88,22 @@ def main() -> None:
     prior, judge = load_prior(arguments.weights or "toybox", dtype="auto"), ToyboxJudge()
     reference = torch.cat([cell(arguments.out, prior, texts, "ddim", seed, 1)[0] for seed in REFERENCE_SEEDS])
     features = judge.embed_images(reference)
-    print("| method | kind and color | score | Frechet distance | sharpness | saturation | seconds | NFE |")
-    print("|---|---|---|---|---|---|---|---|")
+    ddim, _ = cell(arguments.out, prior, texts, "ddim", arguments.seed, 1)
+    print(
+        "| method | kind and color | score | Frechet distance | sharpness | PSNR to DDIM | saturation | seconds | NFE |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     sheet = []
     for name in arguments.methods.split(","):
         images, cost = cell(arguments.out, prior, texts, name, arguments.seed, arguments.steps)
         sheet.append(images[:12])
         pairs = zip(images.split(1), asked, strict=True)
         right = np.mean([bool(judge.verdict(image, kind, color).both) for image, (_, kind, color) in pairs])
+        fidelity = np.mean([float(psnr(*pair)) for pair in zip(images, ddim, strict=True)])
         frechet = frechet_distance(judge.embed_images(images), features)
         print(
             f"| {name} | {100 * right:.0f} % | {float(judge.score(images, texts).mean()):.1f} | "
-            f"{100 * frechet:.1f} | {sharpness(images, reference):.2f} | "
+            f"{100 * frechet:.1f} | {sharpness(images, reference):.2f} | {fidelity:.1f} | "
             f"{saturation(images):.2f} | {cost['seconds']:.1f} | {cost['rows']:.0f} |",
             flush=True,
         )

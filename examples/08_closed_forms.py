@@ -25,7 +25,7 @@ def rows(std: float = 0.5, level: float = 0.6, n: int = 50_000) -> list[tuple[st
     query = Query(x, t, prior, conditioning, torch.Generator().manual_seed(3), 0, 1)
 
     solved, inverted = (
-        find(query)[0] for find in (noise.fixed_point(5, 1.0, memory=1, overshoot=0.0),
+        find(query)[0] for find in (noise.fixed_point(5, 1.0, memory=1),
                                     noise.ddim_inversion(1000, 1.0, 0.0, "heun", 0.0))
     )  # fmt: skip
     residuals = [kappa_residual(kappa, x, t, prior, conditioning, 1.0)[0].item() for kappa in (solved, inverted)]

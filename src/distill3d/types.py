@@ -212,7 +212,7 @@ class Guidance:
     noise: Tensor  # kappa: the noise in x_t = alpha x + sigma kappa
     prediction: Tensor  # guided noise prediction at (x_t, t)
     x0: Tensor  # one-step denoised sample: the target that x is pulled towards
-    gradient: Tensor  # w(t) (prediction - reference), to be attached to x
+    gradient: Tensor  # w(t) (prediction - reference), times the method's step size if any; to be attached to x
     nfe: int  # network function evaluations: rows that the network was given
 
 

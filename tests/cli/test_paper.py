@@ -16,7 +16,15 @@ SMALL = {
     "ablation": ([], {"SDS, 8 px", "+ 16 px", "+ annealed t", "+ scale and weight of SDI", "+ DDIM inversion (SDI)"}),
     "noise": (
         ["--metrics", "saturation"],
-        {"random noise", "fixed-point iteration", "gradient descent", "DDIM inversion (SDI)"},
+        {
+            "random noise",
+            "fixed point, Anderson",
+            "sign descent",
+            "continuation in the scale",
+            "CFG++",
+            "gradient descent",
+            "DDIM inversion (SDI)",
+        },
     ),
     "cfg": (["--scales", "0", "7.5"], {"SDS, scale 0", "SDS, scale 7.5", "SDI, scale 0", "SDI, scale 7.5"}),
     "diversity": (["--seeds", "0,1"], {"SDS", "SDI"}),

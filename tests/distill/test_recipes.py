@@ -115,16 +115,16 @@ def test_weights_keep_to_fractions_of_the_run():
 
 
 @pytest.mark.parametrize(
-    ("kind", "rows"), [("random", 2), ("inversion", 2 + 3), ("fixed_point", 2 + 4), ("descent", 2 + 4)]
+    ("kind", "rows"), [("random", 2), ("inversion", 2 + 3), ("fixed_point", 2 + 10), ("descent", 2 + 10)]
 )
 def test_every_kind_of_noise_costs_what_it_should(kind, rows, mixture, counting, conditions, randn):
-    """Two rows of guided prediction, and at scale 1 one row for each hop (at t = 0.6, tau below 0.25) or step."""
+    """Two rows of guided prediction; one for each hop at scale 1 (t = 0.6, tau below 0.25); two for each iterate."""
     settings = SDI(inversion_scale=1.0, inversion_steps=4, eta=0.0, start=0.6, stop=0.6, noise=kind)
     prior, generator = counting(mixture), torch.Generator().manual_seed(0)
     conditioning = conditions(mixture, ["left"])
     x = randn(1, 2, 2, 2)
     guidance = settings.build(prior, 10, generator).guidance(
-        x, prior, conditioning, step=0, total=10, generator=generator
+        x, prior, conditioning, step=1, total=10, generator=generator
     )
     assert guidance.nfe == sum(prior.calls) and rows - 1 <= guidance.nfe <= rows + 1
     torch.testing.assert_close(guidance.gradient, x - guidance.x0)  # the weight stays SDI's

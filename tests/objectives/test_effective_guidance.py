@@ -3,10 +3,12 @@
 There every gradient is linear in x as long as nothing is drawn, so two evaluations give the rest point exactly.
 """
 
+import dataclasses
+
 import pytest
 import torch
 
-from distill3d.diffusion.schedule import Cosine, stable_diffusion
+from distill3d.diffusion.schedule import Cosine, Flow, stable_diffusion
 from distill3d.objectives import (
     SDI,
     Objective,
@@ -20,6 +22,7 @@ from distill3d.objectives import (
     timesteps,
     weighting,
 )
+from distill3d.objectives.prediction import inversion_factor
 from distill3d.priors.mixture import MixturePrior
 from distill3d.types import Conditioning
 
@@ -80,14 +83,14 @@ def test_exact_inversion_rests_at_the_mode_of_twice_the_guidance_less_that_of_th
 
 @pytest.mark.parametrize("inversion_scale", [-5.0, 0.0, 1.0, 5.0])
 def test_the_prediction_scale_gives_the_nominal_guidance(setting, inversion_scale):
-    rest, _ = rest_point(setting, prediction_scale(5.0, inversion_scale), exact_inversion(inversion_scale))
+    rest, _ = rest_point(setting, prediction_scale(5.0, inversion_scale, 0.5), exact_inversion(inversion_scale))
     assert rest == pytest.approx(mode(5.0), rel=2e-3)
 
 
 @pytest.mark.parametrize("c", [0.2, 0.5, 0.8])
 def test_a_solver_that_gets_as_far_as_c_rests_at_the_mode_of_its_guidance(setting, c):
     """One damped step from kappa = 0 is the fraction c of the solution, where the noise is small."""
-    solver = noise.fixed_point(1, 1.0, c, overshoot=0.0, start=noise.given(torch.zeros(2, 1, dtype=F64)))
+    solver = noise.fixed_point(1, 1.0, c, start=noise.given(torch.zeros(2, 1, dtype=F64)))
     rest, _ = rest_point(setting, 5.0, solver, t=0.01)
     assert rest == pytest.approx(mode(effective_guidance(5.0, 1.0, c)), rel=2e-3)
 
@@ -99,12 +102,46 @@ def test_an_inversion_of_few_hops_finds_less(setting, hops):
     assert rest == pytest.approx(mode(effective_guidance(5.0, -5.0, (hops - 1) / (2 * hops))), rel=1e-2)
 
 
+@pytest.mark.parametrize("hops", [1, 2, 3, 5, 10])
+@pytest.mark.parametrize("inversion_scale", [-5.0, 0.0, 1.0])
+def test_nominal_sdi_rests_at_the_mode_of_its_scale_for_any_number_of_hops(setting, hops, inversion_scale):
+    """Its tau is drawn: the gradient is a mean over 4,000 draws. The scale for c = 1/2 is further off."""
+    n, steps = 4000, round(hops / LOW)
+    prior, conditioning = setting(Cosine(), 2 * n)
+    x = torch.tensor([[0.0], [1.0]], dtype=F64).repeat_interleave(n, 0)
+
+    def error(settings):
+        objective = settings.build(prior, 1, torch.Generator())
+        out = objective.guidance(x, prior, conditioning, step=0, total=1, generator=torch.Generator().manual_seed(0))
+        at_zero, at_one = out.gradient.unflatten(0, (2, n)).mean(1).flatten().tolist()
+        return abs(at_zero / (at_zero - at_one) / mode(5.0) - 1)
+
+    inverted = {"inversion_scale": inversion_scale, "inversion_steps": steps, "eta": 0.0, "start": LOW, "stop": LOW}
+    own = error(SDI(5.0, **inverted, nominal=True))
+    assert own < 0.01
+    assert own < 0.5 * error(SDI(prediction_scale(5.0, inversion_scale, 0.5), **inverted))
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), stable_diffusion(), Flow()], ids=["cosine", "table", "flow"])
+def test_the_factor_of_an_inversion_is_that_of_its_hops(schedule):
+    """(n - 1) / (2 n) where the hops are equal, 1/2 in the limit; each sample has that of its own time."""
+    low, high = torch.tensor([LOW], dtype=F64), torch.tensor([0.6], dtype=F64)
+    assert inversion_factor(schedule, high, 5000).item() == pytest.approx(0.5, abs=2e-3)
+    both = inversion_factor(schedule, torch.cat([low, high]), 10)
+    each = torch.cat([inversion_factor(schedule, t, 10) for t in (low, high)])
+    torch.testing.assert_close(both, each, rtol=1e-12, atol=0)
+    if isinstance(schedule, Cosine):  # rho is proportional to t; with tau in (0, 1/steps) there are n to n + 1 hops
+        for n in (2, 5, 20):
+            found = inversion_factor(schedule, low, round(n / LOW)).item()
+            assert (n - 1) / (2 * n) < found < 0.5
+
+
 def test_a_whole_solution_has_no_effective_guidance(setting):
     """c = 1: at another scale x rests where the two scores agree (W -> infinity), at the same scale anywhere."""
 
     def solver(scale):
         start = noise.given(torch.zeros(2, 1, dtype=F64))
-        return noise.fixed_point(30, scale, memory=1, overshoot=0.0, start=start)
+        return noise.fixed_point(30, scale, memory=1, start=start)
 
     assert rest_point(setting, 5.0, solver(1.0))[0] == pytest.approx(mode(1e9), rel=1e-6)
     assert gradients(setting, 5.0, solver(5.0)).abs().max() < 1e-12
@@ -112,8 +149,8 @@ def test_a_whole_solution_has_no_effective_guidance(setting):
 
 def test_a_solution_at_the_previous_level_moves_away_from_the_mode(setting):
     """c = rho(t + tau) / rho(t) > 1, at one scale: DDIM's denoised image expands to the width of the data."""
-    solver = noise.fixed_point(30, 5.0, memory=1, overshoot=0.01, start=noise.given(torch.zeros(2, 1, dtype=F64)))
-    rest, slope = rest_point(setting, 5.0, solver)
+    solver = noise.fixed_point(30, 5.0, memory=1, start=noise.given(torch.zeros(2, 1, dtype=F64)))
+    rest, slope = rest_point(setting, 5.0, lambda query: solver(dataclasses.replace(query, t=query.t + 0.01)))
     assert effective_guidance(5.0, 5.0, 1.5) == 5.0
     assert rest == pytest.approx(mode(5.0), rel=5e-3) and slope < 0
 

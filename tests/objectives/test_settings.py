@@ -26,12 +26,14 @@ from distill3d.objectives import (
     SDSBridge,
     csd,
     effective_guidance,
+    kappa_residual,
     methods,
     prediction_scale,
     sds,
     starting_at,
     timesteps,
 )
+from distill3d.objectives.prediction import inversion_factor
 from distill3d.priors.loading import load_prior
 from distill3d.priors.mixture import MixturePrior
 
@@ -157,13 +159,34 @@ def test_settings_build_what_the_function_of_their_name_makes(name, mixture, con
     assert both[0].suffixes == both[1].suffixes
 
 
-@pytest.mark.parametrize("noise", ["random", "fixed_point", "descent"])
+SOLVER_ROWS = {"fixed_point": 6, "sign_descent": 6, "descent": 6, "continuation": 6, "cfg_plus_plus": 6 + 1}
+
+
+@pytest.mark.parametrize("noise", ["random", *SOLVER_ROWS])
 def test_sdi_takes_its_noise_from_elsewhere(mixture, conditions, randn, noise):
-    settings = SDI(inversion_scale=1.0, inversion_steps=2, noise=noise)
-    out = settings.build(mixture, 10, seed()).guidance(
-        randn(1, 2, 2, 2), mixture, conditions(mixture, ["left"]), step=0, total=10, generator=seed()
-    )
-    assert out.nfe == (2 if noise == "random" else 2 + 2)
+    """Solvers run at the prediction's scale; at the first step their start is taken as it is."""
+    objective = SDI(0.7, inversion_steps=2, noise=noise).build(mixture, 10, seed())
+    x, conditioning, found = randn(1, 2, 2, 2), conditions(mixture, ["left"]), []
+    for step in (0, 1, 2):
+        out = objective.guidance(x, mixture, conditioning, step=step, total=10, generator=seed(step))
+        torch.testing.assert_close(out.gradient, x - out.x0)  # the weight stays SDI's
+        found.append(out)
+    rows = SOLVER_ROWS.get(noise, 0)
+    assert [out.nfe for out in found] == [2, 2 + rows, 2 + rows]
+    if noise == "random":
+        return
+    assert torch.equal(found[0].noise, objective.state.kappa)
+    t = torch.full((1,), 0.98 - (0.98 - 0.25) / 9, dtype=torch.float64)
+    if noise != "cfg_plus_plus":  # which renoises with another scale
+        start, solved = (kappa_residual(out.noise, x, t, mixture, conditioning, 0.7)[0] for out in (found[0], found[2]))
+        assert solved < start  # at the level of step 1, from the noise of step 0
+
+
+def test_in_3d_a_solver_begins_with_one_noise_for_all_views(mixture, conditions, randn):
+    conditioning = conditions(mixture, TEXTS).with_camera(torch.eye(4).repeat(3, 1, 1))
+    objective = SDI(noise="fixed_point").build(mixture, 6, seed())
+    out = objective.guidance(randn(3, 2, 2, 2), mixture, conditioning, step=0, total=6, generator=seed())
+    assert torch.equal(out.noise, out.noise[:1].expand(3, 2, 2, 2)) and out.noise.std() > 0
 
 
 def test_an_objective_is_its_own_method(mixture):
@@ -175,9 +198,9 @@ def test_an_objective_is_its_own_method(mixture):
     ("make", "match"),
     [
         (lambda: SDI(start=980), r"times must lie in \[0, 1\]"),
-        (lambda: SDI(noise="none"), "choose inversion, random"),
+        (lambda: SDI(noise="none"), "choose inversion, random, fixed_point"),
+        (lambda: SDI(noise="cfg_plus_plus"), r"scale must lie in \[0, 1\], got 7.5"),
         (lambda: SDI(inversion_steps=0, noise="random"), "steps must be a whole number of at least 1"),
-        (lambda: SDI(noise="descent", nominal=True), "nominal=True is for noise='inversion' or 'random'"),
         (lambda: CFD(stop=-1.0), r"times must lie in \[0, 1\]"),
         (lambda: SDICached(scale=float("nan")), "scale must be a finite number"),
         (lambda: SDS(low=0.9, high=0.1), "swap them"),
@@ -264,7 +287,11 @@ def test_methods_for_images_refuse_3d(mixture, conditions, randn, method):
         )
 
 
-@pytest.mark.parametrize("method", [SDICached(), CFD()], ids=["sdi_cached", "cfd"])
+@pytest.mark.parametrize(
+    "method",
+    [SDICached(), CFD(), SDI(inversion_steps=2, noise="fixed_point"), SDI(0.5, noise="cfg_plus_plus")],
+    ids=["sdi_cached", "cfd", "fixed_point", "cfg_plus_plus"],
+)
 def test_the_kappa_of_a_run_is_the_state_of_its_objective(mixture, conditions, randn, method):
     x, conditioning, generator = torch.zeros(2, 2, 2, 2, dtype=torch.float64), conditions(mixture, TEXTS[:2]), seed()
 
@@ -282,18 +309,22 @@ def test_the_kappa_of_a_run_is_the_state_of_its_objective(mixture, conditions, r
 
 
 def test_nominal_guidance_is_what_sdi_amounts_to(mixture, conditions, randn):
-    """The setting predicts at (w + g) / 2; the law then gives back the scale that was asked for."""
-    x, conditioning = randn(2, 2, 2, 2), conditions(mixture, TEXTS[:2])
+    """The setting predicts at (1 - c) W + c g, c that of its inversion; the law then gives back the scale."""
+    x, conditioning, t = randn(2, 2, 2, 2), conditions(mixture, TEXTS[:2]), 0.98 + 5 / 9 * (0.25 - 0.98)
 
     def gradient(settings):
         objective = settings.build(mixture, 10, seed())
         return objective.guidance(x, mixture, conditioning, step=5, total=10, generator=seed()).gradient
 
-    assert torch.equal(gradient(SDI(7.5, -7.5, nominal=True)), gradient(SDI(0.0, -7.5)))
-    assert torch.equal(gradient(SDI(7.5, 1.0, nominal=True)), gradient(SDI(4.25, 1.0)))
-    assert torch.equal(gradient(SDI(7.5, noise="random", nominal=True)), gradient(SDI(7.5, noise="random")))
-    for nominal, inversion_scale in ((7.5, -7.5), (5.0, 1.0), (3.0, 3.0)):
-        assert effective_guidance(prediction_scale(nominal, inversion_scale), inversion_scale) == nominal
+    c = inversion_factor(mixture.schedule, torch.tensor([t], dtype=torch.float64), 10).item()
+    for scale, inversion_scale in ((7.5, -7.5), (7.5, 1.0), (5.0, 5.0)):
+        predicted_at = prediction_scale(scale, inversion_scale, c)
+        assert effective_guidance(predicted_at, inversion_scale, c) == pytest.approx(scale, rel=1e-12)
+        nominal = gradient(SDI(scale, inversion_scale, nominal=True))
+        torch.testing.assert_close(nominal, gradient(SDI(predicted_at, inversion_scale)), rtol=1e-9, atol=1e-9)
+    for noise in ("random", "fixed_point", "descent"):
+        nominal, plain = (gradient(SDI(7.5, noise=noise, nominal=on)) for on in (True, False))
+        assert torch.equal(nominal, plain)
     assert (effective_guidance(7.5, -7.5), effective_guidance(7.5, 1.0)) == (22.5, 14.0)
     assert effective_guidance(5.0, -5.0, 0.0) == 5.0 and effective_guidance(5.0, 5.0, 0.3) == 5.0
     with pytest.raises(ValueError, match="c must not be 1"):

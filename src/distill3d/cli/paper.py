@@ -167,9 +167,10 @@ class Ablation(Experiment):
 
 @dataclass(frozen=True)
 class Noise(Experiment):
-    """SDI on objects with each way to find the noise: random, fixed point, descent, inversion. About 20 minutes.
+    """SDI on objects with each way to find the noise: random, solvers of equation 8, inversion. About 30 minutes.
 
-    3 toys, one seed, 200 steps. `paper inversion` measures the residual of equation 8 of each. Tables, a report and
+    3 toys, one seed, 200 steps. The solvers run at the prediction's scale, at the time of the step before, from a noise
+    that stays. `paper inversion` measures the residual of equation 8 of each. Tables, a report and
     noise.png.
     """
 
@@ -202,10 +203,10 @@ class Diversity(Experiment):
 
 @dataclass(frozen=True)
 class TwoD:
-    """2D: SDI with cached noise, SDI with inversion and SDS against DDIM from the same noise. About 20 minutes.
+    """2D: constant, cached and inverted noise, and SDS, against DDIM from the same noise. About 20 minutes.
 
-    16 toys, one seed. With the noise of the previous step SDI is DDIM; the row of another seed shows how far apart two
-    samples of DDIM are. Tables and 2d.png.
+    16 toys, one seed. With constant noise, and with that of the previous step, the image is DDIM's; the row of another
+    seed shows how far apart two samples of DDIM are. Tables and 2d.png.
     """
 
     PROMPTS: ClassVar[int] = 16

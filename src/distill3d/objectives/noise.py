@@ -4,15 +4,16 @@ DDIM, rewritten on its own denoised image, is a score-distillation update whose 
 kappa = eps(x + sigma/alpha kappa, t, y) (Lukoianov et al. 2024, eq. 8). Random noise does not; each other
 function here approximates the solution, and kappa_residual measures how closely.
 
-An exact solution at t would make the gradient at t zero. Every solver therefore works at a slightly noisier t + tau,
-where tau is `overshoot` or a uniform draw over one inversion step.
+An exact solution at t would make the gradient at t zero: kappa belongs to a level t + tau above. Where a step takes the
+fraction h of its target and t falls by delta, tau has to satisfy h E[tau] = delta. For whole targets that is the level
+that made x, the time of the step before: `at_previous_level`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -21,12 +22,13 @@ from torch import Tensor
 from distill3d.diffusion import ddim
 from distill3d.diffusion import random as draw
 from distill3d.diffusion.guidance import Guided, guided_prediction
-from distill3d.diffusion.schedule import coefficients, to_eps
+from distill3d.diffusion.schedule import coefficients, expand, to_eps
 from distill3d.objectives.objective import (
     Noise,
     NoiseAndReference,
     Prediction,
     Query,
+    Timesteps,
     check_count,
     check_fraction,
     check_number,
@@ -34,7 +36,8 @@ from distill3d.objectives.objective import (
 from distill3d.objectives.timesteps import steps_of
 from distill3d.types import Conditioning, Prior
 
-LARGEST_TAU = 0.1  # for solvers without inversion steps: that of ten such steps, the setting of the SDI release
+Update = Callable[[Tensor, Tensor], Tensor]  # kappa, eps - kappa -> the next kappa, all [B, ...]
+SCALES = (1.0, 2.0, 3.5, 5.0)  # of continuation, on the way to its own
 
 
 @torch.no_grad()
@@ -73,69 +76,122 @@ def given(kappa: Float[Tensor, "b *shape"]) -> Noise:
     return lambda query: (kappa.to(query.x), 0)
 
 
+def at_previous_level(find: Noise, times: Timesteps, start: Noise) -> Noise:
+    """`find` at the level that made x: the time of the step before in `times`, the deterministic ones of the run.
+
+    The first x was made at no level; its kappa is `start`. With exact solutions, whole targets and one scale, x <-
+    x - g then is the DDIM sampler from x = 0.
+    """
+
+    def noise(query: Query) -> tuple[Tensor, int]:
+        if query.step == 0:
+            return start(query)
+        before = times(query.step - 1, query.total, len(query.x) // query.views, query.generator)
+        return find(dataclasses.replace(query, t=before.to(query.x).repeat_interleave(query.views)))
+
+    return noise
+
+
+# The solvers solve eq. 8 at the query's own time. They begin at `start`, N(0, I) by default, take `steps` steps, and
+# return the iterate of least residual of each sample, the first included; knowing the last one's residual takes one
+# more evaluation. A start that is drawn anew at each step also draws anew what the equation leaves open (near t = 1
+# nearly all of kappa): in a run, begin with a noise that stays, such as `Constant.start`.
+
+
 def fixed_point(
-    steps: int = 10,
-    scale: float = 7.5,
-    damping: float = 1.0,
-    memory: int = 0,
-    overshoot: float | None = None,
-    start: Noise | None = None,
+    steps: int = 10, scale: float = 7.5, damping: float = 1.0, memory: int = 0, start: Noise | None = None
 ) -> Noise:
-    """kappa <- kappa + damping (eps_s(x + rho kappa) - kappa), rho = sigma / alpha, `steps` times: eq. 8 iterated.
+    """kappa <- kappa + damping (eps_s(x + rho kappa) - kappa), rho = sigma / alpha: eq. 8 iterated.
 
     damping 1 is the plain iteration; less is descent on the squared residual without the network's Jacobian.
     memory m > 0 mixes the last m + 1 iterates so that their residuals, taken as linear in kappa, cancel best
-    (Anderson 1965, in the form of Walker & Ni 2011), for each sample separately. start gives the first kappa, N(0, I)
-    by default; it is evaluated at t + tau, so a solver as start needs overshoot=0. The iteration converges only where
-    eps_s is a contraction: large scales diverge. Raises ValueError for settings out of range.
+    (Anderson 1965, in the form of Walker & Ni 2011), for each sample separately. The plain iteration converges only
+    where eps_s is a contraction, and no damping helps where the Jacobian of the denoiser has a negative eigenvalue, as
+    guidance above 1 may give it. Raises ValueError for settings out of range.
     """
     check_count("memory", memory, 0)
     if not 0.0 < damping <= 1.0:
         raise ValueError(f"damping must lie above 0 and up to 1 (1: none), got {damping}")
-    _check_solver(steps, scale, overshoot)
+
+    def mixing() -> Update:
+        points: list[Tensor] = []
+        errors: list[Tensor] = []
+
+        def update(kappa: Tensor, error: Tensor) -> Tensor:
+            points[:], errors[:] = [*points, kappa][-memory - 1 :], [*errors, error][-memory - 1 :]
+            return _anderson_step(points, errors, damping)
+
+        return update
+
+    return _solver(steps, scale, start, mixing)
+
+
+def sign_descent(steps: int = 10, scale: float = 7.5, start: Noise | None = None) -> Noise:
+    """kappa <- kappa + mean|r| sign(r), r = eps_s(x + rho kappa) - kappa, the mean over each sample.
+
+    The step that the public code of GNRI (Meiri et al. 2023, version 5) takes. Its length is the residual's own, so it
+    stays bounded where the plain iteration diverges. Raises ValueError for settings out of range.
+    """
+
+    def update(kappa: Tensor, error: Tensor) -> Tensor:
+        return kappa + expand(error.abs().flatten(1).mean(1), kappa) * error.sign()
+
+    return _solver(steps, scale, start, lambda: update)
+
+
+def continuation(
+    steps: int = 10, scale: float = 7.5, damping: float = 1.0, memory: int = 0, start: Noise | None = None
+) -> Noise:
+    """`fixed_point` at the scales 1, 2, 3.5 and 5 as far as they lie below `scale`, then there.
+
+    Each begins with the solution of the one before; at scale 1 there is exactly one. `steps` is shared evenly, at least
+    one for each. Raises ValueError for settings out of range.
+    """
+    check_count("steps", steps)
+    check_number("scale", scale)
+    lower = [s for s in SCALES if s < scale]
+    each = max(steps // (len(lower) + 1), 1)
+    for s in lower:
+        start = fixed_point(each, s, damping, memory, start)
+    return fixed_point(each, scale, damping, memory, start)
+
+
+def cfg_plus_plus(
+    steps: int = 10, scale: float = 0.6, damping: float = 1.0, memory: int = 0, start: Noise | None = None
+) -> Noise:
+    """kappa = e_u(x + rho kappa'), kappa' the solution of eq. 8 at the scale in [0, 1] by `fixed_point`.
+
+    With a prediction at the same scale this is SDI of CFG++ (Chung et al. 2024), a sampler that denoises with eps_s and
+    adds e_u: its scale is never above 1, where eq. 8 has one solution. One unconditional evaluation more. Raises
+    ValueError for settings out of range.
+    """
+    check_fraction("scale", scale)
+    solver = fixed_point(steps, scale, damping, memory, start)
 
     def noise(query: Query) -> tuple[Tensor, int]:
-        query, kappa, nfe = _begin(query, overshoot, start)
-        points, errors = [kappa], []
-        for _ in range(steps):
-            eps, count = _predict(query, points[-1], scale)
-            nfe += count
-            errors = [*errors, eps - points[-1]][-memory - 1 :]
-            points = [*points[-memory - 1 :], _anderson_step(points[-memory - 1 :], errors, damping)]
-        return points[-1], nfe
+        kappa, nfe = solver(query)
+        kappa, count = _predict(query, kappa, 0.0)
+        return kappa, nfe + count
 
     return noise
 
 
-def descent(
-    steps: int = 10,
-    scale: float = 7.5,
-    rate: float = 0.5,
-    overshoot: float | None = None,
-    start: Noise | None = None,
-) -> Noise:
-    """kappa <- kappa - rate d/dkappa |eps_s(alpha x + sigma kappa) - kappa|^2 / 2, `steps` times.
+def descent(steps: int = 10, scale: float = 7.5, rate: float = 0.5, start: Noise | None = None) -> Noise:
+    """kappa <- kappa - rate d/dkappa |eps_s(alpha x + sigma kappa) - kappa|^2 / 2.
 
     The gradient is (sigma J - I)^T (eps_s - kappa) with J = d eps_s / d x_t, so each step costs a backward
-    pass through the network beside its NFE. fixed_point(damping=rate) is the form without J. start as in fixed_point.
-    Raises ValueError for settings out of range.
+    pass through the network beside its NFE. fixed_point(damping=rate) is the form without J. Raises ValueError for
+    settings out of range.
     """
     check_number("rate", rate)
     if rate <= 0:
         raise ValueError(f"rate must be above 0, got {rate}")
-    _check_solver(steps, scale, overshoot)
 
-    def noise(query: Query) -> tuple[Tensor, int]:
-        query, kappa, nfe = _begin(query, overshoot, start)
-        for _ in range(steps):
-            with torch.enable_grad():
-                kappa = kappa.detach().requires_grad_()
-                eps, count = _predict(query, kappa, scale)
-                (gradient,) = torch.autograd.grad((eps - kappa).square().sum() / 2, kappa)
-            kappa, nfe = (kappa - rate * gradient).detach(), nfe + count
-        return kappa, nfe
+    def update(kappa: Tensor, error: Tensor) -> Tensor:
+        (gradient,) = torch.autograd.grad(error.square().sum() / 2, kappa)
+        return kappa - rate * gradient
 
-    return noise
+    return _solver(steps, scale, start, lambda: update, backward=True)
 
 
 def ddim_inversion(
@@ -155,7 +211,10 @@ def ddim_inversion(
     Even exact inversion does not solve eq. 8: it ends where the trajectory through x began, and the noise
     predicted there is not the straight line from x to it.
     """
-    _check_solver(steps, scale, overshoot)
+    check_count("steps", steps)
+    check_number("scale", scale)
+    if overshoot is not None:
+        check_fraction("overshoot", overshoot)
     check_fraction("eta", eta)
     if solver not in ("euler", "ab2", "heun"):
         raise ValueError(f"unknown solver {solver!r}: choose euler, ab2 or heun")
@@ -228,9 +287,14 @@ class Constant:
         """
         if query.conditioning.positive.camera is not None:
             raise ValueError(f"{self.name} is for 2D: in 3D every step shows another view; use sdi")
+        return self.start(query)
+
+    def start(self, query: Query) -> tuple[Tensor, int]:
+        """The kappa that is kept, for a solver to begin with; in 3D one for all views."""
         if self.kappa is None:
-            self.kappa = draw.normal(query.x, query.generator)
-        return self.kappa.to(query.x), 0
+            stride = 1 if query.conditioning.positive.camera is None else len(query.x)
+            self.kappa = draw.normal(query.x[::stride], draw.per_group(query.generator, stride))
+        return self.kappa.to(query.x).expand_as(query.x), 0
 
 
 class Cached(Constant):
@@ -252,13 +316,6 @@ class Cached(Constant):
         return remembered
 
 
-def _check_solver(steps: int, scale: float, overshoot: float | None) -> None:
-    check_count("steps", steps)
-    check_number("scale", scale)
-    if overshoot is not None:
-        check_fraction("overshoot", overshoot)
-
-
 def _overshot(query: Query, overshoot: float | None, largest: float) -> Tensor:
     """t + tau [B], at most 1; without an overshoot tau ~ U[0, largest), one draw per group."""
     tau = overshoot
@@ -268,10 +325,28 @@ def _overshot(query: Query, overshoot: float | None, largest: float) -> Tensor:
     return (query.t + tau).clamp(max=1.0)
 
 
-def _begin(query: Query, overshoot: float | None, start: Noise | None) -> tuple[Query, Tensor, int]:
-    """The query at t + tau, the first kappa for it, and its NFE."""
-    query = dataclasses.replace(query, t=_overshot(query, overshoot, LARGEST_TAU))
-    return query, *(start or gaussian())(query)
+def _solver(
+    steps: int, scale: float, start: Noise | None, updating: Callable[[], Update], backward: bool = False
+) -> Noise:
+    """The iterate of least residual among the start and `steps` updates of it; backward: an update needs the graph."""
+    check_count("steps", steps)
+    check_number("scale", scale)
+
+    def noise(query: Query) -> tuple[Tensor, int]:
+        kappa, nfe = (start or gaussian())(query)
+        update, best, least = updating(), kappa, torch.full_like(query.t, torch.inf)
+        for step in range(steps + 1):
+            with torch.set_grad_enabled(backward and step < steps):
+                kappa = kappa.detach().requires_grad_(backward)
+                eps, count = _predict(query, kappa, scale)
+                error, nfe = eps - kappa, nfe + count
+                following = update(kappa, error) if step < steps else kappa
+            residual = error.detach().square().flatten(1).mean(1).to(least)
+            best = torch.where(expand(residual < least, kappa).bool(), kappa.detach(), best)  # NaN is never less
+            least, kappa = torch.fmin(residual, least), following
+        return best, nfe
+
+    return noise
 
 
 def _predict(query: Query, kappa: Tensor, scale: float) -> tuple[Tensor, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
@@ -14,7 +15,6 @@ from distill3d.diffusion import ddim
 from distill3d.diffusion.guidance import cfg, guided_prediction, rescale
 from distill3d.diffusion.schedule import coefficients, from_eps, to_eps
 from distill3d.objectives.objective import Prediction, PredictionAndReference, Query, check_fraction, check_number
-from distill3d.objectives.weighting import x0_matching
 from distill3d.types import Condition, Conditioning, Schedule
 
 Text = Callable[[Query], Condition]  # the condition of each sample
@@ -66,16 +66,16 @@ def prediction_scale(nominal: float, inversion_scale: float, c: Number) -> Numbe
 def inversion_factor(schedule: Schedule, t: Float[Tensor, " b"], steps: int) -> Float[Tensor, " b"]:
     """c of `noise.ddim_inversion` in hops of 1/steps to t + tau, averaged over tau ~ U[0, 1/steps).
 
-    Hop k from rho_k to rho_(k+1) adds (rho_(k+1) - rho_k) rho_k times the score to a path that ends at rho_n = rho(t +
-    tau), so c = sum_k (rho_(k+1) - rho_k) rho_k / (rho_n rho(t)): (n - 1) / (2 n) for n equal hops to t itself. To first
-    order in rho, and without eta.
+    Hop k from rho_k to rho_(k+1) adds (rho_(k+1) - rho_k) rho_k times the score to a path that ends at rho_n =
+    rho(t + tau), so c = sum_k (rho_(k+1) - rho_k) rho_k / (rho_n rho(t)): (n - 1) / (2 n) for n equal hops to t itself.
+    To first order in rho, and without eta.
     """
-    rho, found = x0_matching(schedule, t), torch.zeros_like(t)
-    draws = 16  # midpoints of tau
+    found, draws = torch.zeros_like(t), 16  # midpoints of tau
     for k in range(draws):
         end = (t + (k + 0.5) / (draws * steps)).clamp(max=1.0)
-        path = x0_matching(schedule, ddim.ascending(end, steps))
-        found = found + (path.diff(dim=0) * path[:-1]).sum(0) / (draws * path[-1] * rho)
+        times = torch.cat([ddim.ascending(end, steps), t[None]])
+        *path, here = schedule.sigma(times) / schedule.alpha(times)
+        found = found + sum((b - a) * a for a, b in itertools.pairwise(path)) / (draws * path[-1] * here)
     return found
 
 

@@ -9,16 +9,24 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 
 from distill3d.diffusion.guidance import APG, CFG
 from distill3d.objectives import methods, noise, prediction, reference, timesteps, weighting
-from distill3d.objectives.objective import Objective, check_number
+from distill3d.objectives.objective import Noise, Objective, check_number
 from distill3d.types import Prior
 
 PUBLISHED_TRAINING = 25000 * 1e-4  # training steps times learning rate of VSD's student
+SOLVERS: dict[str, Callable[..., Noise]] = {
+    "fixed_point": partial(noise.fixed_point, damping=0.5, memory=3),
+    "sign_descent": noise.sign_descent,
+    "continuation": partial(noise.continuation, damping=0.5, memory=3),
+    "cfg_plus_plus": partial(noise.cfg_plus_plus, damping=0.5, memory=3),
+    "descent": noise.descent,
+}
 
 
 class Method(Protocol):
@@ -80,11 +88,11 @@ class _ScaledTime(_Settings):
 class SDI(_Settings):
     """Settings of `sdi`.
 
-    A noise other than "inversion" is for comparison: a random draw, or a solver of equation 8 with the steps and the
-    scale of the inversion.
+    A noise other than "inversion" is for comparison: a random draw, or a solver of equation 8 as the derivation has it:
+    `inversion_steps` steps at the prediction's `scale`, at the level that made x, from a noise that stays.
 
-    SDI by inversion amounts to more guidance than its scale says (`prediction.effective_guidance`): with an exact
-    inversion the published 7.5 and -7.5 act like 22.5.
+    SDI by inversion amounts to more guidance than its scale says (`prediction.effective_guidance`): the published 7.5
+    and -7.5 with ten steps act like 18 to 20.
     """
 
     scale: float = 7.5
@@ -93,27 +101,29 @@ class SDI(_Settings):
     eta: float = 0.3
     start: float = 0.98
     stop: float = 0.25
-    noise: Literal["inversion", "random", "fixed_point", "descent"] = "inversion"
+    noise: Literal["inversion", "random", "fixed_point", "sign_descent", "continuation", "cfg_plus_plus", "descent"] = (
+        "inversion"
+    )
+    """cfg_plus_plus needs a scale in [0, 1]."""
     nominal: bool = False
-    """scale is the effective guidance: the prediction uses (1 - c) scale + c inversion_scale with the c of the inversion
-    (`prediction.nominal`). Changes nothing for the other kinds of noise, whose effective guidance is the scale anyhow.
+    """scale is the effective guidance: the prediction uses (1 - c) scale + c inversion_scale, c being that of the
+    inversion (`prediction.nominal`). The effective guidance of the other kinds of noise is the scale anyhow.
     """
 
     def _make(self, **more: object) -> Objective:
         settings = (self.scale, self.inversion_scale, self.inversion_steps, self.eta, self.start, self.stop)
         objective = methods.sdi(*settings)
         if self.noise == "inversion":
-            if not self.nominal:
-                return objective
-            return replace(
-                objective, prediction=prediction.nominal(self.scale, self.inversion_scale, self.inversion_steps)
-            )
-        solvers = {"fixed_point": noise.fixed_point, "descent": noise.descent}
+            nominal = prediction.nominal(self.scale, self.inversion_scale, self.inversion_steps)
+            return replace(objective, prediction=nominal) if self.nominal else objective
         if self.noise == "random":
             return replace(objective, noise=noise.gaussian())
-        if self.noise not in solvers:
-            raise ValueError(f"unknown noise {self.noise!r}: choose inversion, random, fixed_point or descent")
-        return replace(objective, noise=solvers[self.noise](self.inversion_steps, self.inversion_scale))
+        if self.noise not in SOLVERS:
+            raise ValueError(f"unknown noise {self.noise!r}: choose inversion, random, {', '.join(SOLVERS)}")
+        memory = noise.Constant()
+        find = SOLVERS[self.noise](self.inversion_steps, self.scale, start=memory.start)
+        found = noise.at_previous_level(find, objective.timesteps, memory.start)
+        return replace(objective, noise=found, state=memory)
 
 
 @dataclass(frozen=True)

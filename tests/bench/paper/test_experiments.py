@@ -23,6 +23,7 @@ from distill3d.bench.prompts import prompt_list
 from distill3d.bench.protocol import Protocol, Variant
 from distill3d.distill.recipes import LAPTOP, PAPER
 from distill3d.objectives import ESD, METHODS, SDI, SDS, VSD
+from distill3d.objectives.settings import SOLVERS
 
 LAPTOP_SETTING, PAPER_SETTING = Setting("laptop"), Setting("paper")
 
@@ -80,8 +81,10 @@ def test_each_link_of_the_ablation_changes_what_it_says(setting, size, low):
 def test_the_ways_to_find_the_noise_differ_in_nothing_else():
     variants = EXPERIMENTS["noise"].make(LAPTOP_SETTING, 64)
     assert {type(v.recipe.objective) for v in variants} == {SDI} and variants[-1].recipe == LAPTOP
-    assert {v.recipe.objective.noise for v in variants} == {"inversion", "random", "fixed_point", "descent"}
-    assert all(changed(v, variants[-1]) == {"noise"} for v in variants[:-1])
+    assert {v.recipe.objective.noise for v in variants} == {"inversion", "random", *SOLVERS}
+    assert all(changed(v, variants[-1]) == {"noise"} for v in variants[:-1] if v.name != "CFG++")
+    (plus,) = (v for v in variants if v.name == "CFG++")
+    assert changed(plus, variants[-1]) == {"noise", "scale"} and plus.recipe.objective.scale == 0.6
 
 
 def test_guidance_scales_go_from_1_to_100():

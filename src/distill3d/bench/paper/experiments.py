@@ -19,6 +19,7 @@ from distill3d.types import Prior
 
 TABLE1 = ("sds", "sjc", "vsd", "esd", "hifa", "sdi")  # the rows of the paper's table
 SCALES = (1.0, 7.5, 30.0, 100.0)
+CFG_PLUS_PLUS = 0.6  # the scale of CFG++ that looks like a guidance of 7.5
 LABELS = {"hifa": "HiFA", "mvdream": "MVDream", "sds_bridge": "SDS-Bridge"}
 FULL_VIEWS, VIEWS = 50, 24
 
@@ -110,14 +111,21 @@ def ablation(setting: Setting, image_size: int) -> tuple[Variant, ...]:
 
 
 def noises(setting: Setting, image_size: int) -> tuple[Variant, ...]:
-    """SDI with each way of finding the noise; the solvers take the inversion's steps and scale."""
+    """SDI with each way of finding the noise; CFG++ at a scale of its own, which cannot exceed 1."""
     names = {
         "random": "random noise",
-        "fixed_point": "fixed-point iteration",
+        "fixed_point": "fixed point, Anderson",
+        "sign_descent": "sign descent",
+        "continuation": "continuation in the scale",
+        "cfg_plus_plus": "CFG++",
         "descent": "gradient descent",
         "inversion": "DDIM inversion (SDI)",
     }
-    return tuple(setting.variant(name, dataclasses.replace(setting.sdi, noise=noise)) for noise, name in names.items())
+    scales = {"cfg_plus_plus": CFG_PLUS_PLUS}
+    return tuple(
+        setting.variant(name, dataclasses.replace(setting.sdi, noise=noise, scale=scales.get(noise, setting.sdi.scale)))
+        for noise, name in names.items()
+    )
 
 
 def guidance_scales(setting: Setting, scales: Sequence[float] = SCALES) -> tuple[Variant, ...]:

@@ -1,9 +1,9 @@
 """Score distillation in 2D against DDIM itself: images of the same prompts from the same noise, and their table.
 
-The paper's starting point is that DDIM sampling is score distillation with the right noise. The rows are DDIM; SDI with
-the noise that the network predicted one step before, which is DDIM; SDI with the noise found by inversion, as in 3D;
-and SDS. The distance between two DDIM samples gives a scale for the other distances. Each image is a file, so that a
-study can be interrupted and continued; other settings make other files.
+The paper's starting point is that DDIM sampling is score distillation with the right noise. The rows are DDIM; constant
+noise (CFD) and SDI with the noise that the network predicted one step before, which are DDIM; SDI with the noise found
+by inversion, as in 3D; and SDS. The distance between two DDIM samples gives a scale for the other distances. Each image
+is a file, so that a study can be interrupted and continued; other settings make other files.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ class Study(RunConfig):
         return (
             row("DDIM", "ddim"),
             row("DDIM, another seed", "ddim", OTHER),
+            row("CFD, constant noise", "cfd"),
             row("SDI, cached noise", "sdi_cached"),
             row("SDI, DDIM inversion", "sdi", inversion_scale=-self.scale),
             row(f"SDS, scale {self.scale:g}", "sds"),

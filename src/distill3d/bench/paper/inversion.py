@@ -26,22 +26,31 @@ from distill3d.objectives import noise
 from distill3d.objectives.objective import Noise, Query
 from distill3d.types import Conditioning, Prior
 
-# (guidance scale of equation 8, DDIM's own kappa) -> a way to find the noise
-Strategy = Callable[[float, Tensor], Noise]
+# (guidance scale of equation 8, DDIM's own kappa, the noise its trajectory began with) -> a way to find the noise
+Strategy = Callable[[float, Tensor, Tensor], Noise]
 
 
 def inversion(steps: int, factor: float = 1.0, solver: ddim.Solver = "euler") -> Strategy:
     """DDIM inversion to t itself at `factor` times the guidance scale of equation 8; 0 is unconditional."""
-    return lambda scale, own: noise.ddim_inversion(steps, factor * scale, eta=0.0, solver=solver, overshoot=0.0)
+    return lambda scale, own, first: noise.ddim_inversion(steps, factor * scale, eta=0.0, solver=solver, overshoot=0.0)
+
+
+def solver(find: Callable[..., Noise], **settings: float) -> Strategy:
+    """A solver of equation 8 at its scale, 10 steps from the noise that the trajectory began with."""
+    return lambda scale, own, first: find(10, scale, start=noise.given(first), **settings)
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "random draw": lambda scale, own: noise.gaussian(),
-    "DDIM's own": lambda scale, own: noise.given(own),
-    "fixed point, 10 steps": lambda scale, own: noise.fixed_point(10, scale, overshoot=0.0),
-    "fixed point, 10 steps, damped": lambda scale, own: noise.fixed_point(10, scale, damping=0.5, overshoot=0.0),
-    "fixed point, 10 steps, Anderson": lambda scale, own: noise.fixed_point(10, scale, memory=3, overshoot=0.0),
-    "gradient descent, 10 steps": lambda scale, own: noise.descent(10, scale, overshoot=0.0),
+    "random draw": lambda scale, own, first: noise.gaussian(),
+    "first noise": lambda scale, own, first: noise.given(first),
+    "DDIM's own": lambda scale, own, first: noise.given(own),
+    "fixed point, 10 steps": solver(noise.fixed_point),
+    "fixed point, 10 steps, damped": solver(noise.fixed_point, damping=0.5),
+    "fixed point, 10 steps, damped, Anderson": solver(noise.fixed_point, damping=0.5, memory=3),
+    "sign descent, 10 steps": solver(noise.sign_descent),
+    "continuation, 10 steps": solver(noise.continuation),
+    "continuation, 10 steps, damped, Anderson": solver(noise.continuation, damping=0.5, memory=3),
+    "gradient descent, 10 steps": solver(noise.descent),
     "inversion, 10 steps": inversion(10),
     "inversion, 40 steps": inversion(40),
     "inversion, 10 steps, second order (ab2)": inversion(10, solver="ab2"),
@@ -125,12 +134,13 @@ def measure_residuals(
     residuals, images = [], {}
     for scale in settings.scales:
         states = trajectory(prior, conditioning, scale, grid, torch.Generator().manual_seed(0))
+        first = draw.normal(states[0][0], torch.Generator().manual_seed(0))  # what the trajectory began with
         for index, (name, strategy) in itertools.product(indices, strategies.items()):
             x, own = states[index]
             t = grid[index].to(x).expand(len(x))
             generator = torch.Generator().manual_seed(1 + index)  # 0 drew the trajectory
             query = Query(x, t, prior, conditioning, generator, index, settings.steps)
-            kappa, nfe = strategy(scale, own)(query)
+            kappa, nfe = strategy(scale, own, first)(query)
             each, _ = noise.kappa_residual(kappa, x, t, prior, conditioning, scale)
             spread = float(each.std(correction=0))
             residuals.append(Residual(scale, name, float(grid[index]), float(each.mean()), spread, nfe / len(x)))
