@@ -352,7 +352,8 @@ def _solver(
 def _predict(query: Query, kappa: Tensor, scale: float) -> tuple[Tensor, int]:
     """The right side of eq. 8 at kappa."""
     alpha, sigma = coefficients(query.prior.schedule, query.t, query.x)
-    return guided_prediction(query.prior, alpha * query.x + sigma * kappa, query.t, query.conditioning, scale)
+    x_t = alpha * query.x + sigma * kappa
+    return guided_prediction(query.prior, x_t, query.t, query.conditioning, scale, query.apg)
 
 
 def _anderson_step(points: Sequence[Tensor], errors: Sequence[Tensor], damping: float) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -19,7 +18,6 @@ from distill3d.types import Condition, Conditioning, Schedule
 
 Text = Callable[[Query], Condition]  # the condition of each sample
 Coefficient = float | Callable[[Query], Tensor]  # a number, or one per sample [B]
-Number = TypeVar("Number", float, Tensor)
 
 
 def guided(scale: float) -> Prediction:
@@ -53,13 +51,13 @@ def effective_guidance(scale: float, inversion_scale: float, c: float = 0.5) -> 
     return (scale - c * inversion_scale) / (1 - c)
 
 
-def prediction_scale(nominal: float, inversion_scale: float, c: Number) -> Number:
+def prediction_scale(nominal: float, inversion_scale: float, c: float) -> float:
     """w = (1 - c) W + c g: the scale to predict at, so that the effective guidance is `nominal` (W).
 
-    c as in `effective_guidance`. Raises ValueError unless both scales are finite numbers.
+    c as in `effective_guidance`. Raises ValueError unless all are finite numbers.
     """
-    check_number("nominal", nominal)
-    check_number("inversion_scale", inversion_scale)
+    for name, value in (("nominal", nominal), ("inversion_scale", inversion_scale), ("c", c)):
+        check_number(name, value)
     return nominal + c * (inversion_scale - nominal)
 
 
@@ -82,19 +80,16 @@ def inversion_factor(schedule: Schedule, t: Float[Tensor, " b"], steps: int) -> 
 def nominal(scale: float, inversion_scale: float, steps: int) -> Prediction:
     """Guided prediction for SDI by `noise.ddim_inversion(steps, inversion_scale)` whose effective guidance is `scale`.
 
-    It predicts at `prediction_scale` with the inversion's own c (`inversion_factor`) at the time of each sample. Raises
-    ValueError unless both scales are finite numbers.
+    It predicts at `prediction_scale` with the inversion's own c (`inversion_factor`) at the time of the step. Raises
+    ValueError unless both scales are finite numbers, and in a step whose samples differ in time.
     """
     prediction_scale(scale, inversion_scale, 0.5)  # raises ValueError
 
-    def weight(query: Query) -> Tensor:
-        return prediction_scale(scale, inversion_scale, inversion_factor(query.prior.schedule, query.t, steps))
-
-    combination = linear_combination({positive: weight, negative: lambda query: 1 - weight(query)}, {})
-
     def prediction(query: Query, x_t: Tensor) -> tuple[Tensor, int]:
-        predicted, nfe, _ = combination(query, x_t)
-        return predicted, nfe
+        if bool((query.t != query.t[0]).any()):
+            raise ValueError(f"nominal guidance needs one time for all samples of a step, got {query.t.tolist()}")
+        c = inversion_factor(query.prior.schedule, query.t[:1], steps).item()
+        return guided(prediction_scale(scale, inversion_scale, c))(query, x_t)
 
     return prediction
 
