@@ -88,7 +88,7 @@ def test_mistakes_are_value_errors(changes, told):
 
 def test_a_scale_of_100_is_one_row():
     names = [row.name for row in Study(("a cat",), scale=100.0).rows]
-    assert len(set(names)) == len(names) == 5
+    assert len(set(names)) == len(names) == 6
 
 
 def test_a_reference_that_is_no_number_is_left_out(kl_folder, tmp_path):
