@@ -30,7 +30,7 @@ from distill3d.diffusion.guidance import Guided
 from distill3d.evaluation.evaluator import ToyboxJudge
 from distill3d.export.video import contact_sheet, save_image
 from distill3d.priors.loading import load_prior
-from distill3d.priors.stable_diffusion import JointAttention, MultiViewPrior
+from distill3d.priors.stable_diffusion import MultiViewPrior
 from distill3d.toybox.captions import COLOR_NAMES, KIND_NAMES, Claim, held_out_pairs, sentence
 from distill3d.toybox.world import View, build, cutout, draw
 from distill3d.types import Conditioning
@@ -71,14 +71,6 @@ def prompts(count: int) -> list[Prompt]:
     return chosen
 
 
-def set_views(prior: MultiViewPrior, views: int) -> None:
-    """Sets the number of views that the network denoises jointly."""
-    prior.views = views
-    for processor in prior.network.attn_processors.values():
-        if isinstance(processor, JointAttention):
-            processor.views = views
-
-
 def first_azimuths(count: int, seed: int) -> Tensor:
     """Azimuths [count] in degrees of the first views, at most 30 from the front.
 
@@ -91,14 +83,15 @@ def first_azimuths(count: int, seed: int) -> Tensor:
 def sample(prior: MultiViewPrior, chosen: Sequence[Prompt], azimuths: Tensor, seed: int) -> Tensor:
     """DDIM samples [N, V, 3, 64, 64] of N prompts from azimuths [N, V] in degrees."""
     views = azimuths.shape[1]
-    set_views(prior, views)
+    prior.join(views)
     generator = torch.Generator().manual_seed(seed)
     images = []
     for rows in torch.arange(len(chosen)).split(BATCH // views):
         texts = [chosen[i].text for i in rows.tolist() for _ in range(views)]
         cameras = orbit(azimuths[rows].flatten(), ELEVATION, DISTANCE, FOV)
         conditioning = Conditioning(prior.embed(texts), prior.embed([""] * len(texts)))
-        model = Guided(prior, conditioning.with_camera(cameras.camera_to_world), SCALE)
+        conditioning = conditioning.with_camera(cameras.camera_to_world, negative=not prior.camera_guidance)
+        model = Guided(prior, conditioning, SCALE)
         x = torch.randn(len(texts), *prior.sample_shape, generator=generator)
         images.append(prior.decode(ddim.sample(model, x, prior.schedule, ddim.descending(STEPS, start=0.999))))
     return torch.cat(images).clamp(0, 1).unflatten(0, (-1, views))

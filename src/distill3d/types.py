@@ -191,9 +191,16 @@ class Conditioning:
         """The same conditioning with an image in [0, 1] for the ControlNet in every row of a view."""
         return self._with(lambda condition, k: replace(condition, control=images.repeat_interleave(k, 0)))
 
-    def with_camera(self, camera_to_world: Float[Tensor, "b 4 4"]) -> Conditioning:
-        """The same conditioning with its camera in every row of a view."""
-        return self._with(lambda condition, k: replace(condition, camera=camera_to_world.repeat_interleave(k, 0)))
+    def with_camera(self, camera_to_world: Float[Tensor, "b 4 4"], negative: bool = True) -> Conditioning:
+        """The same conditioning with its camera in every row of a view.
+
+        negative=False: the negative row has no camera, which is a matrix of zeros, so that classifier-free guidance
+        strengthens the camera too.
+        """
+        told = self._with(lambda condition, k: replace(condition, camera=camera_to_world.repeat_interleave(k, 0)))
+        if negative:
+            return told
+        return replace(told, negative=replace(told.negative, camera=torch.zeros_like(camera_to_world)))
 
     def _with(self, change: Callable[[Condition, int], Condition]) -> Conditioning:
         """Applies change(condition, rows per view) to all conditions."""
@@ -241,6 +248,7 @@ class Prior(Protocol):
     sample_shape: tuple[int, ...]  # of one x: channels, height, width
     views: int = 1  # how many views the network sees jointly; more than 1 for a multi-view prior
     camera_conditioned: bool = False  # whether `predict` needs Condition.camera; prompts then name no view direction
+    camera_guidance: bool = False  # whether it was trained without cameras too: the negative prompt then has none
     control: str | None = None  # the map that its ControlNet expects, "depth" or "normal"; None without ControlNet
 
     @abstractmethod
@@ -264,6 +272,18 @@ class Prior(Protocol):
     ) -> Float[Tensor, " n *x"]:
         """Noise eps [N, *sample_shape] in one network call, for x_t [N, *sample_shape], t [N], condition of N rows."""
         ...
+
+    def join(self, views: int) -> None:
+        """Sets how many views a multi-view prior denoises jointly.
+
+        Raises:
+            ValueError: for a prior of single views, which is the default.
+        """
+        raise ValueError(f"{self.name} sees single views, not {views} at once: use a multi-view prior")
+
+    def matte(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"] | None:
+        """Coverage in [0, 1] of the object in images in [0, 1]; None, the default, if the prior has no network for it."""
+        return None
 
     def prepare(self, texts: Sequence[str]) -> None:
         """Embeds all texts of a run, after which text encoders may be freed. By default nothing happens."""

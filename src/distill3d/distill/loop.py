@@ -26,7 +26,7 @@ from distill3d.distill.supervision import (
     prompts_for,
     run_texts,
 )
-from distill3d.objectives import Method, attach
+from distill3d.objectives import Method, Stateful, attach
 from distill3d.prompts import ViewPrompts
 from distill3d.types import Cameras, Guidance, Prior, Rendering, Scene
 
@@ -149,6 +149,11 @@ class ObjectRun:
         parts = {"scene": self.scene, "background": self.background}
         return nn.ModuleDict({name: part for name, part in parts.items() if isinstance(part, nn.Module)})
 
+    @property
+    def state(self) -> Stateful | None:
+        """What a checkpoint stores beside parameters, optimizer and generator."""
+        return self.objective.state
+
     def restart_optimizer(self) -> None:
         """Makes a new optimizer for the present parameters."""
         groups = [group for part in self.module.values() for group in part.parameter_groups()]  # type: ignore[operator]
@@ -215,13 +220,17 @@ class ObjectRun:
         """The views of a step over the background, at the prior's image size, with gradients."""
         recipe, size = self.recipe, self.recipe.render_size or self.prior.image_size
         behind = self.background(cameras, size, self.generator)
-        normals = self.prior.control == "normal" or any(self._weight(n, step) > 0 for n in ("orientation", "convexity"))
+        normals = self.prior.control == "normal" or self.needs_normals(step)
         normals |= self.geometry is not None and self.geometry.needs_normals(step)
         lighting = None if recipe.shading is None else recipe.shading.draw(step, recipe.steps, cameras, self.generator)
         rendering = self.scene.render(
             cameras, size, behind, generator=self.generator, normals=normals, lighting=lighting
         )
         return resized(rendering, self.prior.image_size)
+
+    def needs_normals(self, step: int) -> bool:
+        """Whether a regularizer of the step needs normals."""
+        return any(self._weight(name, step) > 0 for name in ("orientation", "convexity"))
 
     def _weight(self, penalty: str, step: int) -> float:
         return getattr(self.recipe.penalties, penalty)(step, self.recipe.steps)

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from distill3d.cameras import CameraSampler
+from distill3d.cameras import CameraSampler, orbit
 from distill3d.distill.regularizers import WeightSchedule
 from distill3d.export.options import ExportOptions
-from distill3d.objectives import ESD, METHODS, SDI, SDS, SJC, VSD, HiFA, Method, starting_at
+from distill3d.objectives import CFD, ESD, METHODS, SDI, SDS, SJC, VSD, HiFA, Method, starting_at
 from distill3d.priors.options import PriorOptions
 from distill3d.render.shading import ShadingOptions
 from distill3d.render.volume import Sampling
@@ -22,7 +22,7 @@ from distill3d.scenes.gaussians import Densification, GaussianOptions
 from distill3d.scenes.hashgrid.field import HashOptions
 from distill3d.scenes.mesh import MeshOptions
 from distill3d.scenes.voxels import VoxelOptions
-from distill3d.types import SceneOptions
+from distill3d.types import Cameras, SceneOptions
 
 TRAINING_GRAYS = RandomGray(0.5, 1.0)  # the backgrounds that the bundled prior was trained on
 INIT_START = 0.6  # t of the first step from a mesh: below, its shape survives; above, it is lost
@@ -66,6 +66,51 @@ class Supervision:
 
 
 @dataclass(frozen=True)
+class ViewSampling:
+    """Sampling a fixed set of views and fitting the scene to them (see view_sampling.py), instead of random views.
+
+    Azimuths and elevations in degrees.
+    """
+
+    rings: tuple[tuple[int, float, float], ...] = ((8, 12.0, 0.0), (8, 38.0, 22.5))
+    """(views, elevation, azimuth of the first) of each ring; the views of a ring are evenly spaced."""
+    distance: float = 2.85  # of the cameras, world units
+    fov: float = 40.0
+    group: int = 16  # views that a multi-view prior denoises jointly; a divisor of the number of views
+    background: float = 0.75  # gray level behind the object
+    joint_levels: int = 30  # noise levels of the views before there is a scene; 0 starts with the scene as it is
+    hull: bool = True  # whether the scene then starts from the visual hull of these views
+    tolerance: int = 2  # of the hull: how many views may disagree
+    first: float = 0.4  # fraction of the steps that fit the scene to these views
+    levels: int = 8  # noise levels with the scene in the loop
+    start: float = 0.6  # t of the first of them
+
+    def __post_init__(self) -> None:
+        if not self.rings or any(views < 1 for views, _, _ in self.rings):
+            raise ValueError(f"rings must be (views, elevation, azimuth) with at least one view, got {self.rings}")
+        if self.group < 1 or self.views % self.group:
+            raise ValueError(f"group must divide the number of views, {self.views}, got {self.group}")
+        if self.levels < 0 or self.joint_levels < 0 or self.levels + self.joint_levels == 0:
+            raise ValueError(f"sampling needs levels, got {self.joint_levels} and {self.levels}")
+        if not 0 <= self.first <= 1 or not 0 < self.start <= 1:
+            raise ValueError(f"first must lie in [0, 1] and start in (0, 1], got {self.first} and {self.start}")
+        if self.hull and not self.joint_levels:
+            raise ValueError("a hull needs views: set joint_levels above 0, or hull to false")
+
+    @property
+    def views(self) -> int:
+        """Number of views."""
+        return sum(views for views, _, _ in self.rings)
+
+    def cameras(self) -> Cameras:
+        """The cameras of all views; groups are neighbors in the batch and have views of all rings."""
+        angles = [(start + 360 * i / views, elevation) for views, elevation, start in self.rings for i in range(views)]
+        order = [i for g in range(self.views // self.group) for i in range(g, self.views, self.views // self.group)]
+        azimuth, elevation = zip(*(angles[i] for i in order), strict=True)
+        return orbit(azimuth, elevation, self.distance, self.fov)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How an object is distilled. Lengths are in world units, angles in degrees.
 
@@ -89,6 +134,7 @@ class Recipe:
     shading: ShadingOptions | None = None  # None renders the unlit color at every step
     penalties: Penalties = Penalties()
     supervision: Supervision = Supervision()
+    sampling: ViewSampling | None = None  # None distills random views
     export: ExportOptions = ExportOptions()  # of the mesh that is written at the end
 
     def __post_init__(self) -> None:
@@ -174,8 +220,26 @@ SPLATS = Recipe(
     ),
 )
 
-RECIPES: dict[str, Recipe] = {"laptop": LAPTOP, "paper": PAPER, "splats": SPLATS}
-PRIORS: dict[str, str] = {"laptop": "toybox", "paper": "sd21", "splats": "sd21"}  # the prior each recipe was made for
+# Views from the multi-view prior first, then the object in the loop. Every weight is for a fit to 64 x 64 views.
+VIEWS = Recipe(
+    steps=200,
+    views=4,
+    learning_rate=0.06,
+    decay=0.4,
+    objective=CFD(scale=5.0),
+    sampling=ViewSampling(),
+    scene=VoxelOptions(resolution=64, sampling=Sampling(samples=80)),
+    penalties=Penalties(
+        sparsity=WeightSchedule(0.003, 0.003),
+        opaque=WeightSchedule(0.0, 0.006, 0.4, 0.8),
+        z_variance=WeightSchedule(0.0, 0.3, 0.4, 0.8),
+        smooth_density=WeightSchedule(0.002, 0.002),
+        smooth_color=WeightSchedule(0.02, 0.02),
+    ),
+)
+
+RECIPES: dict[str, Recipe] = {"laptop": LAPTOP, "views": VIEWS, "paper": PAPER, "splats": SPLATS}
+PRIORS: dict[str, str] = {"laptop": "toybox", "views": "toybox-mv", "paper": "sd21", "splats": "sd21"}  # the prior each recipe was made for
 
 # Settings of methods that differ from the published ones within a recipe. SJC and HiFA are published with the guidance
 # scale of SDS; where a recipe changes that one, they follow.

@@ -27,7 +27,7 @@ def condition_views(prompts: ViewPrompts, prior: Prior, rendering: Rendering, ca
     if prior.control is not None:
         images = control_image(rendering, cameras.camera_to_world, prior.control)
         conditioning = conditioning.with_control(images)
-    return conditioning.with_camera(cameras.camera_to_world)
+    return conditioning.with_camera(cameras.camera_to_world, negative=not prior.camera_guidance)
 
 
 def for_prior(objective: Objective, prior: Prior, recipe: Recipe) -> Objective:
@@ -35,10 +35,13 @@ def for_prior(objective: Objective, prior: Prior, recipe: Recipe) -> Objective:
 
     Raises ValueError where the recipe's views are not such groups.
     """
+    objective = replace(objective, fixed_views=recipe.sampling is not None)
     if prior.views == 1:
         return objective
     if recipe.perp_neg:
         raise ValueError(f"{prior.name} is a multi-view prior and does not support Perp-Neg; pass --no-perp-neg")
+    if recipe.sampling is not None:
+        return replace(objective, views=recipe.sampling.group)
     if prior.views == 4 and not recipe.cameras.orthogonal:
         raise ValueError(f"{prior.name} sees four views 90 degrees apart; pass --set cameras.orthogonal=true")
     if recipe.views % prior.views:

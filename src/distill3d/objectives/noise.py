@@ -285,14 +285,14 @@ class Constant:
 
         Raises ValueError in 3D, where x is another view at every step.
         """
-        if query.conditioning.positive.camera is not None:
+        if not query.same_images:
             raise ValueError(f"{self.name} is for 2D: in 3D every step shows another view; use sdi")
         return self.start(query)
 
     def start(self, query: Query) -> tuple[Tensor, int]:
-        """The kappa that is kept, for a solver to begin with; in 3D one for all views."""
+        """The kappa that is kept, for a solver to begin with; one for all views where they change."""
         if self.kappa is None:
-            stride = 1 if query.conditioning.positive.camera is None else len(query.x)
+            stride = 1 if query.same_images else len(query.x)
             self.kappa = draw.normal(query.x[::stride], draw.per_group(query.generator, stride))
         return self.kappa.to(query.x).expand_as(query.x), 0
 

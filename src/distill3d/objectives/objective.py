@@ -37,6 +37,7 @@ class Query:
     total: int
     views: int = 1  # neighbors in the batch that form a group: the network sees them together, at one time
     apg: APG = CFG  # how `prediction.guided` combines prompt and empty text
+    same_images: bool = True  # whether each sample is the same image, or view, at every step
 
 
 # The five axes. Those that may call the network also return its NFE, counted in rows.
@@ -85,6 +86,7 @@ class Objective:
         state: what the objective learns or remembers, for checkpoints.
         step_size: the fraction of g to take on the way to the next time of `timesteps`, which must fall and must not
             be random. The last step takes g whole; None always does.
+        fixed_views: whether the samples of a batch with cameras are the same views at every step. Images always are.
     """
 
     noise: Noise | NoiseAndReference
@@ -100,6 +102,7 @@ class Objective:
     apg: APG = CFG
     state: Stateful | None = None
     step_size: StepSize | None = None
+    fixed_views: bool = False
 
     def __post_init__(self) -> None:
         check_count("views", self.views)
@@ -149,7 +152,8 @@ class Objective:
             raise ValueError(f"the batch must be groups of {self.views} views, got {len(x)} samples")
         x = x.detach()
         t = self._times(x, step, total, generator)
-        query = Query(x, t, prior, conditioning, generator, step, total, self.views, self.apg)
+        same = self.fixed_views or conditioning.positive.camera is None
+        query = Query(x, t, prior, conditioning, generator, step, total, self.views, self.apg, same)
         kappa, noise_nfe, *found = self.noise(query)
         alpha, sigma = coefficients(prior.schedule, t, x)
         x_t = alpha * x + sigma * kappa

@@ -8,6 +8,8 @@ layers, are added to the time embedding. In the format of diffusers, this is a S
     "views": 4, "class_embed_type": "projection", "projection_class_embeddings_input_dim": 16
 
 diffusers builds the two linear layers from the last two; "views" marks the model as a multi-view one for this library.
+Two more things are optional: "camera_dropout": true marks a model that was trained without cameras too, and a folder
+`matting` holds a network for the coverage of the object (see components/matting.py).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from distill3d.diffusion.schedule import Table
 from distill3d.priors.base import FrozenPrior, Network, prediction_kind
 from distill3d.priors.components.autoencoder import Autoencoder
+from distill3d.priors.components.matting import MattingNetwork, load_matting
 from distill3d.priors.components.text_encoders import TextEncoders
 from distill3d.priors.options import PriorBuilder, check_text_width
 from distill3d.types import Condition
@@ -39,6 +42,7 @@ SDXL_COMPONENTS = {
 }
 TAESD, TAESDXL = "madebyollin/taesd", "madebyollin/taesdxl"
 VIEWS_KEY = "views"  # in unet/config.json of a multi-view model
+CAMERA_DROPOUT_KEY = "camera_dropout"  # in unet/config.json
 CAMERA_SIZE = 16  # entries of a camera matrix
 UNetPrior = TypeVar("UNetPrior", bound="LatentPrior")
 
@@ -106,6 +110,17 @@ class MultiViewPrior(LatentPrior):
 
     views: int = 4
     camera_conditioned: bool = True
+    matting: MattingNetwork | None = None
+
+    def join(self, views: int) -> None:
+        """Sets how many views are denoised jointly; it may be more than in training, if the cameras are near enough."""
+        self.views = views
+        join_views(self.network, views)
+
+    @torch.no_grad()
+    def matte(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"] | None:
+        """Coverage in [0, 1] of the object, from the matting network; None without one."""
+        return None if self.matting is None else self.matting(images)
 
     def predict(
         self, x_t: Float[Tensor, " n *x"], t: Float[Tensor, " n"], condition: Condition
@@ -158,8 +173,12 @@ class JointAttention:
 
 def join_views(unet: Any, views: int) -> None:
     """Makes the self-attention of a UNet's transformer blocks joint over groups of `views`, in place."""
+
+    def joined(processor: Any) -> JointAttention:
+        return JointAttention(views, processor.inner if isinstance(processor, JointAttention) else processor)
+
     processors = {
-        name: JointAttention(views, processor) if name.endswith("attn1.processor") else processor
+        name: joined(processor) if name.endswith("attn1.processor") else processor
         for name, processor in unet.attn_processors.items()
     }
     unet.set_attn_processor(processors)
@@ -191,8 +210,9 @@ def build_stable_diffusion(builder: PriorBuilder) -> LatentPrior:
     if views is None:
         return _assemble(LatentPrior, builder, unet, autoencoder, load)
     prior = _assemble(MultiViewPrior, builder, unet, autoencoder, load)
-    prior.views = views
-    join_views(prior.network, views)
+    prior.join(views)
+    prior.camera_guidance = bool(builder.folder.config("unet").get(CAMERA_DROPOUT_KEY, False))
+    prior.matting = load_matting(builder.folder.path / "matting", builder.config.device)
     return prior
 
 

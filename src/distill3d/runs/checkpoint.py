@@ -19,17 +19,21 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from distill3d.objectives import Objective
+from distill3d.objectives import Stateful
 
 SCENE, OPTIMIZER = "scene.safetensors", "optimizer.safetensors"
 OBJECTIVE, STATE = "objective.safetensors", "state.json"
 
 
 class Checkpointed(Protocol):
-    """What a checkpoint holds: parameters, optimizer, random state, and what the objective has learned."""
+    """What a checkpoint holds: parameters, optimizer, random state, and what the run has learned."""
 
     generator: torch.Generator
-    objective: Objective
+
+    @property
+    def state(self) -> Stateful | None:
+        """What the run has learned or remembers beside its parameters; None if nothing."""
+        ...
 
     @property
     def module(self) -> nn.Module:
@@ -84,8 +88,8 @@ def save_checkpoint(folder: Path, run: Checkpointed, step: int) -> None:
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     tensors = {SCENE: run.module.state_dict(), OPTIMIZER: _optimizer_tensors(run.optimizer)}
-    if run.objective.state is not None:
-        tensors[OBJECTIVE] = run.objective.state.state_dict()
+    if run.state is not None:
+        tensors[OBJECTIVE] = run.state.state_dict()
     for name, values in tensors.items():
         save_file({key: value.contiguous() for key, value in values.items()}, new / name)
     state = {"step": step, "generator": run.generator.get_state().tolist()}
@@ -117,8 +121,8 @@ def load_checkpoint(folder: Path, run: Checkpointed) -> int:
     load_module(folder, run.module)
     run.restart_optimizer()
     _restore_optimizer(run.optimizer, _read(place / OPTIMIZER))
-    if run.objective.state is not None:
-        run.objective.state.load_state_dict(_read(place / OBJECTIVE))
+    if run.state is not None:
+        run.state.load_state_dict(_read(place / OBJECTIVE))
     try:
         state = json.loads((place / STATE).read_text())
         run.generator.set_state(torch.tensor(state["generator"], dtype=torch.uint8))

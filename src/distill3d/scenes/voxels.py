@@ -20,6 +20,8 @@ from distill3d.scenes.field import FieldScene
 from distill3d.scenes.parameters import color_logits, replace_parameter
 from distill3d.types import Cameras, Lighting, Rendering, SceneOptions
 
+EMPTY, OPAQUE = -7.0, 3.0  # raw densities of a field that starts from an occupancy
+
 
 @dataclass(frozen=True)
 class VoxelOptions(SceneOptions):
@@ -147,6 +149,20 @@ class VoxelField(nn.Module, FieldScene):
         raw = torch.tensor(raw_density(signed, 2 * self.half_size / (self.resolution - 1)))
         self.raw[..., 0] = raw.to(self.raw) - self.blob
         self.raw[..., 1:] = color_logits(torch.tensor(color)).to(self.raw)
+        self.update_occupancy()
+
+    @torch.no_grad()
+    def init_from_occupancy(self, query: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+        """Takes occupancy [N] and color [N, 3] in [0, 1] at points [N, 3] from a function, in place.
+
+        The raw density goes linearly from `EMPTY` to `OPAQUE`: soft enough for an optimizer to carve it.
+        """
+        axis = torch.linspace(-self.half_size, self.half_size, self.resolution).to(self.raw)
+        z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+        occupancy, color = query(torch.stack((x, y, z), dim=-1).view(-1, 3))
+        raw = EMPTY + (OPAQUE - EMPTY) * occupancy.view_as(self.blob)
+        self.raw[..., 0] = raw.to(self.raw) - self.blob
+        self.raw[..., 1:] = color_logits(color.view(*self.blob.shape, 3)).to(self.raw)
         self.update_occupancy()
 
     def render(

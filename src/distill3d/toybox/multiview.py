@@ -21,7 +21,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill3d.cameras import FOV, orbit
-from distill3d.priors.stable_diffusion import CAMERA_SIZE, VIEWS_KEY, JointAttention, camera_embedding_input
+from distill3d.priors.stable_diffusion import (
+    CAMERA_DROPOUT_KEY,
+    CAMERA_SIZE,
+    VIEWS_KEY,
+    JointAttention,
+    camera_embedding_input,
+)
 from distill3d.toybox import networks
 from distill3d.toybox.captions import random_claim, sentence
 from distill3d.toybox.fitting import Fit, mixed_precision, train
@@ -215,14 +221,14 @@ def pack_multiview(folder: Path, unet: UNet2DConditionModel, views: int = 4) -> 
     packed.half().save_pretrained(target / "unet")
     file = target / "unet" / "config.json"
     config = {k: v for k, v in json.loads(file.read_text()).items() if k != "_name_or_path"}
-    file.write_text(json.dumps(config | {VIEWS_KEY: views}, indent=2))
+    file.write_text(json.dumps(config | {VIEWS_KEY: views, CAMERA_DROPOUT_KEY: True}, indent=2))
     return target
 
 
 def read_unet(weights: Path) -> UNet2DConditionModel:
     """The UNet of a folder like that of the bundled weights, in float32, with or without a camera embedding."""
     config = json.loads((weights / "unet" / "config.json").read_text())
-    unet: Any = UNet2DConditionModel.from_config({k: v for k, v in config.items() if k != VIEWS_KEY})
+    unet: Any = UNet2DConditionModel.from_config({k: v for k, v in config.items() if k not in (VIEWS_KEY, CAMERA_DROPOUT_KEY)})
     unet.load_state_dict(load_file(weights / "unet" / "diffusion_pytorch_model.safetensors"))
     return unet.float().eval()
 

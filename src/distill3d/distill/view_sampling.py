@@ -1,0 +1,241 @@
+"""A sampler's step carried into 3D: views are sampled, and the scene is fitted to what the sampler turns them into.
+
+A fixed set of views is denoised level by level. At each level all views are rendered and encoded without gradients, the
+objective moves them as a sampler would, x <- x - g, the results are decoded, and a few optimizer steps fit the scene to
+them. With the objective `cfd` every view takes the steps of the DDIM sampler, as far as one scene can follow them all.
+
+1. A multi-view prior first denoises the views without a scene, from x = 0: joint samples of a whole orbit.
+2. The scene starts from the visual hull of these samples and is fitted to them.
+3. From a lower noise level on, the scene is in the loop, which settles where the views disagree.
+
+The scene is fitted to the object in each target, cut out by its matte and composited over a new random color at each
+step; otherwise fog in the color of the background would cost nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from distill3d.distill.loop import ObjectRun, Progress
+from distill3d.distill.recipes import Recipe
+from distill3d.distill.supervision import condition_views
+from distill3d.objectives import Objective, starting_at
+from distill3d.objectives.objective import Stateful
+from distill3d.priors.components.matting import border_matte
+from distill3d.prompts import ViewPrompts
+from distill3d.scenes.hull import Hull, start_from_hull
+from distill3d.types import Condition, Guidance, Prior, Rendering, Scene
+
+L1_WEIGHT = 0.2  # of the absolute difference beside the squared one
+CHUNK = 4  # views that are rendered at once without gradients
+
+
+class Targets:
+    """What the scene is fitted to at a level: V cutouts, premultiplied colors and coverage. A state for checkpoints."""
+
+    def __init__(self, objective: Stateful | None) -> None:
+        self.objective = objective
+        self.level = -1  # -1 before there are any
+        self.t = 1.0  # time of the level
+        self.cutouts: Float[Tensor, "v 4 s s"] | None = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Level, time, cutouts and the state of the objective."""
+        state = {"level": torch.tensor(self.level), "t": torch.tensor(self.t, dtype=torch.float64)}
+        if self.cutouts is not None:
+            state["cutouts"] = self.cutouts
+        if self.objective is not None:
+            state |= {f"objective.{name}": value for name, value in self.objective.state_dict().items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restores what `state_dict` returned."""
+        self.level, self.t, self.cutouts = int(state["level"]), float(state["t"]), state.get("cutouts")
+        if self.objective is not None:
+            names = [name for name in state if name.startswith("objective.")]
+            self.objective.load_state_dict({name.removeprefix("objective."): state[name] for name in names})
+
+
+class SamplingRun(ObjectRun):
+    """The state of a run that samples views, as `recipe.sampling` says."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        prompts: ViewPrompts,
+        prior: Prior,
+        seed: int = 0,
+        second: Prior | None = None,
+        scene: Scene | None = None,
+    ):
+        """As for `ObjectRun`. Raises ValueError for a recipe with a second objective, shading or a render size."""
+        assert recipe.sampling is not None
+        if recipe.supervision.weight or recipe.shading is not None or recipe.render_size is not None:
+            raise ValueError(
+                "a recipe that samples views has no second objective, shading or render size: leave them out, or set "
+                "recipe.sampling to null"
+            )
+        self.settings = recipe.sampling
+        # The objective of the base class is that of the levels with the scene in the loop.
+        looped = replace(recipe, objective=starting_at(recipe.objective, self.settings.start))
+        super().__init__(looped, prompts, prior, seed, second, scene)
+        self.method = recipe.objective
+        self.cameras = self.settings.cameras().to(prior.device)
+        self.targets = Targets(self.objective.state)
+
+    @property
+    def state(self) -> Targets:
+        """What a checkpoint stores beside parameters, optimizer and generator."""
+        return self.targets
+
+    def level_at(self, step: int) -> int:
+        """Which targets a step is fitted to: 0 for those sampled without a scene, then one number per level."""
+        first = round(self.settings.first * self.recipe.steps) if self.settings.joint_levels else 0
+        if not self.settings.levels or step < first:
+            return 0
+        return 1 + (step - first) * self.settings.levels // (self.recipe.steps - first)
+
+    def loss(self, step: int) -> tuple[Tensor, Progress]:
+        """See `Run`: the difference from the targets of some views over random colors, and the regularizers."""
+        level, nfe, targets = self.level_at(step), 0, self.targets
+        if level != targets.level:
+            nfe = self._sample_without_scene() if level == 0 else self._sample_with_scene(level - 1)
+            targets.level = level
+        assert targets.cutouts is not None
+        rows = torch.randperm(len(self.cameras), generator=self.generator)[: self.recipe.views]
+        cameras, cutouts = self.cameras[rows], targets.cutouts[rows]
+        colors = torch.rand(len(rows), 3, generator=self.generator).to(cutouts)
+        rendering = self.scene.render(
+            cameras, self.prior.image_size, colors, generator=self.generator, normals=self.needs_normals(step)
+        )
+        difference = rendering.rgb - (cutouts[:, :3] + (1 - cutouts[:, 3:]) * colors[:, :, None, None])
+        loss = difference.square().mean() + L1_WEIGHT * difference.abs().mean()
+        penalty = torch.stack([loss.new_zeros(()), *self.penalties(step, rendering, cameras).values()]).sum()
+        opacity = float(rendering.opacity.detach().mean())
+        return loss + penalty, Progress(
+            step, targets.t, float(loss.detach()), float(penalty.detach()), opacity=opacity, nfe=nfe
+        )
+
+    @torch.no_grad()
+    def _sample_without_scene(self) -> int:
+        """Targets from the prior alone, and the scene's start; returns the NFE.
+
+        The scene lies in a ball that all views show completely, so what is outside of its outline is background: these
+        parts of x are kept.
+        """
+        prior, total = self.prior, self.settings.joint_levels
+        objective = self.method.build(prior, total, self.generator)
+        objective = replace(objective, views=self.objective.views, fixed_views=True)
+        blank = self._background(len(self.cameras))
+        ground = prior.encode(blank.rgb)
+        inside = disc(*prior.sample_shape[1:]).to(ground.device)
+        x, nfe = torch.where(inside, torch.zeros_like(ground), ground), 0
+        for level in range(total):
+            guidance = self._guidance(objective, x, blank, level, total)
+            x, nfe = torch.where(inside, moved(objective, x, guidance), ground), nfe + guidance.nfe
+        images = prior.decode(x).clamp(0, 1)
+        self._set_targets(images, images, t=0.0)
+        if self.settings.hull:
+            assert self.targets.cutouts is not None
+            radius = self.settings.distance * math.sin(math.radians(self.settings.fov) / 2)
+            start_from_hull(self.scene, Hull(self.cameras, self.targets.cutouts, radius, self.settings.tolerance))
+            self.restart_optimizer()
+        return nfe
+
+    @torch.no_grad()
+    def _sample_with_scene(self, level: int) -> int:
+        """Targets from the renderings of all views; returns the NFE."""
+        prior, background = self.prior, self._background(CHUNK).rgb[:, :, 0, 0]
+        normals = prior.control == "normal"
+        self.scene.eval()
+        parts = [
+            self.scene.render(cameras, prior.image_size, background[: len(cameras)], normals=normals)
+            for cameras in (self.cameras[i : i + CHUNK] for i in range(0, len(self.cameras), CHUNK))
+        ]
+        self.scene.train()
+        rendering = concatenated(parts)
+        x = prior.encode(rendering.rgb)
+        guidance = self._guidance(self.objective, x, rendering, level, self.settings.levels)
+        images = prior.decode(moved(self.objective, x, guidance)).clamp(0, 1)
+        self._set_targets(images, prior.decode(guidance.x0).clamp(0, 1), float(guidance.t.mean()))
+        return guidance.nfe
+
+    def _guidance(self, objective: Objective, x: Tensor, rendering: Rendering, step: int, total: int) -> Guidance:
+        conditioning = condition_views(self.prompts, self.prior, rendering, self.cameras)
+        if self.prior.views == 1:
+            return objective.guidance(x, self.prior, conditioning, step=step, total=total, generator=self.generator)
+        before = self.prior.views
+        self.prior.join(objective.views)
+        try:
+            prior = self.prior
+            if objective.views < len(x):  # other groups at each level, so that all views agree
+                prior = Regrouped(prior, torch.randperm(len(x), generator=self.generator).to(x.device))
+            return objective.guidance(x, prior, conditioning, step=step, total=total, generator=self.generator)
+        finally:
+            self.prior.join(before)
+
+    def _set_targets(self, images: Tensor, estimates: Tensor, t: float) -> None:
+        """Cuts the object out of images [V, 3, S, S]; its coverage is that in `estimates`, without noise."""
+        matte = self.prior.matte(estimates)
+        matte = border_matte(estimates) if matte is None else matte
+        behind = (1 - matte) * self.settings.background
+        self.targets.cutouts = torch.cat((torch.minimum((images - behind).clamp_min(0), matte), matte), dim=1)
+        self.targets.t = t
+
+    def _background(self, views: int) -> Rendering:
+        size = self.prior.image_size
+        zeros = torch.zeros(views, 1, size, size, device=self.prior.device)
+        return Rendering(zeros.expand(-1, 3, -1, -1) + self.settings.background, zeros, zeros, zeros)
+
+
+class Regrouped(Prior):
+    """A multi-view prior that sees its batches of B views in another order, so that other views form a group."""
+
+    def __init__(self, prior: Prior, order: Int[Tensor, " b"]):
+        self.prior, self.order = prior, order
+        self.name, self.image_size, self.device = prior.name, prior.image_size, prior.device
+        self.schedule, self.sample_shape, self.views = prior.schedule, prior.sample_shape, prior.views
+        self.camera_conditioned, self.camera_guidance = prior.camera_conditioned, prior.camera_guidance
+
+    def encode(self, images: Tensor) -> Tensor:
+        """As the prior."""
+        return self.prior.encode(images)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """As the prior."""
+        return self.prior.decode(x)
+
+    def embed(self, texts: Sequence[str]) -> Condition:
+        """As the prior."""
+        return self.prior.embed(texts)
+
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The noise of N rows, whole batches of B."""
+        first = torch.arange(0, len(x_t), len(self.order), device=self.order.device)
+        rows = (first[:, None] + self.order).flatten()
+        eps = self.prior.predict(x_t[rows], t[rows], condition[rows])
+        return torch.empty_like(eps).index_copy_(0, rows, eps)
+
+
+def moved(objective: Objective, x: Tensor, guidance: Guidance) -> Tensor:
+    """x after a sampler's step: x - g if the objective takes a fraction of each step, else its denoised sample."""
+    return guidance.x0 if objective.step_size is None else x - guidance.gradient
+
+
+def disc(height: int, width: int) -> Bool[Tensor, "h w"]:
+    """The cells of a lattice that touch the ellipse inscribed in it."""
+    y, x = torch.arange(height) + 0.5 - height / 2, torch.arange(width) + 0.5 - width / 2
+    nearest_y, nearest_x = (y.abs() - 0.5).clamp_min(0) / (height / 2), (x.abs() - 0.5).clamp_min(0) / (width / 2)
+    return nearest_y[:, None].square() + nearest_x.square() < 1
+
+
+def concatenated(parts: Sequence[Rendering]) -> Rendering:
+    """Renderings as one batch."""
+    columns = ([getattr(part, field.name) for part in parts] for field in fields(Rendering))
+    return Rendering(*(None if column[0] is None else torch.cat(column) for column in columns))
