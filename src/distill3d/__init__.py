@@ -14,7 +14,8 @@ docs/conventions.md states axes, units and ranges once.
 """
 
 from distill3d.cameras import CameraSampler
-from distill3d.distill.loop import Progress, distill
+from distill3d.distill.loop import Progress
+from distill3d.distill.objects import distill
 from distill3d.distill.recipes import RECIPES, Recipe
 from distill3d.objectives import METHODS, SDI, SDS, Objective, attach, sdi, sds
 from distill3d.priors.loading import load_prior

@@ -282,7 +282,7 @@ class Prior(Protocol):
         raise ValueError(f"{self.name} sees single views, not {views} at once: use a multi-view prior")
 
     def matte(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"] | None:
-        """Coverage in [0, 1] of the object in images in [0, 1]; None, the default, if the prior has no network for it."""
+        """Coverage in [0, 1] of the object in images in [0, 1]; None (default) if the prior has no network for it."""
         return None
 
     def prepare(self, texts: Sequence[str]) -> None:

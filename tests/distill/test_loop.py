@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from distill3d.diffusion.schedule import coefficients
-from distill3d.distill.loop import ObjectRun, distill, optimize, resized
+from distill3d.distill.loop import ObjectRun, optimize, resized
+from distill3d.distill.objects import distill
 from distill3d.distill.recipes import LAPTOP, SPLATS, Penalties, Recipe
 from distill3d.distill.regularizers import WeightSchedule
 from distill3d.objectives import CSD, METHODS, SDS, HiFA, hifa, sds

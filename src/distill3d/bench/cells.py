@@ -23,6 +23,7 @@ from torch import Tensor
 from distill3d import cameras
 from distill3d.bench.protocol import Protocol, Task
 from distill3d.distill.loop import ObjectRun, OnStep
+from distill3d.distill.objects import object_run
 from distill3d.evaluation.cost import Meter
 from distill3d.export.options import ExportOptions
 from distill3d.export.video import contact_sheet, save_image
@@ -174,7 +175,7 @@ def _trained(work: RunFolder, config: Config, prior: Prior, on_step: OnStep) -> 
     """The finished run of a configuration, from the start or from the checkpoint in its folder."""
     if checkpointed_steps(work.checkpoint) > len(work.history()):
         shutil.rmtree(work.path)  # the log was cut off (full disk, power loss): its measurements cannot be continued
-    run = ObjectRun(config.recipe, config.prompts, prior, config.seed)
+    run = object_run(config.recipe, config.prompts, prior, config.seed)
     work.path.mkdir(parents=True, exist_ok=True)
     if work.train(run, config.recipe.steps, on_step).interrupted:
         raise KeyboardInterrupt

@@ -12,7 +12,8 @@ from distill3d.bench.cells import Outcome, make_cell, read_outcome
 from distill3d.bench.judging import Judges, Scored, diversities, score
 from distill3d.bench.protocol import Protocol, Task, check_folder, locked, open_folder
 from distill3d.bench.report import write_report
-from distill3d.distill.loop import ObjectRun, Progress
+from distill3d.distill.loop import Progress
+from distill3d.distill.objects import object_run
 from distill3d.distill.supervision import prompts_for, run_texts
 from distill3d.files import replacing
 from distill3d.types import Prior
@@ -107,7 +108,7 @@ def _check_and_embed(protocol: Protocol, prior: Prior) -> None:
         if variant.recipe.supervision.separate_prior:
             raise ValueError(f"{variant.name}: a bench has one prior; leave out supervision.prior and its options")
         try:
-            run = ObjectRun(variant.recipe, prompts[0], prior)
+            run = object_run(variant.recipe, prompts[0], prior)
         except ValueError as error:
             raise ValueError(f"{variant.name}: {error}") from error
         texts = {text for each in prompts for text in run_texts(variant.recipe, each, prior, run.objective)}

@@ -1,7 +1,7 @@
 """The optimization loop: render, ask the objective for a gradient on the views, update the parameters.
 
-This is where scenes and diffusion meet. `distill` is the loop as one call; `ObjectRun` is its state, which run folders
-checkpoint; `optimize` is the loop itself, shared by 3D objects and 2D images.
+This is where scenes and diffusion meet. `ObjectRun` is the state of a run in 3D, which run folders checkpoint;
+`optimize` is the loop itself, shared by 3D objects and 2D images. `objects.distill` is both as one call.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill3d.cameras import CameraSampler
 from distill3d.diffusion.schedule import expand
 from distill3d.distill import regularizers
 from distill3d.distill.recipes import Recipe
@@ -26,7 +25,7 @@ from distill3d.distill.supervision import (
     prompts_for,
     run_texts,
 )
-from distill3d.objectives import Method, Stateful, attach
+from distill3d.objectives import Stateful, attach
 from distill3d.prompts import ViewPrompts
 from distill3d.types import Cameras, Guidance, Prior, Rendering, Scene
 
@@ -80,39 +79,6 @@ def optimize(run: Run, steps: range, on_step: OnStep, nfe: int = 0) -> None:
         optimizer.step()
         nfe += progress.nfe
         on_step(replace(progress, nfe=nfe))
-
-
-def distill(
-    scene: Scene,
-    prior: Prior,
-    objective: Method,
-    prompts: ViewPrompts | str,
-    recipe: Recipe = Recipe(),
-    *,
-    cameras: CameraSampler | None = None,
-    steps: int | None = None,
-    on_step: OnStep = lambda progress: None,
-    seed: int = 0,
-) -> None:
-    """Distills a prior into a scene of yours, in place.
-
-    Args:
-        scene: any object that fits the `Scene` protocol; its parameters are optimized.
-        objective: settings such as `SDI()`, or an `Objective`.
-        prompts: the prompt, or `ViewPrompts` with texts for each direction.
-        recipe: learning rates, regularizers and everything else; its scene and objective are not used.
-        cameras, steps: replace those of the recipe.
-        on_step: called with a `Progress` after each step; an exception ends the loop.
-
-    Raises:
-        ValueError: where prior, objective, recipe and scene do not fit together.
-    """
-    prompts = ViewPrompts(prompts, perp_neg=recipe.perp_neg) if isinstance(prompts, str) else prompts
-    recipe = replace(
-        recipe, objective=objective, cameras=cameras or recipe.cameras, steps=recipe.steps if steps is None else steps
-    )
-    run = ObjectRun(recipe, prompts, prior, seed, scene=scene)
-    optimize(run, range(recipe.steps), on_step)
 
 
 class ObjectRun:

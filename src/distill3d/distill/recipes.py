@@ -239,7 +239,12 @@ VIEWS = Recipe(
 )
 
 RECIPES: dict[str, Recipe] = {"laptop": LAPTOP, "views": VIEWS, "paper": PAPER, "splats": SPLATS}
-PRIORS: dict[str, str] = {"laptop": "toybox", "views": "toybox-mv", "paper": "sd21", "splats": "sd21"}  # the prior each recipe was made for
+PRIORS: dict[str, str] = {
+    "laptop": "toybox",
+    "views": "toybox-mv",
+    "paper": "sd21",
+    "splats": "sd21",
+}  # the prior each recipe was made for
 
 # Settings of methods that differ from the published ones within a recipe. SJC and HiFA are published with the guidance
 # scale of SDS; where a recipe changes that one, they follow.

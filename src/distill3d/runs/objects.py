@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from distill3d.distill.loop import ObjectRun, OnStep
+from distill3d.distill.objects import object_run
 from distill3d.distill.recipes import LAPTOP, Recipe
 from distill3d.export import video
 from distill3d.meshes.files import read_mesh
@@ -130,7 +131,7 @@ def generate(
         check_prompt(config.prompt, config.prior, force)
     config = resolved(config)
     prior, second = load_priors(config, prior, second)
-    run = ObjectRun(config.recipe, config.prompts, prior, config.seed, second)
+    run = object_run(config.recipe, config.prompts, prior, config.seed, second)
     if config.init is not None:
         mesh = read_mesh(config.init)
         run.scene.init_from_mesh(placed(mesh, place(mesh, min(RADIUS, config.recipe.cameras.visible_radius))))
@@ -164,7 +165,7 @@ def resume(
         raise ValueError(f"{folder} has no checkpoint to continue from")
     config = replace(config, device=device or config.device)
     prior, second = load_priors(config, prior)
-    run = ObjectRun(config.recipe, config.prompts, prior, config.seed, second)
+    run = object_run(config.recipe, config.prompts, prior, config.seed, second)
     return _finish(run, run_folder, on_step)
 
 

@@ -8,6 +8,7 @@ uneven backgrounds and stains.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from distill3d.priors.components.autoencoder import Autoencoder
 from distill3d.priors.components.matting import MattingNetwork
 from distill3d.toybox.fitting import Fit, mixed_precision, train
 from distill3d.toybox.groups import Groups
@@ -45,8 +45,12 @@ def _smooth_noise(cells: int, generator: torch.Generator) -> Float[Tensor, "b 1 
     return F.interpolate(noise, size=(64, 64), mode="bicubic")
 
 
-def train_matting(folder: Path, fit: Fit, groups: Groups, autoencoder: Autoencoder) -> MattingNetwork:
-    """Trains the network with a binary cross-entropy; resumes from `folder`/matting.pt if it exists."""
+def train_matting(folder: Path, fit: Fit, groups: Groups, autoencoder: Any) -> MattingNetwork:
+    """Trains the network with a binary cross-entropy; resumes from `folder`/matting.pt if it exists.
+
+    Args:
+        autoencoder: the frozen AutoencoderTiny, as from `networks.read_parts`.
+    """
     torch.manual_seed(66)
     network = MattingNetwork().to(memory_format=torch.channels_last)
 
@@ -54,10 +58,10 @@ def train_matting(folder: Path, fit: Fit, groups: Groups, autoencoder: Autoencod
         rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
         images, coverage = draw_matting_batch(groups, rng, generator)
         with torch.no_grad(), mixed_precision():
-            latents = autoencoder.encode(images).float()
+            latents = autoencoder.encode(2 * images - 1).latents.float()
             error = LATENT_ERROR * torch.rand(BATCH, 1, 1, 1, generator=generator)
             latents = latents + error * torch.randn(latents.shape, generator=generator)
-            images = autoencoder.decode(latents).float().clamp(0, 1)
+            images = (autoencoder.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)
         with mixed_precision():
             logits = network.logits(images.contiguous(memory_format=torch.channels_last))
         return F.binary_cross_entropy_with_logits(logits.float(), coverage)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill3d.cameras import FOV, orbit
+from distill3d.priors.components.matting import MattingNetwork, save_matting
 from distill3d.priors.stable_diffusion import (
     CAMERA_DROPOUT_KEY,
     CAMERA_SIZE,
@@ -32,6 +33,7 @@ from distill3d.toybox import networks
 from distill3d.toybox.captions import random_claim, sentence
 from distill3d.toybox.fitting import Fit, mixed_precision, train
 from distill3d.toybox.groups import LAYOUTS, VIEWS, Groups, load_groups, render_all_groups
+from distill3d.toybox.matting import train_matting
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "toybox"
 GRAYS = (0.5, 1.0)  # range of the backgrounds; the autoencoder was not trained on darker ones
@@ -205,8 +207,8 @@ def train_multiview(
     return unet
 
 
-def pack_multiview(folder: Path, unet: UNet2DConditionModel, views: int = 4) -> Path:
-    """Writes `folder`/toybox-mv: the UNet in half precision, with the number of views in its configuration.
+def pack_multiview(folder: Path, unet: UNet2DConditionModel, matting: MattingNetwork, views: int = 4) -> Path:
+    """Writes `folder`/toybox-mv: both networks in half precision, with the number of views in the configuration.
 
     The other components are copies of the bundled ones, so that `load_prior` can load the folder.
     """
@@ -219,6 +221,7 @@ def pack_multiview(folder: Path, unet: UNet2DConditionModel, views: int = 4) -> 
     packed: Any = UNet2DConditionModel.from_config(unet.config)
     packed.load_state_dict(unet.state_dict())
     packed.half().save_pretrained(target / "unet")
+    save_matting(matting, target / "matting")
     file = target / "unet" / "config.json"
     config = {k: v for k, v in json.loads(file.read_text()).items() if k != "_name_or_path"}
     file.write_text(json.dumps(config | {VIEWS_KEY: views, CAMERA_DROPOUT_KEY: True}, indent=2))
@@ -228,15 +231,17 @@ def pack_multiview(folder: Path, unet: UNet2DConditionModel, views: int = 4) -> 
 def read_unet(weights: Path) -> UNet2DConditionModel:
     """The UNet of a folder like that of the bundled weights, in float32, with or without a camera embedding."""
     config = json.loads((weights / "unet" / "config.json").read_text())
-    unet: Any = UNet2DConditionModel.from_config({k: v for k, v in config.items() if k not in (VIEWS_KEY, CAMERA_DROPOUT_KEY)})
+    marks = (VIEWS_KEY, CAMERA_DROPOUT_KEY)
+    unet: Any = UNet2DConditionModel.from_config({k: v for k, v in config.items() if k not in marks})
     unet.load_state_dict(load_file(weights / "unet" / "diffusion_pytorch_model.safetensors"))
     return unet.float().eval()
 
 
-def run(folder: Path, fit: Fit, start: Path | None, processes: int, compile_unet: bool) -> Path:
+def run(folder: Path, fit: Fit, matting: Fit, start: Path | None, processes: int, compile_unet: bool) -> Path:
     """Renders the groups, trains and packs, and returns the folder of the weights; each stage is resumable.
 
     Args:
+        fit, matting: how the UNet and the matting network are trained.
         start: folder of the initial UNet, by default the bundled one; it may be a multi-view one.
     """
     parts = networks.read_parts(BUNDLED)
@@ -244,4 +249,5 @@ def run(folder: Path, fit: Fit, start: Path | None, processes: int, compile_unet
         parts["unet"] = read_unet(start)
     render_all_groups(folder / "groups", processes)
     groups = load_groups(folder / "groups")
-    return pack_multiview(folder, train_multiview(folder, fit, groups, parts, compile_unet=compile_unet))
+    network = train_matting(folder, matting, groups, parts["autoencoder"])
+    return pack_multiview(folder, train_multiview(folder, fit, groups, parts, compile_unet=compile_unet), network)

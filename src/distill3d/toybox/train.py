@@ -33,7 +33,8 @@ FITS = {
     "autoencoder": Fit(5000, 1e-3),
     "decoder": Fit(800, 8e-4, warmup=50),
     "unet": Fit(9000, 8e-4, decay=0.4, weight_decay=1e-2),
-    "multiview": Fit(9000, 6e-4, decay=0.5, ema=0.998, weight_decay=1e-2, save_every=100),
+    "multiview": Fit(4600, 6e-4, decay=0.5, ema=0.998, weight_decay=1e-2, save_every=100),
+    "matting": Fit(900, 1.5e-3, warmup=50, decay=0.5, ema=0.995, save_every=50),
 }
 BATCH = {"clip": 128, "judge": 128, "autoencoder": 32, "decoder": 32, "unet": 32}
 PROMPT_DROPOUT = 0.1  # fraction of rows without a caption, for classifier-free guidance
@@ -287,7 +288,9 @@ def main() -> None:
     (folder / "tokenizer").mkdir(exist_ok=True)
     fits = {k: Fit(**(vars(f) | dict(steps=max(1, round(f.steps * arguments.scale))))) for k, f in FITS.items()}
     if part == "multiview":
-        print(multiview.run(folder, fits[part], arguments.start, arguments.processes, arguments.compile))
+        print(
+            multiview.run(folder, fits[part], fits["matting"], arguments.start, arguments.processes, arguments.compile)
+        )
         return
     if part in ("data", "all"):
         render_splits(folder / "data", arguments.processes)

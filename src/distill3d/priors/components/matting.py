@@ -15,9 +15,7 @@ FILE = "model.safetensors"
 CHANNELS = (24, 48, 72, 72)  # of the network's levels, each at half the resolution of the one before
 
 
-def border_matte(
-    images: Float[Tensor, "b 3 h w"], low: float = 0.04, high: float = 0.14
-) -> Float[Tensor, "b 1 h w"]:
+def border_matte(images: Float[Tensor, "b 3 h w"], low: float = 0.04, high: float = 0.14) -> Float[Tensor, "b 1 h w"]:
     """Coverage in [0, 1] of an object before a plain background, whose color is the median of the image's border.
 
     0 where no channel differs from the background by more than `low`, 1 above `high`. Parts of the object that have
@@ -62,6 +60,14 @@ class MattingNetwork(nn.Module):
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
         """Coverage in [0, 1]."""
         return torch.sigmoid(self.logits(images))
+
+
+def save_matting(network: MattingNetwork, folder: Path) -> None:
+    """Writes the weights in half precision."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.half().contiguous() for name, value in network.state_dict().items()}, folder / FILE)
 
 
 def load_matting(folder: Path, device: torch.device) -> MattingNetwork | None:
