@@ -28,7 +28,9 @@ def test_the_hull_contains_the_object_and_ends_where_all_views_see_the_backgroun
     inside, color = hull.query(0.93 * RADIUS * directions)
     outside, _ = hull.query(torch.cat([r * directions for r in (1.35 * RADIUS, 0.95, 2.0)]))
     assert (inside > 0.5).all() and (outside < 0.5).all()
-    torch.testing.assert_close(color[inside > 0.99], torch.tensor([1.0, 0.0, 0.0]).expand(int((inside > 0.99).sum()), 3))
+    torch.testing.assert_close(
+        color[inside > 0.99], torch.tensor([1.0, 0.0, 0.0]).expand(int((inside > 0.99).sum()), 3)
+    )
 
 
 def test_its_mesh_faces_outward_and_has_the_balls_volume_or_a_little_more():

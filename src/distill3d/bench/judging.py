@@ -29,6 +29,7 @@ from distill3d.evaluation.metrics import METRICS, Quantity, RunResult, check_met
 from distill3d.evaluation.views import has_back_views
 from distill3d.files import replacing
 from distill3d.meshes.files import read_mesh
+from distill3d.priors.components.hub import BUNDLED
 
 DIVERSITY = Quantity("diversity", "higher", "")  # measured over the seeds of a prompt, not from one cell
 QUANTITIES: dict[str, Quantity] = {**METRICS, DIVERSITY.name: DIVERSITY}
@@ -69,7 +70,7 @@ def find_evaluator(name: str | Path | None, prior: str) -> Evaluator | None:
         ValueError: if there is no such evaluator.
     """
     if name is None:
-        return load_evaluator("toybox") if prior == "toybox" else None
+        return load_evaluator("toybox") if prior in BUNDLED else None
     return load_evaluator(name)
 
 
@@ -88,7 +89,7 @@ def find_judges(protocol: Protocol, evaluator: str | Path | None, reference: Pat
     if reference is not None:
         images = read_reference(reference, protocol.size)
         return Judges(model, lambda prompt: images, fingerprint)
-    if protocol.prior == "toybox":
+    if protocol.prior in BUNDLED:
         return Judges(model, lambda prompt: true_views(prompt, protocol), fingerprint)
     return Judges(model, fingerprint=fingerprint)
 

@@ -171,9 +171,10 @@ def prompts_from(words: Sequence[str], prior: str) -> tuple[str, ...]:
     Without words the list for this prior. Raises ValueError for a file that is missing or holds no prompt.
     """
     from distill3d.bench.prompts import LISTS, prompt_list
+    from distill3d.priors.components.hub import BUNDLED
 
     prompts: list[str] = []
-    for word in words or ("toybox" if prior == "toybox" else "43",):
+    for word in words or ("toybox" if prior in BUNDLED else "43",):
         name = word.removeprefix("@")
         listed = word in LISTS or name != word or Path(word).suffix == ".txt" or Path(word).is_file()
         prompts += prompt_list(name) if listed else [word]

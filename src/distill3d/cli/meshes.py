@@ -94,6 +94,7 @@ class Refine:
     def run(self) -> int:
         """Refines; returns the exit status."""
         from distill3d.distill.recipes import TEXTURE_RECIPES, refinement
+        from distill3d.priors.components.hub import BUNDLED
         from distill3d.runs.objects import generate, read_config
         from distill3d.scenes.mesh import MeshOptions
 
@@ -101,8 +102,10 @@ class Refine:
         if not mesh.is_file():
             raise ValueError(f"{self.folder} has no mesh.glb to refine; write one with: distill3d export {self.folder}")
         base = config.recipe
+        if config.prior in BUNDLED:  # a surface is refined in single views
+            config = replace(config, prior="toybox")
         if not isinstance(base.scene, MeshOptions):
-            base = TEXTURE_RECIPES["laptop" if config.prior == "toybox" else "paper"]
+            base = TEXTURE_RECIPES["laptop" if config.prior in BUNDLED else "paper"]
         recipe = refinement(base, self.steps, self.start, self.move)
         assert isinstance(recipe.scene, MeshOptions)
         scene = replace(recipe.scene, mesh=str(mesh), up="auto")

@@ -19,6 +19,7 @@ from distill3d.distill.loop import Progress
 from distill3d.evaluation.images import saturation, sharpness
 from distill3d.export import video
 from distill3d.files import replacing
+from distill3d.priors.components.hub import BUNDLED
 from distill3d.runs.config import RunConfig, resolved
 from distill3d.runs.folder import RunFolder
 from distill3d.runs.images import Images, check_size, finish, load_image_prior, prepare, to_size
@@ -113,7 +114,7 @@ def compare(
 def find_judge(prior: str) -> Judge | None:
     """The score of the evaluator beside the bundled prior or a folder in its layout; None if there is none."""
     bundled = Path(str(resources.files("distill3d"))) / "assets" / "toybox"
-    folder = (bundled if prior == "toybox" else Path(prior).expanduser()) / "evaluator_judge"
+    folder = (bundled if prior in BUNDLED else Path(prior).expanduser()) / "evaluator_judge"
     if not (folder / "config.json").is_file():
         return None
     from distill3d.evaluation.evaluator import ToyboxJudge

@@ -22,6 +22,7 @@ from distill3d.meshes.files import read_mesh
 from distill3d.meshes.mesh import RADIUS, place, placed
 from distill3d.objectives import Method
 from distill3d.priors.base import resolve_device
+from distill3d.priors.components.hub import BUNDLED
 from distill3d.priors.loading import load_prior
 from distill3d.prompts import ViewPrompts
 from distill3d.runs.checkpoint import has_checkpoint, load_module
@@ -72,7 +73,7 @@ def check_prompt(prompt: str, prior: str, force: bool = False) -> None:
         ValueError: for an empty prompt, and for the toybox if the prompt names no kind of toy and `force` is off.
     """
     ViewPrompts(prompt)
-    if prior != "toybox":
+    if prior not in BUNDLED:
         return
     from distill3d.toybox.captions import COLOR_NAMES, KIND_NAMES, read_prompt
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
-BUNDLED = ("toybox",)
+BUNDLED = ("toybox", "toybox-mv")  # the second is a multi-view prior of the same toys
 
 # Several original repositories were withdrawn (runwayml's, and Stability AI's of 2.x); these are community mirrors.
 SHORT_NAMES = {
