@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill3d.priors.components.matting import MattingNetwork
 from distill3d.toybox.fitting import Fit, mixed_precision, train
@@ -51,8 +51,12 @@ def train_matting(folder: Path, fit: Fit, groups: Groups, autoencoder: Any) -> M
     Args:
         autoencoder: the frozen AutoencoderTiny, as from `networks.read_parts`.
     """
-    torch.manual_seed(66)
-    network = MattingNetwork().to(memory_format=torch.channels_last)
+    network, chance = MattingNetwork().to(memory_format=torch.channels_last), torch.Generator().manual_seed(66)
+    for name, parameter in network.named_parameters():
+        if parameter.ndim > 1:
+            nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=chance)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
