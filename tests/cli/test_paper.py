@@ -26,6 +26,14 @@ SMALL = {
             "DDIM inversion (SDI)",
         },
     ),
+    "surface": (
+        ["--metrics", "saturation"],
+        {
+            *("random noise", "random, guidance of SDI", "constant noise", "cached per azimuth"),
+            *("on the surface (CFD)", "on the surface, written back"),
+            *("inversion at nominal guidance", "DDIM inversion (SDI)"),
+        },
+    ),
     "cfg": (["--scales", "0", "7.5"], {"SDS, scale 0", "SDS, scale 7.5", "SDI, scale 0", "SDI, scale 7.5"}),
     "diversity": (["--seeds", "0,1"], {"SDS", "SDI"}),
 }

@@ -12,18 +12,20 @@ from distill3d.distill.image_recipes import ImageRecipe
 from distill3d.distill.loop import ObjectRun, optimize
 from distill3d.distill.recipes import LAPTOP, Recipe, Supervision
 from distill3d.distill.regularizers import WeightSchedule
-from distill3d.distill.supervision import GeometryObjective, condition_views
+from distill3d.distill.supervision import GeometryObjective, condition_views, noise_texels
 from distill3d.export.options import ExportOptions
-from distill3d.objectives import METHODS, SDI, SDS, VSD, attach
+from distill3d.objectives import CFD, METHODS, SDI, SDS, VSD, attach
 from distill3d.priors import load_prior
 from distill3d.priors.mixture import MixturePrior
 from distill3d.priors.options import PriorOptions
 from distill3d.prompts import ViewPrompts
 from distill3d.render.maps import geometry_image
+from distill3d.render.texels import of_depth
 from distill3d.render.volume import Sampling
 from distill3d.runs.images import prepare
 from distill3d.runs.objects import Config, generate, load_priors, load_scene, read_config, resume
 from distill3d.scenes.voxels import VoxelField, VoxelOptions
+from distill3d.types import Texels
 
 SMALL = dataclasses.replace(
     LAPTOP, steps=3, frames=2, scene=dataclasses.replace(LAPTOP.scene, resolution=12, refine=()),
@@ -31,6 +33,27 @@ SMALL = dataclasses.replace(
 )  # fmt: skip
 ON = WeightSchedule(1.0, 1.0)
 KINDS = ["normal", "depth"]
+
+
+def test_noise_on_the_surface_asks_the_scene_first_and_then_the_depth():
+    small = Small("normal")
+    rendering = small.field.render(small.cameras, 10, torch.full((2, 3), 0.5, dtype=torch.float64))
+    own = Texels(9, torch.arange(3), torch.arange(3))
+
+    def texels(frame):
+        return noise_texels(frame, small.field, rendering, small.cameras, small.prior)
+
+    assert texels("image") is None
+    assert texels("constant").count == 100 and texels("camera").count == 3200
+    depth, expected = texels("surface"), of_depth(rendering, small.cameras, 10, 10)
+    assert depth.count == expected.count and torch.equal(depth.texel, expected.texel) and len(depth.texel) > 100
+    small.field.noise_texels = lambda cameras, height, width: own
+    assert texels("surface") is own
+
+
+def test_the_second_objective_has_no_noise_on_the_object():
+    with pytest.raises(ValueError, match="no noise on the object: choose another method than cfd or sdi_cached"):
+        Small("normal", objective=CFD(noise="surface"))
 
 
 def lines(folder):

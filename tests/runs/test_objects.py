@@ -11,7 +11,18 @@ from torch import nn
 
 from distill3d.distill.recipes import LAPTOP, method_settings
 from distill3d.export.options import ExportOptions
-from distill3d.objectives import METHODS, SDI, Objective, noise, prediction, reference, timesteps, weighting
+from distill3d.objectives import (
+    CFD,
+    METHODS,
+    SDI,
+    Objective,
+    SDICached,
+    noise,
+    prediction,
+    reference,
+    timesteps,
+    weighting,
+)
 from distill3d.priors.loading import load_prior
 from distill3d.priors.mixture import MixturePrior
 from distill3d.runs.folder import Diverged, RunFolder
@@ -43,7 +54,7 @@ def numbers(folder):
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines(folder)]
 
 
-UNSUITED = ("rfds", "sdi_cached", "cfd")  # methods for flow models, and for images
+UNSUITED = ("rfds",)  # for flow models
 
 
 def stop_after(steps):
@@ -78,6 +89,20 @@ def test_an_interrupted_run_with_a_student_continues_to_the_same_end(kl_folder, 
     # A killed run may have logged steps after its last checkpoint: they are taken again, not twice.
     with (part.folder / "metrics.jsonl").open("a") as metrics:
         metrics.write(json.dumps({"step": 2, "loss": 0.0}) + "\n")
+    resume(part.folder)
+    assert numbers(part.folder) == numbers(whole.folder)
+    assert torch.equal(load_scene(part.folder).raw, load_scene(whole.folder).raw)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [SDICached(noise="surface", eta=0.3), CFD(noise="surface", refresh=0.1), SDICached(noise="camera")],
+    ids=repr,
+)
+def test_an_interrupted_run_with_its_own_noise_continues_to_the_same_end(method, kl_folder, tmp_path):
+    whole = generate(config(kl_folder, method), tmp_path)
+    part = generate(config(kl_folder, method), tmp_path, on_step=stop_after(2))
+    assert part.interrupted and part.steps == 2
     resume(part.folder)
     assert numbers(part.folder) == numbers(whole.folder)
     assert torch.equal(load_scene(part.folder).raw, load_scene(whole.folder).raw)

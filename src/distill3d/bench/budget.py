@@ -16,6 +16,7 @@ from distill3d.bench.protocol import Variant
 from distill3d.diffusion.random import Generators
 from distill3d.objectives import ESD, VSD, Method, Objective
 from distill3d.prompts import ViewPrompts
+from distill3d.render.texels import of_view
 from distill3d.types import Condition, Conditioning, Prior, Schedule
 
 DRY_STEPS = 100  # of a dry run: all schedules are fractions of a run
@@ -63,7 +64,8 @@ def nfe_of_a_step(variant: Variant, prior: Prior) -> float:
         views = recipe.cameras.sample(recipe.views, generator)
         conditioning = prompts.conditioning(views.azimuth, views.elevation, null.embed)
         x = torch.zeros(recipe.views, *null.sample_shape)
-        nfe += objective.guidance(x, null, conditioning, step=step, total=total, generator=generator).nfe
+        seen = of_view(views, 1, 1)
+        nfe += objective.guidance(x, null, conditioning, step=step, total=total, generator=generator, texels=seen).nfe
         if recipe.supervision.weight(step, total) > 0:
             nfe += second.guidance(x, null, conditioning, step=step, total=total, generator=generator).nfe
     return nfe / total

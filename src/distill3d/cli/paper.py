@@ -176,6 +176,15 @@ class Noise(Experiment):
 
 
 @dataclass(frozen=True)
+class Surface(Experiment):
+    """Noise that stays on the object in 3D, or per view or camera, and random and inverted noise. About 25 minutes.
+
+    3 toys, one seed, 200 steps. All have the scale and the times of SDI; random noise also has the guidance that SDI
+    amounts to, and inversion the guidance that its scale says. Tables, a report and surface.png.
+    """
+
+
+@dataclass(frozen=True)
 class Cfg(Experiment):
     """SDS and SDI at guidance scales from 1 to 100. About 30 minutes on a laptop.
 
@@ -326,6 +335,7 @@ class Paper:
         | Annotated[Ablation, subcommand("ablation")]
         | Annotated[Inversion, subcommand("inversion")]
         | Annotated[Noise, subcommand("noise")]
+        | Annotated[Surface, subcommand("surface")]
         | Annotated[Cfg, subcommand("cfg")]
         | Annotated[Diversity, subcommand("diversity")]
         | Annotated[TwoD, subcommand("2d")],

@@ -21,6 +21,7 @@ from distill3d.distill.supervision import (
     GeometryObjective,
     condition_views,
     for_prior,
+    noise_texels,
     objective_prompts,
     prompts_for,
     run_texts,
@@ -141,8 +142,9 @@ class ObjectRun:
         rendering = self.render(step, cameras)
         conditioning = condition_views(self.prompts, prior, rendering, cameras)
         x = prior.encode(rendering.rgb)
+        texels = noise_texels(self.objective.frame, self.scene, rendering, cameras, prior)
         guidance = self.objective.guidance(
-            x, prior, conditioning, step=step, total=recipe.steps, generator=self.generator
+            x, prior, conditioning, step=step, total=recipe.steps, generator=self.generator, texels=texels
         )
         loss, nfe = attach(x, guidance.gradient), guidance.nfe
         if self.pulls:

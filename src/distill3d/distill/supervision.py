@@ -16,9 +16,11 @@ from torch import Tensor
 from distill3d.diffusion.random import Generators
 from distill3d.distill.recipes import Recipe, Supervision
 from distill3d.objectives import Objective, attach
+from distill3d.objectives.objective import NoiseFrame
 from distill3d.prompts import ViewPrompts
+from distill3d.render import texels
 from distill3d.render.maps import control_image, geometry_image
-from distill3d.types import Cameras, Conditioning, Prior, Rendering
+from distill3d.types import Cameras, Conditioning, Prior, Rendering, Scene, Texels
 
 
 def condition_views(prompts: ViewPrompts, prior: Prior, rendering: Rendering, cameras: Cameras) -> Conditioning:
@@ -28,6 +30,19 @@ def condition_views(prompts: ViewPrompts, prior: Prior, rendering: Rendering, ca
         images = control_image(rendering, cameras.camera_to_world, prior.control)
         conditioning = conditioning.with_control(images)
     return conditioning.with_camera(cameras.camera_to_world, negative=not prior.camera_guidance)
+
+
+def noise_texels(
+    frame: NoiseFrame, scene: Scene, rendering: Rendering, cameras: Cameras, prior: Prior
+) -> Texels | None:
+    """The texels of the noise that the rendered views show, for an objective's frame; None where it is for images."""
+    if frame == "image":
+        return None
+    height, width = prior.sample_shape[1:]
+    if frame == "surface":
+        own = scene.noise_texels(cameras, height, width)
+        return texels.of_depth(rendering, cameras, height, width) if own is None else own
+    return {"constant": texels.of_view, "camera": texels.of_azimuth}[frame](cameras, height, width)
 
 
 def for_prior(objective: Objective, prior: Prior, recipe: Recipe) -> Objective:
@@ -86,6 +101,10 @@ class GeometryObjective:
         objective = self.settings.objective.build(prior, recipe.steps, torch.Generator().manual_seed(0))
         self.prompts = prompts_for(objective_prompts(geometry_prompts(prompts, self.settings), objective), prior)
         self.objective = for_prior(objective, prior, recipe)
+        if objective.frame != "image":
+            raise ValueError(
+                "the second objective has no noise on the object: choose another method than cfd or sdi_cached"
+            )
         if self.settings.separate_prior:  # else its texts are among those of the run
             prior.prepare([*self.prompts.texts, *objective.texts])
 

@@ -17,7 +17,9 @@ from torch import Tensor
 from distill3d.diffusion.ddim import Solver
 from distill3d.diffusion.schedule import coefficients, to_eps
 from distill3d.objectives import noise, prediction, reference, timesteps, weighting
-from distill3d.objectives.objective import Objective, Query, check_fraction, check_number
+from distill3d.objectives.atlas import Atlas, memory_of
+from distill3d.objectives.noise import Cached, Constant
+from distill3d.objectives.objective import NoiseFrame, Objective, Query, check_fraction, check_number
 from distill3d.objectives.prediction import (
     Coefficient,
     Text,
@@ -89,12 +91,22 @@ def sdi(
     )
 
 
-def sdi_cached(scale: float = 7.5, start: float = 0.98, stop: float = 0.02, first: Tensor | None = None) -> Objective:
+def sdi_cached(
+    scale: float = 7.5,
+    start: float = 0.98,
+    stop: float = 0.02,
+    first: Tensor | None = None,
+    noise: NoiseFrame = "image",
+    eta: float = 0.0,
+) -> Objective:
     """SDI with the kappa of the step before: from x = 0, with x <- x0_hat at every step, it IS DDIM sampling.
 
-    For images (2D) and one run: the objective keeps kappa as its state. first [B, ...] is the noise of step 0.
+    For one run: the objective keeps kappa as its state. In 2D, noise="image", first [B, ...] is the noise of step 0.
+    In 3D kappa is read from an atlas, and the prediction is written back into it with the fresh noise eta
+    (`Atlas.remember`): on the pixels of the views from each of some azimuths, noise="camera", or on the object,
+    noise="surface".
     """
-    memory = noise.Cached(first)
+    memory = memory_of(noise, Cached(first), Atlas(eta=eta))
     return Objective(
         noise=memory.noise,
         timesteps=timesteps.linear(start, stop),
@@ -102,19 +114,31 @@ def sdi_cached(scale: float = 7.5, start: float = 0.98, stop: float = 0.02, firs
         reference=reference.injected_noise,
         weight=weighting.x0_matching,
         state=memory,
+        frame=noise,
     )
 
 
-def cfd(scale: float = 7.5, start: float = 0.98, stop: float = 0.02, first: Tensor | None = None) -> Objective:
+def cfd(
+    scale: float = 7.5,
+    start: float = 0.98,
+    stop: float = 0.02,
+    first: Tensor | None = None,
+    noise: NoiseFrame = "image",
+    refresh: float = 0.0,
+) -> Objective:
     """g = (1 - rho' / rho) (x - x0_hat), the same kappa at every step, rho = sigma_t / alpha_t, rho' at the next time.
 
     The constant-noise form of DDIM, on which consistent flow distillation is built (Yan et al. 2025): from x = 0, with
     x <- x - g at every step, x + rho' kappa IS DDIM's sample over alpha, and the last step, which takes the target
-    whole, ends at its denoised image. For images (2D) and one run: the objective keeps kappa as its state. first
-    [B, ...] is that kappa; by default it is drawn once. The paper's 3D runs keep the noise on the surface of the
-    object and take weight rho with Adam instead of the fraction.
+    whole, ends at its denoised image. For one run: the objective keeps kappa as its state. In 2D, noise="image", first
+    [B, ...] is that kappa; by default it is drawn once.
+
+    In 3D, with another noise, g = x - x0_hat, for an optimizer that takes the step itself (Adam in the paper), and
+    kappa is read from an atlas (`Atlas`): fixed to the object, noise="surface", as in the paper; or, for comparison, to
+    the pixels of all views, "constant", or of the views from each of some azimuths, "camera". refresh is the share of
+    fresh noise at each step, 1e-4 in the public code.
     """
-    memory = noise.Constant(first)
+    memory = memory_of(noise, Constant(first), Atlas(refresh))
     return Objective(
         noise=memory.noise,
         timesteps=timesteps.linear(start, stop),
@@ -123,7 +147,8 @@ def cfd(scale: float = 7.5, start: float = 0.98, stop: float = 0.02, first: Tens
         weight=weighting.x0_matching,
         pull=1.0,
         state=memory,
-        step_size=weighting.ddim_step_size,
+        step_size=weighting.ddim_step_size if noise == "image" else None,
+        frame=noise,
     )
 
 

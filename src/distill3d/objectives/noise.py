@@ -286,7 +286,10 @@ class Constant:
         Raises ValueError in 3D, where x is another view at every step.
         """
         if not query.same_images:
-            raise ValueError(f"{self.name} is for 2D: in 3D every step shows another view; use sdi")
+            raise ValueError(
+                f"{self.name} with noise='image' is for 2D: in 3D every step shows another view; set noise='surface' "
+                "(--set objective.noise=surface)"
+            )
         return self.start(query)
 
     def start(self, query: Query) -> tuple[Tensor, int]:

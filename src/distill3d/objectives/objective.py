@@ -11,7 +11,7 @@ import math
 import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float
@@ -21,7 +21,7 @@ from distill3d.diffusion import random as draw
 from distill3d.diffusion.guidance import APG, CFG
 from distill3d.diffusion.random import Generators
 from distill3d.diffusion.schedule import coefficients, expand, from_eps
-from distill3d.types import Conditioning, Guidance, Prior, Schedule
+from distill3d.types import Conditioning, Guidance, Prior, Schedule, Texels
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Query:
     views: int = 1  # neighbors in the batch that form a group: the network sees them together, at one time
     apg: APG = CFG  # how `prediction.guided` combines prompt and empty text
     same_images: bool = True  # whether each sample is the same image, or view, at every step
+    texels: Texels | None = None  # of a noise atlas, that the views show (3D)
 
 
 # The five axes. Those that may call the network also return its NFE, counted in rows.
@@ -46,6 +47,10 @@ Noise = Callable[[Query], tuple[Tensor, int]]  # -> kappa [B, ...], NFE
 Prediction = Callable[[Query, Tensor], tuple[Tensor, int]]  # query, x_t -> noise [B, ...], NFE
 Reference = Callable[[Query, Tensor, Tensor], tuple[Tensor, int]]  # query, x_t, kappa -> noise [B, ...], NFE
 Weight = Callable[[Schedule, Tensor], Tensor]  # schedule, t [B] -> w [B]
+
+# What a noise that stays is fixed to. "image": each sample of the batch (2D). In 3D, where views change, the pixels of
+# all views alike ("constant"), those of the views from each of some azimuths ("camera"), or the object ("surface").
+NoiseFrame = Literal["image", "constant", "camera", "surface"]
 
 # Not an axis of its own: methods that are samplers take a fraction of each step, which depends on the next time too.
 StepSize = Callable[[Schedule, Tensor, Tensor], Tensor]  # schedule, t [B], next t [B] -> fraction of g [B]
@@ -87,6 +92,7 @@ class Objective:
         step_size: the fraction of g to take on the way to the next time of `timesteps`, which must fall and must not
             be random. The last step takes g whole; None always does.
         fixed_views: whether the samples of a batch with cameras are the same views at every step. Images always are.
+        frame: what its noise is fixed to; unless "image", `guidance` has to be given the texels of the views.
     """
 
     noise: Noise | NoiseAndReference
@@ -103,6 +109,7 @@ class Objective:
     state: Stateful | None = None
     step_size: StepSize | None = None
     fixed_views: bool = False
+    frame: NoiseFrame = "image"
 
     def __post_init__(self) -> None:
         check_count("views", self.views)
@@ -120,12 +127,14 @@ class Objective:
         step: int,
         total: int,
         generator: Generators,
+        texels: Texels | None = None,
     ) -> Float[Tensor, ""]:
         """A scalar whose gradient on x is that of `guidance`, divided by the number of elements (see `attach`).
 
         Arguments and errors as in `guidance`.
         """
-        return attach(x, self.guidance(x, prior, conditioning, step=step, total=total, generator=generator).gradient)
+        guidance = self.guidance(x, prior, conditioning, step=step, total=total, generator=generator, texels=texels)
+        return attach(x, guidance.gradient)
 
     @torch.no_grad()
     def guidance(
@@ -137,10 +146,12 @@ class Objective:
         step: int,
         total: int,
         generator: Generators,
+        texels: Texels | None = None,
     ) -> Guidance:
         """The gradient on x at `step` (from 0) of a run of `total` steps; no graph is kept.
 
-        generator is one for the batch or one per sample (then a batch equals its samples one by one).
+        generator is one for the batch or one per sample (then a batch equals its samples one by one). texels is what
+        the views x show of a noise atlas, for an objective whose noise has a frame in 3D.
         Raises ValueError if x does not fit the prior or the conditions, or is not a whole number of groups.
         """
         if tuple(x.shape[1:]) != tuple(prior.sample_shape) or len(conditioning) != len(x):
@@ -153,7 +164,7 @@ class Objective:
         x = x.detach()
         t = self._times(x, step, total, generator)
         same = self.fixed_views or conditioning.positive.camera is None
-        query = Query(x, t, prior, conditioning, generator, step, total, self.views, self.apg, same)
+        query = Query(x, t, prior, conditioning, generator, step, total, self.views, self.apg, same, texels)
         kappa, noise_nfe, *found = self.noise(query)
         alpha, sigma = coefficients(prior.schedule, t, x)
         x_t = alpha * x + sigma * kappa

@@ -16,7 +16,7 @@ import torch
 
 from distill3d.diffusion.guidance import APG, CFG
 from distill3d.objectives import methods, noise, prediction, reference, timesteps, weighting
-from distill3d.objectives.objective import Noise, Objective, check_number
+from distill3d.objectives.objective import Noise, NoiseFrame, Objective, check_number
 from distill3d.types import Prior
 
 PUBLISHED_TRAINING = 25000 * 1e-4  # training steps times learning rate of VSD's student
@@ -128,22 +128,26 @@ class SDI(_Settings):
 
 @dataclass(frozen=True)
 class SDICached(_ScaledTime):
-    """Settings of `sdi_cached`; for 2D only."""
+    """Settings of `sdi_cached`; the defaults are for 2D."""
 
     factory = staticmethod(methods.sdi_cached)
     scale: float = 7.5
     start: float = 0.98
     stop: float = 0.02
+    noise: NoiseFrame = "image"
+    eta: float = 0.0
 
 
 @dataclass(frozen=True)
 class CFD(_ScaledTime):
-    """Settings of `cfd`; for 2D only."""
+    """Settings of `cfd`; the defaults are for 2D."""
 
     factory = staticmethod(methods.cfd)
     scale: float = 7.5
     start: float = 0.98
     stop: float = 0.02
+    noise: NoiseFrame = "image"
+    refresh: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -348,7 +352,7 @@ def starting_at(method: Method, t: float) -> Method:
     raise ValueError(f"the times of {type(method).__name__} cannot be limited: pass the Objective that it builds")
 
 
-# The names on the command line. `sdi_cached` and `cfd` are for 2D, `rfds` for flow-matching priors.
+# The names on the command line. `sdi_cached` and `cfd` are as in 2D, `rfds` is for flow-matching priors.
 METHODS: dict[str, Method] = {
     "sdi": SDI(),
     "sds": SDS(),

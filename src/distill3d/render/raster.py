@@ -106,6 +106,27 @@ def rasterize_plane(
     return face_image.view(height, width), barycentric.view(height, width, 3)
 
 
+def plane_fragments(
+    points: Float[Tensor, "v 2"], faces: Int[Tensor, "f 3"], height: int, width: int
+) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
+    """All pairs (face, flat pixel) where the center of the pixel lies in the face, edges included.
+
+    Args:
+        points: x to the right and y down in pixels; (0.5, 0.5) is the center of the first pixel.
+    """
+    corner = (points - 0.5)[faces]
+    a, b, c = corner.unbind(1)
+    area = (c[:, 0] - a[:, 0]) * (b[:, 1] - a[:, 1]) - (c[:, 1] - a[:, 1]) * (b[:, 0] - a[:, 0])
+    corner = torch.where((area < 0)[:, None, None], corner.flip(1), corner)
+    found = [(faces.new_zeros(0), faces.new_zeros(0))]
+    for index in _parts(corner, area != 0, height, width):
+        local, column, row = _fragments(corner[index], area[index] != 0, height, width)
+        inside = (_edges(corner[index[local]], column, row) >= 0).all(1)
+        found.append((index[local][inside], (row * width + column)[inside]))
+    face, pixel = zip(*found, strict=True)
+    return torch.cat(face), torch.cat(pixel)
+
+
 def column_crossings(
     corner: Float[Tensor, "f 3 3"], height: int, width: int
 ) -> tuple[Int[Tensor, " k"], Float[Tensor, " k"], Float[Tensor, " k"]]:
@@ -165,12 +186,16 @@ def _fragments(corner: Tensor, seen: Tensor, height: int, width: int) -> tuple[T
 
 def _barycentric(corner: Tensor, area: Tensor, column: Tensor, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Inside test of all fragments; weights and inverse depth of those inside."""
-    dx = corner[:, :, 0] - column[:, None]
-    dy = corner[:, :, 1] - row[:, None]
-    # Twice the signed area of (pixel, next corner, corner after) is the weight of the remaining corner.
-    edge = dx.roll(-2, 1) * dy.roll(-1, 1) - dy.roll(-2, 1) * dx.roll(-1, 1)
+    edge = _edges(corner, column, row)
     inside = (edge >= 0).all(1)
     screen = edge[inside] / area[inside, None]
     weighted = screen * corner[inside, :, 2]  # perspective: interpolate 1/z linearly on the screen
     depth = weighted.sum(1)
     return inside, weighted / depth[:, None], depth
+
+
+def _edges(corner: Tensor, column: Tensor, row: Tensor) -> Tensor:
+    """Twice the signed area of (pixel, next corner, corner after): the weight of the remaining corner, times area."""
+    dx = corner[:, :, 0] - column[:, None]
+    dy = corner[:, :, 1] - row[:, None]
+    return dx.roll(-2, 1) * dy.roll(-1, 1) - dy.roll(-2, 1) * dx.roll(-1, 1)

@@ -14,19 +14,22 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from distill3d.cameras import project
+from distill3d.cameras import focal_length, project
 from distill3d.export.options import ExportOptions
 from distill3d.meshes.files import Up, read_mesh, save_mesh
 from distill3d.meshes.mesh import Mesh, Placement, place, weld
 from distill3d.meshes.texture import paint_texels, usable_uv
 from distill3d.render.edges import Edges, antialias, mesh_edges
 from distill3d.render.mesh import RasterOutput, downsample, rasterize_views, vertex_normals
+from distill3d.render.raster import NEAR
 from distill3d.render.shading import needs_normals, over_background, shade
 from distill3d.scenes.parameters import color_logits
 from distill3d.scenes.surface_grid import SurfaceGrid
-from distill3d.types import Cameras, Lighting, Rendering, Scene, SceneOptions
+from distill3d.types import Cameras, Lighting, Rendering, Scene, SceneOptions, Texels
 
 OWN_MESH = "source.npz"  # a run's copy of its mesh
+NOISE_DENSITY = 64  # places of noise on a mesh for each latent pixel of a view
+NOISE_DETAIL = 8  # pixels a side of a latent pixel, for what hides a place
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,27 @@ class MeshScene(nn.Module, Scene):
         channels = [color, torch.ones_like(length), length] + ([normal] if normals and normal is not None else [])
         image = self._antialiased(cameras, vertices, seen, torch.cat(channels, dim=1))
         return _rendering(downsample(image, self.options.supersample), background)
+
+    @torch.no_grad()
+    def noise_texels(self, cameras: Cameras, height: int, width: int) -> Texels:
+        """See `Scene.noise_texels`: places spread evenly over the surface, which move with it."""
+        count = NOISE_DENSITY * height * width
+        face, weights = (torch.from_numpy(value).to(self.rest.device) for value in self.source.sample(count))
+        vertices, rows, columns = self.vertices, NOISE_DETAIL * height, NOISE_DETAIL * width
+        points = (vertices[self.faces[face]] * weights.to(vertices)[..., None]).sum(1)
+        seen = rasterize_views(cameras, vertices, self.faces, rows, columns)
+        nearest = seen.image(seen.depth[:, None])[..., 0]
+        pixels, depth = project(cameras, points, rows, columns)
+        limit = pixels.new_tensor([columns, rows])
+        inside = ((pixels >= 0) & (pixels < limit)).all(2) & (depth > NEAR)
+        view, place = inside.nonzero().unbind(1)
+        column, row = pixels[view, place].long().unbind(1)
+        # A place is seen if its own face is, or another one as near, up to two pixels' width.
+        depth = depth[view, place]
+        slack = 2 * depth / focal_length(cameras.fov_y, rows)[view]
+        visible = (seen.face[view, row, column] == face[place]) | (depth < nearest[view, row, column] + slack)
+        pixel = (view * height + row // NOISE_DETAIL) * width + column // NOISE_DETAIL
+        return Texels(count, place[visible], pixel[visible])
 
     def color(self, positions: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
         """Albedo in [0, 1] at rest positions on the surface."""

@@ -22,7 +22,7 @@ from distill3d.bench.paper.experiments import (
 from distill3d.bench.prompts import prompt_list
 from distill3d.bench.protocol import Protocol, Variant
 from distill3d.distill.recipes import LAPTOP, PAPER
-from distill3d.objectives import ESD, METHODS, SDI, SDS, VSD
+from distill3d.objectives import CFD, ESD, METHODS, SDI, SDS, VSD, SDICached
 from distill3d.objectives.settings import SOLVERS
 
 LAPTOP_SETTING, PAPER_SETTING = Setting("laptop"), Setting("paper")
@@ -85,6 +85,24 @@ def test_the_ways_to_find_the_noise_differ_in_nothing_else():
     assert all(changed(v, variants[-1]) == {"noise"} for v in variants[:-1] if v.name != "CFG++")
     (plus,) = (v for v in variants if v.name == "CFG++")
     assert changed(plus, variants[-1]) == {"noise", "scale"} and plus.recipe.objective.scale == 0.6
+
+
+def test_noise_on_the_surface_is_compared_at_one_scale_and_at_the_times_of_sdi():
+    variants = {v.name: v for v in EXPERIMENTS["surface"].make(LAPTOP_SETTING, 64)}
+    sdi = variants["DDIM inversion (SDI)"]
+    assert sdi.recipe == LAPTOP and changed(variants["inversion at nominal guidance"], sdi) == {"nominal"}
+    assert changed(variants["random noise"], sdi) == {"noise"}
+    # What an inversion of five steps makes of the scale, and random noise at that scale.
+    assert changed(variants["random, guidance of SDI"], variants["random noise"]) == {"scale"}
+    assert variants["random, guidance of SDI"].recipe.objective.scale == pytest.approx((7.5 - 0.4) / 0.6)
+    stays = [v for v in variants.values() if not isinstance(v.recipe.objective, SDI)]
+    assert {(type(v.recipe.objective), v.recipe.objective.noise) for v in stays} == {
+        (CFD, "constant"), (CFD, "surface"), (SDICached, "camera"), (SDICached, "surface")
+    }  # fmt: skip
+    for variant in stays:
+        objective, times = variant.recipe.objective, (LAPTOP.objective.start, LAPTOP.objective.stop)
+        assert changed(variant, sdi) == {"objective"}
+        assert (objective.scale, objective.start, objective.stop) == (7.5, *times)
 
 
 def test_guidance_scales_go_from_1_to_100():

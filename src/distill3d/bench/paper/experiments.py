@@ -14,7 +14,7 @@ from typing import Literal
 from distill3d.bench.budget import nfe_of_a_step
 from distill3d.bench.protocol import Protocol, Variant
 from distill3d.distill.recipes import RECIPES, Recipe, method_settings
-from distill3d.objectives import ESD, SDI, SDS, VSD, Method
+from distill3d.objectives import CFD, ESD, SDI, SDS, VSD, Method, SDICached, effective_guidance
 from distill3d.types import Prior
 
 TABLE1 = ("sds", "sjc", "vsd", "esd", "hifa", "sdi")  # the rows of the paper's table
@@ -128,6 +128,28 @@ def noises(setting: Setting, image_size: int) -> tuple[Variant, ...]:
     )
 
 
+def surfaces(setting: Setting, image_size: int) -> tuple[Variant, ...]:
+    """Noise that stays in 3D, with the scale and the times of SDI, against random noise and inversion.
+
+    SDI by inversion acts like a larger scale than it is told (`effective_guidance`, of an inversion of n steps). Random
+    noise is compared at both, and so is inversion: as it is, and so that the scale is the effective guidance.
+    """
+    sdi = dataclasses.replace(setting.sdi, nominal=False)
+    c = (sdi.inversion_steps - 1) / (2 * sdi.inversion_steps)
+    guidance = effective_guidance(sdi.scale, sdi.inversion_scale, c)
+    settings: dict[str, Method] = {
+        "random noise": dataclasses.replace(sdi, noise="random"),
+        "random, guidance of SDI": dataclasses.replace(sdi, noise="random", scale=guidance),
+        "constant noise": CFD(sdi.scale, sdi.start, sdi.stop, "constant"),
+        "cached per azimuth": SDICached(sdi.scale, sdi.start, sdi.stop, "camera"),
+        "on the surface (CFD)": CFD(sdi.scale, sdi.start, sdi.stop, "surface"),
+        "on the surface, written back": SDICached(sdi.scale, sdi.start, sdi.stop, "surface"),
+        "inversion at nominal guidance": dataclasses.replace(sdi, nominal=True),
+        "DDIM inversion (SDI)": sdi,
+    }
+    return tuple(setting.variant(name, objective) for name, objective in settings.items())
+
+
 def guidance_scales(setting: Setting, scales: Sequence[float] = SCALES) -> tuple[Variant, ...]:
     """SDS and SDI at each scale.
 
@@ -180,6 +202,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "ablation", "From SDS to SDI, one change after the other (the paper's ablation).", ablation, prompts=6
         ),
         Experiment("noise", "SDI with each way of finding the noise.", noises, prompts=3),
+        Experiment("surface", "Noise that stays on the object, and other kinds of noise in 3D.", surfaces, prompts=3),
         Experiment(
             "cfg",
             "SDS and SDI at guidance scales from weak to strong.",
