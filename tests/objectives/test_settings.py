@@ -335,7 +335,7 @@ def test_nominal_guidance_is_what_sdi_amounts_to(mixture, conditions, randn):
 def test_only_methods_that_match_x0_pull_images(mixture):
     """The others' gradients are differences of predictions, which a pull to decode(x0_hat) would outweigh."""
     pulls = {name: built(method, suited(name, mixture)).pull for name, method in METHODS.items()}
-    matching = {"sdi", "sds", "sjc", "mvdream", "rfds", "cfd"}
+    matching = {"sdi", "sds", "sjc", "mvdream", "rfds", "sdi_cached", "cfd"}
     assert pulls == {name: float(name in matching) for name in METHODS}
     assert CSD(pull=0.5).build(mixture, 10, seed()).pull == 0.5 and SDI(pull=0.0).build(mixture, 10, seed()).pull == 0
     own = {name for name, method in METHODS.items() if built(method, suited(name, mixture)).image_weight is not None}

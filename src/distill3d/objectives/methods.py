@@ -113,6 +113,7 @@ def sdi_cached(
         prediction=memory.remember(prediction.guided(scale)),
         reference=reference.injected_noise,
         weight=weighting.x0_matching,
+        pull=1.0,
         state=memory,
         frame=noise,
     )
