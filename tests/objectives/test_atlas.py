@@ -33,7 +33,7 @@ def views_of(number, each=SHOWN, generator=None):
 def query(mixture, conditions, texels, views, generator, x=None, step=0):
     x = torch.zeros(views, 2, 2, 2, dtype=F64) if x is None else x
     conditioning = conditions(mixture, ["left"] * views)
-    return Query(x, torch.full((views,), 0.5, dtype=F64), mixture, conditioning, generator, step, 9, 1, texels)
+    return Query(x, torch.full((views,), 0.5, dtype=F64), mixture, conditioning, generator, step, 9, texels=texels)
 
 
 @pytest.fixture

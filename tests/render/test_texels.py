@@ -52,7 +52,7 @@ def query(texels, mixture, conditions, views, seed, draws):
     x = torch.zeros(views, draws, SIDE, SIDE)
     generator = torch.Generator().manual_seed(seed)
     return Query(
-        x, torch.full((views,), 0.5), mixture, conditions(mixture, ["left"] * views), generator, 0, 9, 1, texels
+        x, torch.full((views,), 0.5), mixture, conditions(mixture, ["left"] * views), generator, 0, 9, texels=texels
     )
 
 
