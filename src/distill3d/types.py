@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 if TYPE_CHECKING:  # these only name the arguments of a protocol; nothing here uses them
     from distill3d.export.options import ExportOptions
     from distill3d.meshes.mesh import Mesh
+    from distill3d.texels import Texels
 
 
 @dataclass(frozen=True)
@@ -117,23 +118,6 @@ class Rendering:
     depth_variance: Float[Tensor, "b 1 h w"]  # variance of the ray length under the weights
     normal: Float[Tensor, "b 3 h w"] | None = None  # world space, multiplied by the opacity like colors
     orientation: Float[Tensor, "b 1 h w"] | None = None  # sum of sg(w) max(0, n.d)^2 along the ray
-
-
-@dataclass(frozen=True)
-class Texels:
-    """Which texels of a noise atlas each pixel of B views of H x W latent pixels shows.
-
-    N pairs of a texel and a pixel. A view shows a texel in one pixel at most, so that its pixels are independent.
-    """
-
-    count: int  # of the atlas
-    texel: Int[Tensor, " n"]  # in [0, count)
-    pixel: Int[Tensor, " n"]  # (view H + row) W + column
-
-    def of_view(self, view: int, pixels: int) -> Texels:
-        """Those of one view, as if alone; pixels is H W."""
-        rows = torch.div(self.pixel, pixels, rounding_mode="floor") == view
-        return Texels(self.count, self.texel[rows], self.pixel[rows] - view * pixels)
 
 
 @dataclass(frozen=True)

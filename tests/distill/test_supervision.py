@@ -20,12 +20,11 @@ from distill3d.priors.mixture import MixturePrior
 from distill3d.priors.options import PriorOptions
 from distill3d.prompts import ViewPrompts
 from distill3d.render.maps import geometry_image
-from distill3d.render.texels import of_depth
+from distill3d.render.texels import Texels, of_depth
 from distill3d.render.volume import Sampling
 from distill3d.runs.images import prepare
 from distill3d.runs.objects import Config, generate, load_priors, load_scene, read_config, resume
 from distill3d.scenes.voxels import VoxelField, VoxelOptions
-from distill3d.types import Texels
 
 SMALL = dataclasses.replace(
     LAPTOP, steps=3, frames=2, scene=dataclasses.replace(LAPTOP.scene, resolution=12, refine=()),

@@ -12,7 +12,7 @@ from distill3d.diffusion.schedule import coefficients
 from distill3d.objectives import CFD, SDICached, cfd, sdi_cached, weighting
 from distill3d.objectives.atlas import Atlas
 from distill3d.objectives.objective import Query
-from distill3d.types import Texels
+from distill3d.texels import Texels
 
 F64 = torch.float64
 COUNT, SHOWN = 60, 24  # texels of the atlas, and of a view: views share some

@@ -12,7 +12,8 @@ from distill3d.objectives import cfd
 from distill3d.objectives.objective import Query
 from distill3d.render.texels import AZIMUTHS, of_azimuth, of_depth, of_view
 from distill3d.scenes.mesh import MeshScene
-from distill3d.types import Rendering, Texels
+from distill3d.texels import Texels
+from distill3d.types import Rendering
 
 RADIUS, SIDE, DRAWS = 0.7, 16, 1500
 VIEWS = orbit([10.0, 35.0, 190.0], [15.0, -5.0, 15.0], 2.8, 40.0)

@@ -18,9 +18,10 @@ from distill3d.distill.recipes import Recipe, Supervision
 from distill3d.objectives import Objective, attach
 from distill3d.objectives.objective import NoiseFrame
 from distill3d.prompts import ViewPrompts
-from distill3d.render import texels
 from distill3d.render.maps import control_image, geometry_image
-from distill3d.types import Cameras, Conditioning, Prior, Rendering, Scene, Texels
+from distill3d.render.texels import of_azimuth, of_depth, of_view
+from distill3d.texels import Texels
+from distill3d.types import Cameras, Conditioning, Prior, Rendering, Scene
 
 
 def condition_views(prompts: ViewPrompts, prior: Prior, rendering: Rendering, cameras: Cameras) -> Conditioning:
@@ -41,8 +42,8 @@ def noise_texels(
     height, width = prior.sample_shape[1:]
     if frame == "surface":
         own = scene.noise_texels(cameras, height, width)
-        return texels.of_depth(rendering, cameras, height, width) if own is None else own
-    return {"constant": texels.of_view, "camera": texels.of_azimuth}[frame](cameras, height, width)
+        return of_depth(rendering, cameras, height, width) if own is None else own
+    return {"constant": of_view, "camera": of_azimuth}[frame](cameras, height, width)
 
 
 def for_prior(objective: Objective, prior: Prior, recipe: Recipe) -> Objective:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from distill3d.distill.loop import ObjectRun, Progress
 from distill3d.distill.recipes import Recipe
-from distill3d.distill.supervision import condition_views
+from distill3d.distill.supervision import condition_views, noise_texels
 from distill3d.objectives import Objective, starting_at
 from distill3d.objectives.objective import Stateful
 from distill3d.priors.components.matting import border_matte
@@ -168,15 +168,22 @@ class SamplingRun(ObjectRun):
 
     def _guidance(self, objective: Objective, x: Tensor, rendering: Rendering, step: int, total: int) -> Guidance:
         conditioning = condition_views(self.prompts, self.prior, rendering, self.cameras)
+        texels = noise_texels(objective.frame, self.scene, rendering, self.cameras, self.prior)
+
+        def evaluate(prior: Prior) -> Guidance:
+            return objective.guidance(
+                x, prior, conditioning, step=step, total=total, generator=self.generator, texels=texels
+            )
+
         if self.prior.views == 1:
-            return objective.guidance(x, self.prior, conditioning, step=step, total=total, generator=self.generator)
+            return evaluate(self.prior)
         before = self.prior.views
         self.prior.join(objective.views)
         try:
-            prior = self.prior
-            if objective.views < len(x):  # other groups at each level, so that all views agree
-                prior = Regrouped(prior, torch.randperm(len(x), generator=self.generator).to(x.device))
-            return objective.guidance(x, prior, conditioning, step=step, total=total, generator=self.generator)
+            if objective.views == len(x):
+                return evaluate(self.prior)
+            # Other groups at each level, so that all views agree.
+            return evaluate(Regrouped(self.prior, torch.randperm(len(x), generator=self.generator).to(x.device)))
         finally:
             self.prior.join(before)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from distill3d.diffusion import random as draw
 from distill3d.objectives.noise import Cached, Constant
 from distill3d.objectives.objective import NoiseFrame, Prediction, Query, check_fraction
-from distill3d.types import Texels
+from distill3d.texels import Texels
 
 
 class Atlas:

@@ -21,7 +21,8 @@ from distill3d.diffusion import random as draw
 from distill3d.diffusion.guidance import APG, CFG
 from distill3d.diffusion.random import Generators
 from distill3d.diffusion.schedule import coefficients, expand, from_eps
-from distill3d.types import Conditioning, Guidance, Prior, Schedule, Texels
+from distill3d.texels import Texels
+from distill3d.types import Conditioning, Guidance, Prior, Schedule
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which texels of a noise atlas each latent pixel of a view shows: see `types.Texels`.
+"""Which texels of a noise atlas each latent pixel of a view shows: see `texels.Texels`.
 
 A texel is a place, and the noise of `objectives.atlas` stays there. Places may be the pixels of a view (`of_view`),
 those of the views from each of some azimuths (`of_azimuth`), or on the surface of the object (`of_depth`).
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from distill3d.cameras import rays
 from distill3d.render.raster import plane_fragments
-from distill3d.types import Cameras, Rendering, Texels
+from distill3d.texels import Texels
+from distill3d.types import Cameras, Rendering
 
 AZIMUTHS = 32
 FINENESS = 4  # texels a side of a chart for each latent pixel of a view

@@ -25,7 +25,8 @@ from distill3d.render.raster import NEAR
 from distill3d.render.shading import needs_normals, over_background, shade
 from distill3d.scenes.parameters import color_logits
 from distill3d.scenes.surface_grid import SurfaceGrid
-from distill3d.types import Cameras, Lighting, Rendering, Scene, SceneOptions, Texels
+from distill3d.texels import Texels
+from distill3d.types import Cameras, Lighting, Rendering, Scene, SceneOptions
 
 OWN_MESH = "source.npz"  # a run's copy of its mesh
 NOISE_DENSITY = 64  # places of noise on a mesh for each latent pixel of a view
