@@ -43,7 +43,7 @@ def numbers(folder):
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines(folder)]
 
 
-UNSUITED = ("rfds", "sdi_cached", "cfd")  # methods for flow models, and for images
+UNSUITED = ("rfds", "flowdreamer", "sdi_cached", "cfd")  # methods for flow models, and for images
 
 
 def stop_after(steps):
