@@ -17,10 +17,20 @@ from torch import Tensor
 from distill3d.diffusion import ddim
 from distill3d.diffusion import random as draw
 from distill3d.diffusion.guidance import Guided, guided_prediction
+from distill3d.diffusion.random import Generators
 from distill3d.diffusion.schedule import coefficients, to_eps
 from distill3d.objectives import noise, prediction, reference, timesteps, weighting
-from distill3d.objectives.objective import Noise, Objective, Prediction, Query, check_count, check_fraction
-from distill3d.objectives.prediction import PredictionAndReference, without_negative
+from distill3d.objectives.objective import (
+    Noise,
+    Objective,
+    Prediction,
+    PredictionAndReference,
+    Query,
+    Timesteps,
+    check_count,
+    check_fraction,
+)
+from distill3d.objectives.prediction import without_negative
 from distill3d.types import Conditioning, Prior, Schedule
 
 
@@ -189,18 +199,18 @@ class Trajectories:
             self.first = draw.normal(x[::stride], draw.per_group(query.generator, stride))
         own = told.perp is not None or told.positive.control is not None or query.prior.camera_conditioned
         texts = [_bytes(told.positive.hidden[i]) + _bytes(told.negative.hidden[i]) for i in range(len(x))]
-        keys = [i if own else (i // stride, text) for i, text in enumerate(texts)]
+        keys: list[object] = [i if own else (i // stride, text) for i, text in enumerate(texts)]
         missing = [i for i, key in enumerate(keys) if key not in self._known and key not in keys[:i]]
         nfe = 0
         if missing:
             rows = torch.tensor(missing, device=x.device)
             start = self.first.to(x).repeat_interleave(stride, 0)[rows]
-            *simulated, nfe = self._simulate(query.prior, told[rows], start)
-            self._known |= {keys[i]: (a, b) for i, a, b in zip(missing, *simulated, strict=True)}
-        samples, eps = (torch.stack(parts) for parts in zip(*(self._known[key] for key in keys), strict=True))
+            samples, noises, nfe = self._simulate(query.prior, told[rows], start)
+            self._known |= {keys[i]: (samples[k], noises[k]) for k, i in enumerate(missing)}
+        found = [self._known[key] for key in keys]
         if own:
             self._known = {}
-        return samples, eps, nfe
+        return torch.stack([samples for samples, _ in found]), torch.stack([noises for _, noises in found]), nfe
 
     def _simulate(self, prior: Prior, conditioning: Conditioning, kappa: Tensor) -> tuple[Tensor, Tensor, int]:
         model, samples, noises = Guided(prior, conditioning, self.scale), [], []
@@ -235,10 +245,10 @@ class Segments:
         edges = self.edges.to(t)
         return torch.minimum(edges[((edges <= t[:, None] + 1e-6).sum(1) - 1).clamp(min=0)], t)
 
-    def apart(self, times: timesteps.Timesteps) -> timesteps.Timesteps:
+    def apart(self, times: Timesteps) -> Timesteps:
         """The same times, but at least `gap` above their edges."""
 
-        def apart(step: int, total: int, batch: int, generator: draw.Generators) -> Tensor:
+        def apart(step: int, total: int, batch: int, generator: Generators) -> Tensor:
             t = times(step, total, batch, generator)
             return torch.maximum(t, self.edge(t) + self.gap)
 
