@@ -6,6 +6,7 @@ import inspect
 import pytest
 import torch
 
+from distill3d import objectives
 from distill3d.diffusion.guidance import APG
 from distill3d.diffusion.schedule import Flow
 from distill3d.objectives import (
@@ -20,6 +21,7 @@ from distill3d.objectives import (
     SDS,
     SJC,
     VSD,
+    FlowDreamer,
     HiFA,
     MVDream,
     SDICached,
@@ -45,6 +47,7 @@ def seed(i=0):
 
 
 # Settings that are not arguments of the functions: they change the objective, or the student.
+FOR_FLOWS = ("rfds", "flowdreamer")
 OF_ALL = ("time_scale", "pull", "apg", "student_rate")
 
 
@@ -63,16 +66,16 @@ def built(method, prior, steps=10):
 
 
 def suited(name, mixture):
-    """The mixture for a method: a flow for rfds, and with a text for NFSD's negative prompt."""
+    """The mixture for a method: a flow where it needs one, and with a text for NFSD's negative prompt."""
     texts = {**mixture.conditions, methods.NFSD_NEGATIVE_PROMPT: [0]}
-    schedule = Flow() if name == "rfds" else mixture.schedule
+    schedule = Flow() if name in FOR_FLOWS else mixture.schedule
     return MixturePrior(mixture.means, mixture.stds, mixture.weights, texts, schedule)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_defaults_are_those_of_the_functions(name):
     """One default, written in two places: as an argument of the function and as a field of the settings."""
-    arguments = inspect.signature(getattr(methods, name)).parameters
+    arguments = inspect.signature(getattr(objectives, name)).parameters
     fields = {f.name: f.default for f in dataclasses.fields(METHODS[name])}
     for name_of_all in OF_ALL:
         fields.pop(name_of_all, None)
@@ -129,6 +132,23 @@ SOURCES = {
     "esd": STUDENT | {"entropy": 0.5},
     # Yang et al. 2024, their configuration for Stable Diffusion 3: entries 300 to 980 of a falling list of 1000 times.
     "rfds": {"scale": 100.0, "low": 1 - 980 / 1000, "high": 1 - 300 / 1000},
+    # Xu et al. 2024, dsd.yaml of their code.
+    "dsd": {"scale": 7.5, "steps": 10, "gap": 0.1, "start": 0.98, "stop": 0.32},
+    # Ma et al. 2024, asd_sd_nerf.yaml of their code.
+    "asd": {"scale": 7.5, "gap": 0.1},
+    # Li et al. 2024, ucm.yaml of their code: 1800 of 10000 steps, and the same list of times as RFDS.
+    "flowdreamer": {
+        "scale": 60.0,
+        "inversion_scale": 1.0,
+        "inversion_steps": 3,
+        "warmup": 1800 / 10000,
+        "low": 1 - 980 / 1000,
+        "high": 1 - 300 / 1000,
+    },
+    # Zhu et al. 2025, the configurations of SegmentDreamer.
+    "sctd": {"scale": 7.5, "segments": 5, "gap": 80 / 1000},
+    # Huang et al. 2024, the code of PlacidDreamer.
+    "bsd": {"denoising": 1.25, "warmup": 0.3},
 }
 
 
@@ -154,7 +174,7 @@ def test_settings_build_what_the_function_of_their_name_makes(name, mixture, con
     prior = suited(name, mixture)
     x, conditioning = randn(3, 2, 2, 2), conditions(prior, TEXTS)
     more = {"mvdream": {"views": 1}, "vsd": {"student": Zero()}, "esd": {"student": Zero()}}.get(name, {})
-    both = built(METHODS[name], prior), getattr(methods, name)(**more)
+    both = built(METHODS[name], prior), getattr(objectives, name)(**more)
     out = [o.guidance(x, prior, conditioning, step=3, total=10, generator=seed()) for o in both]
     assert torch.equal(out[0].gradient, out[1].gradient) and out[0].nfe == out[1].nfe
     assert both[0].suffixes == both[1].suffixes
@@ -232,8 +252,9 @@ def test_settings_out_of_range_are_refused_when_they_are_made(make, match):
 
 
 def test_priors_that_do_not_suit_a_method_are_refused_before_the_first_step(mixture):
-    with pytest.raises(ValueError, match="flow-matching prior"):
-        RFDS().build(mixture, 10, seed())
+    for settings in (RFDS(), FlowDreamer()):
+        with pytest.raises(ValueError, match="flow-matching prior"):
+            settings.build(mixture, 10, seed())
     for settings in (VSD(), ESD()):
         with pytest.raises(ValueError, match="needs a latent diffusion model with a UNet; mixture is not one"):
             settings.build(mixture, 10, seed())
@@ -245,7 +266,7 @@ def test_a_method_that_starts_at_t_has_no_times_above(name, mixture):
     limited = built(starting_at(METHODS[name], 0.6), prior)
     t = torch.cat([limited.timesteps(step, 50, 200, seed(step)) for step in range(50)])
     assert t.max() <= 0.6 and t.max() > 0.5
-    if name not in ("sdi", "sds", "rfds"):
+    if name not in ("sdi", "sds", *FOR_FLOWS):
         whole = built(METHODS[name], prior)
         again = torch.cat([whole.timesteps(step, 50, 200, seed(step)) for step in range(50)])
         torch.testing.assert_close(t, 0.6 * again)
@@ -335,7 +356,7 @@ def test_nominal_guidance_is_what_sdi_amounts_to(mixture, conditions, randn):
 def test_only_methods_that_match_x0_pull_images(mixture):
     """The others' gradients are differences of predictions, which a pull to decode(x0_hat) would outweigh."""
     pulls = {name: built(method, suited(name, mixture)).pull for name, method in METHODS.items()}
-    matching = {"sdi", "sds", "sjc", "mvdream", "rfds", "sdi_cached", "cfd"}
+    matching = {"sdi", "sds", "sjc", "mvdream", "rfds", "sdi_cached", "cfd", "flowdreamer"}
     assert pulls == {name: float(name in matching) for name in METHODS}
     assert CSD(pull=0.5).build(mixture, 10, seed()).pull == 0.5 and SDI(pull=0.0).build(mixture, 10, seed()).pull == 0
     own = {name for name, method in METHODS.items() if built(method, suited(name, mixture)).image_weight is not None}

@@ -54,7 +54,7 @@ def numbers(folder):
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines(folder)]
 
 
-UNSUITED = ("rfds",)  # for flow models
+UNSUITED = ("rfds", "flowdreamer")  # for flow models
 
 
 def stop_after(steps):

@@ -48,8 +48,8 @@ class Quality:
     recipe: Name = None
     """Named settings to start from: laptop (default), paper or splats; see distill3d recipes."""
     method: Name = None
-    """Objective: sdi (default), sds, sjc, nfsd, csd, hifa, ism, mvdream, sds_bridge, vsd, esd, rfds, sdi_cached
-    or cfd."""
+    """Objective: sdi (default), sds, sjc, nfsd, csd, hifa, ism, mvdream, sds_bridge, vsd, esd, dsd, asd, sctd, bsd,
+    sdi_cached or cfd; rfds and flowdreamer for flow models."""
     scale: Float = None
     """Guidance scale of the objective."""
     steps: Int = None

@@ -226,7 +226,8 @@ class TwoD:
     seed: int = 0
     """Seed of all images; references use others."""
     scale: Float = None
-    """Guidance scale of DDIM and SDI, and of the first SDS; default: 5, with --full 7.5. SDI inverts at minus that."""
+    """Guidance scale of DDIM and SDI, and of the first SDS; default: 5, with --full 7.5. SDI as in the paper inverts at
+    minus that, and amounts to more guidance; the row of nominal guidance does not."""
     steps: int = 50
     """Steps of DDIM; those of the other methods are in proportion (SDI 40, SDS 400 at 50)."""
     evaluator: Name = None

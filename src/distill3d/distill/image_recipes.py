@@ -13,7 +13,7 @@ from distill3d.types import Prior
 
 Space = Literal["latents", "pixels"]
 STARTS = ("zero", "gray", "noise", "denoised")
-DEFAULT_SCALE = 5.0  # guidance scale of ddim and sdi alike, so that they can be compared
+DEFAULT_SCALE = 5.0  # guidance of ddim and effective guidance of sdi alike, so that they can be compared
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ IMAGE_RECIPES: Mapping[str, ImageRecipe] = {
     # Free latents that are inverted at every step drift away from those of images, hence the projection.
     "sdi": ImageRecipe(
         steps=40,
-        objective=SDI(DEFAULT_SCALE, -DEFAULT_SCALE, eta=0.0, stop=0.02),
+        objective=SDI(DEFAULT_SCALE, 1.0, eta=0.0, stop=0.02, nominal=True),
         start="denoised",
         rate=None,
         project=True,

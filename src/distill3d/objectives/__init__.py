@@ -1,5 +1,6 @@
 """Score distillation: the gradient that pulls an image towards its prompt. Independent of 3D."""
 
+from distill3d.diffusion.guidance import APG
 from distill3d.objectives.methods import (
     cfd,
     csd,
@@ -20,17 +21,22 @@ from distill3d.objectives.noise import kappa_residual
 from distill3d.objectives.objective import Objective, Query, Stateful, attach
 from distill3d.objectives.prediction import effective_guidance, prediction_scale
 from distill3d.objectives.settings import (
+    ASD,
+    BSD,
     CFD,
     CSD,
+    DSD,
     ESD,
     ISM,
     METHODS,
     NFSD,
     RFDS,
+    SCTD,
     SDI,
     SDS,
     SJC,
     VSD,
+    FlowDreamer,
     HiFA,
     Method,
     MVDream,
@@ -38,19 +44,26 @@ from distill3d.objectives.settings import (
     SDSBridge,
     starting_at,
 )
+from distill3d.objectives.successors import asd, bsd, dsd, flowdreamer, sctd
 
 __all__ = [
+    "APG",
+    "ASD",
+    "BSD",
     "CFD",
     "CSD",
+    "DSD",
     "ESD",
     "ISM",
     "METHODS",
     "NFSD",
     "RFDS",
+    "SCTD",
     "SDI",
     "SDS",
     "SJC",
     "VSD",
+    "FlowDreamer",
     "HiFA",
     "MVDream",
     "Method",
@@ -59,11 +72,15 @@ __all__ = [
     "SDICached",
     "SDSBridge",
     "Stateful",
+    "asd",
     "attach",
+    "bsd",
     "cfd",
     "csd",
+    "dsd",
     "effective_guidance",
     "esd",
+    "flowdreamer",
     "hifa",
     "ism",
     "kappa_residual",
@@ -71,6 +88,7 @@ __all__ = [
     "nfsd",
     "prediction_scale",
     "rfds",
+    "sctd",
     "sdi",
     "sdi_cached",
     "sds",

@@ -115,6 +115,28 @@ def rescaled(scale: float, fraction: float = 0.5) -> Prediction:
     return prediction
 
 
+def balanced(denoising: float = 1.25) -> PredictionAndReference:
+    """kappa + rms(e_u - kappa) m, and kappa as reference: m = a c + (1 - a) d is the shortest vector between c and d.
+
+    c = e_c - e_u and d = denoising (e_u - kappa); a = <d - c, d> / |d - c|^2, in [0, 1], for each sample (Huang et al.
+    2024). Raises ValueError unless denoising is a finite number.
+    """
+    check_number("denoising", denoising)
+
+    def prediction(query: Query, x_t: Tensor) -> tuple[Tensor, int, Tensor]:
+        everywhere = torch.ones(2, len(x_t), dtype=torch.bool, device=x_t.device)
+        (e_u, e_c), nfe = _noise_under_texts(query, x_t, [negative, positive], everywhere)
+        kappa = to_eps("x0", query.x, x_t, *coefficients(query.prior.schedule, query.t, x_t))
+        denoise = (e_u - kappa).flatten(1)
+        c, d = (e_c - e_u).flatten(1), denoising * denoise
+        square = (d - c).square().sum(1, keepdim=True).clamp(min=torch.finfo(d.dtype).tiny)
+        a = (((d - c) * d).sum(1, keepdim=True) / square).clamp(0, 1)
+        size = denoise.square().mean(1, keepdim=True).sqrt()
+        return kappa + (size * (a * c + (1 - a) * d)).view_as(kappa), nfe, kappa
+
+    return prediction
+
+
 def positive(query: Query) -> Condition:
     """The positive condition of each sample; in `linear_combination` it comes with its Perp-Neg push."""
     return query.conditioning.positive

@@ -10,13 +10,14 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Literal
 
 import torch
 
-from distill3d.diffusion.guidance import APG, CFG
-from distill3d.objectives import methods, noise, prediction, reference, timesteps, weighting
-from distill3d.objectives.objective import Noise, NoiseFrame, Objective, check_number
+from distill3d.objectives import methods, noise, prediction, reference, timesteps
+from distill3d.objectives.objective import Noise, NoiseFrame, Objective
+from distill3d.objectives.settings_base import ForFlows, Method, ScaledTime, Settings
+from distill3d.objectives.successor_settings import ASD, BSD, DSD, SCTD, FlowDreamer
 from distill3d.types import Prior
 
 PUBLISHED_TRAINING = 25000 * 1e-4  # training steps times learning rate of VSD's student
@@ -29,63 +30,8 @@ SOLVERS: dict[str, Callable[..., Noise]] = {
 }
 
 
-class Method(Protocol):
-    """Anything that can be built into an objective: the settings below, and an Objective itself."""
-
-    def build(self, prior: Prior, steps: int, generator: torch.Generator) -> Objective:
-        """The objective for one run of so many steps; networks that it trains are drawn from the generator.
-
-        Raises ValueError if the prior does not suit the method.
-        """
-        ...
-
-
 @dataclass(frozen=True)
-class _Settings:
-    factory: ClassVar[Callable[..., Objective]]
-    guided: ClassVar[bool] = True  # whether it predicts with prediction.guided, which apg is for
-
-    pull: float | None = field(default=None, kw_only=True)
-    """Share of the recipe's `image_weight`, the pull on decoded images, that is added to the method; None is its own: 1
-    for methods that match x0_hat, 0 for the others."""
-    apg: APG = field(default=CFG, kw_only=True)
-    """Adaptive projected guidance in place of the plain one, at the same scale."""
-
-    def __post_init__(self) -> None:
-        if self.pull is not None:
-            check_number("pull", self.pull)
-        if self.apg != CFG and not self.guided:
-            raise ValueError(f"apg is for methods that predict with guidance alone, not for {type(self).__name__}")
-        self._make()  # raises ValueError for settings out of range
-
-    def build(self, prior: Prior, steps: int, generator: torch.Generator) -> Objective:
-        """The objective with these settings; it needs neither prior nor generator."""
-        return self._completed(self._make())
-
-    def _completed(self, objective: Objective) -> Objective:
-        return replace(objective, apg=self.apg, pull=objective.pull if self.pull is None else self.pull)
-
-    def _make(self, **more: object) -> Objective:
-        arguments: dict[str, Any] = vars(self) | more
-        for name in ("pull", "apg", "student_rate"):
-            arguments.pop(name, None)
-        time_scale = arguments.pop("time_scale", 1.0)
-        if not 0.0 < time_scale <= 1.0:
-            raise ValueError(f"time_scale must lie above 0 and up to 1, got {time_scale}")
-        objective = type(self).factory(**arguments)
-        if time_scale == 1.0:
-            return objective
-        return replace(objective, timesteps=timesteps.scaled(objective.timesteps, time_scale))
-
-
-@dataclass(frozen=True)
-class _ScaledTime(_Settings):
-    time_scale: float = field(default=1.0, kw_only=True)
-    """All times are multiplied by this, in (0, 1]."""
-
-
-@dataclass(frozen=True)
-class SDI(_Settings):
+class SDI(Settings):
     """Settings of `sdi`.
 
     A noise other than "inversion" is for comparison: a random draw, or a solver of equation 8 as the derivation has it:
@@ -127,7 +73,7 @@ class SDI(_Settings):
 
 
 @dataclass(frozen=True)
-class SDICached(_ScaledTime):
+class SDICached(ScaledTime):
     """Settings of `sdi_cached`; the defaults are for 2D."""
 
     factory = staticmethod(methods.sdi_cached)
@@ -139,7 +85,7 @@ class SDICached(_ScaledTime):
 
 
 @dataclass(frozen=True)
-class CFD(_ScaledTime):
+class CFD(ScaledTime):
     """Settings of `cfd`; the defaults are for 2D."""
 
     factory = staticmethod(methods.cfd)
@@ -151,7 +97,7 @@ class CFD(_ScaledTime):
 
 
 @dataclass(frozen=True)
-class SDS(_Settings):
+class SDS(Settings):
     """Settings of `sds`."""
 
     factory = staticmethod(methods.sds)
@@ -163,7 +109,7 @@ class SDS(_Settings):
 
 
 @dataclass(frozen=True)
-class SJC(_ScaledTime):
+class SJC(ScaledTime):
     """Settings of `sjc`."""
 
     factory = staticmethod(methods.sjc)
@@ -174,7 +120,7 @@ class SJC(_ScaledTime):
 
 
 @dataclass(frozen=True)
-class NFSD(_ScaledTime):
+class NFSD(ScaledTime):
     """Settings of `nfsd`."""
 
     factory = staticmethod(methods.nfsd)
@@ -186,7 +132,7 @@ class NFSD(_ScaledTime):
 
 
 @dataclass(frozen=True)
-class CSD(_ScaledTime):
+class CSD(ScaledTime):
     """Settings of `csd`."""
 
     factory = staticmethod(methods.csd)
@@ -201,7 +147,7 @@ class CSD(_ScaledTime):
 
 
 @dataclass(frozen=True)
-class HiFA(_ScaledTime):
+class HiFA(ScaledTime):
     """Settings of `hifa`."""
 
     factory = staticmethod(methods.hifa)
@@ -213,7 +159,7 @@ class HiFA(_ScaledTime):
 
 
 @dataclass(frozen=True)
-class ISM(_ScaledTime):
+class ISM(ScaledTime):
     """Settings of `ism`."""
 
     factory = staticmethod(methods.ism)
@@ -227,7 +173,7 @@ class ISM(_ScaledTime):
 
 
 @dataclass(frozen=True)
-class MVDream(_ScaledTime):
+class MVDream(ScaledTime):
     """Settings of `mvdream`, built for groups of one view; a run on a multi-view prior sets Objective.views."""
 
     factory = staticmethod(methods.mvdream)
@@ -243,7 +189,7 @@ class MVDream(_ScaledTime):
 
 
 @dataclass(frozen=True)
-class SDSBridge(_ScaledTime):
+class SDSBridge(ScaledTime):
     """Settings of `sds_bridge`."""
 
     factory = staticmethod(methods.sds_bridge)
@@ -258,7 +204,7 @@ class SDSBridge(_ScaledTime):
 
 
 @dataclass(frozen=True)
-class RFDS(_ScaledTime):
+class RFDS(ForFlows):
     """Settings of `rfds`; for flow-matching priors only."""
 
     factory = staticmethod(methods.rfds)
@@ -266,14 +212,9 @@ class RFDS(_ScaledTime):
     low: float = 0.02
     high: float = 0.7
 
-    def build(self, prior: Prior, steps: int, generator: torch.Generator) -> Objective:
-        """The objective with these settings. Raises ValueError unless the prior is a flow-matching model."""
-        weighting.velocity_matching(prior.schedule, torch.tensor([0.5]))
-        return super().build(prior, steps, generator)
-
 
 @dataclass(frozen=True)
-class _Trained(_ScaledTime):
+class _Trained(ScaledTime):
     scale: float = 7.5
     student_steps: int = field(default=1, kw_only=True)
     """Training steps of the student at each step."""
@@ -338,21 +279,21 @@ class ESD(_Trained):
 def starting_at(method: Method, t: float) -> Method:
     """The same method without times above t in [0, 1], for a scene that begins with a mesh.
 
-    SDI anneals from t, SDS and RFDS draw below t, and every other method has its times multiplied by t. Raises
-    ValueError for t out of range, and for a method of another class: build it, and pass its Objective.
+    SDI anneals from t, SDS, RFDS and FlowDreamer draw below t, and every other method has its times multiplied by t.
+    Raises ValueError for t out of range, and for a method of another class: build it, and pass its Objective.
     """
     if isinstance(method, SDI):
         return replace(method, start=t, stop=min(method.stop, t))
-    if isinstance(method, SDS | RFDS):
+    if isinstance(method, SDS | RFDS | FlowDreamer):
         return replace(method, high=min(method.high, t), low=min(method.low, t))
-    if isinstance(method, _ScaledTime):
+    if isinstance(method, ScaledTime):
         return replace(method, time_scale=min(method.time_scale, t))
     if isinstance(method, Objective):
         return replace(method, timesteps=timesteps.scaled(method.timesteps, t))
     raise ValueError(f"the times of {type(method).__name__} cannot be limited: pass the Objective that it builds")
 
 
-# The names on the command line. `sdi_cached` and `cfd` are as in 2D, `rfds` is for flow-matching priors.
+# The names on the command line. `sdi_cached` and `cfd` are as in 2D, `rfds` and `flowdreamer` for flow models.
 METHODS: dict[str, Method] = {
     "sdi": SDI(),
     "sds": SDS(),
@@ -368,4 +309,9 @@ METHODS: dict[str, Method] = {
     "rfds": RFDS(),
     "sdi_cached": SDICached(),
     "cfd": CFD(),
+    "dsd": DSD(),
+    "asd": ASD(),
+    "flowdreamer": FlowDreamer(),
+    "sctd": SCTD(),
+    "bsd": BSD(),
 }

@@ -22,7 +22,8 @@ def test_the_papers_settings():
     cached, inverted = rows["SDI, cached noise"].recipe, rows["SDI, DDIM inversion"].recipe
     assert (cached.rate, inverted.rate) == (None, None)  # targets taken whole
     sdi = inverted.objective
-    assert sdi.inversion_scale == -7.5 and sdi.inversion_steps == 10 and inverted.project
+    assert sdi.inversion_scale == -7.5 and sdi.inversion_steps == 10 and not sdi.nominal and inverted.project
+    assert rows["SDI, nominal guidance"].recipe.objective.nominal
     assert {row.recipe.objective.scale for row in rows.values()} == {7.5, 100}
     half = {row.name: row.recipe.steps for row in Study(("a cat",), steps=25).rows}
     assert half["SDI, DDIM inversion"] == 20 and half["SDS, scale 5"] == 200
@@ -40,7 +41,7 @@ def test_cached_noise_is_ddim_and_nothing_is_made_twice(kl_folder, tmp_path):
         run_study(tmp_path, study(kl_folder), prior, None, stop)
     made.clear()
     found = run_study(tmp_path, study(kl_folder), prior, None, lambda row, prompt, new: made.append((row.name, new)))
-    assert [new for _, new in made] == [False] * 3 + [True] * 6
+    assert [new for _, new in made] == [False] * 3 + [True] * 7
     distance = {row: found.table.values[row, DISTANCE.name].mean for row in found.made}
     assert distance["DDIM"] == 0 and max(distance["SDI, cached noise"], distance["CFD, constant noise"]) < 1e-8
     assert min(distance["DDIM, another seed"], distance["SDS, scale 100"]) > 1e-4
@@ -88,7 +89,7 @@ def test_mistakes_are_value_errors(changes, told):
 
 def test_a_scale_of_100_is_one_row():
     names = [row.name for row in Study(("a cat",), scale=100.0).rows]
-    assert len(set(names)) == len(names) == 6
+    assert len(set(names)) == len(names) == 7
 
 
 def test_a_reference_that_is_no_number_is_left_out(kl_folder, tmp_path):

@@ -20,7 +20,7 @@ from distill3d.types import Prior
 TABLE1 = ("sds", "sjc", "vsd", "esd", "hifa", "sdi")  # the rows of the paper's table
 SCALES = (1.0, 7.5, 30.0, 100.0)
 CFG_PLUS_PLUS = 0.6  # the scale of CFG++ that looks like a guidance of 7.5
-LABELS = {"hifa": "HiFA", "mvdream": "MVDream", "sds_bridge": "SDS-Bridge"}
+LABELS = {"flowdreamer": "FlowDreamer", "hifa": "HiFA", "mvdream": "MVDream", "sds_bridge": "SDS-Bridge"}
 FULL_VIEWS, VIEWS = 50, 24
 
 

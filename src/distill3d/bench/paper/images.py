@@ -81,7 +81,8 @@ class Study(RunConfig):
             row("DDIM, another seed", "ddim", OTHER),
             row("CFD, constant noise", "cfd"),
             row("SDI, cached noise", "sdi_cached"),
-            row("SDI, DDIM inversion", "sdi", inversion_scale=-self.scale),
+            row("SDI, DDIM inversion", "sdi", inversion_scale=-self.scale, nominal=False),
+            row("SDI, nominal guidance", "sdi"),
             row(f"SDS, scale {self.scale:g}", "sds"),
             *strong,
         )
