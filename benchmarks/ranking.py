@@ -93,7 +93,7 @@ def make(folder: Path, methods: list[str], count: int) -> None:
     from toybox_3d import prompts
 
     from distill3d.distill.loop import ObjectRun, optimize
-    from distill3d.distill.recipes import LAPTOP, method_settings
+    from distill3d.distill.recipes import DISTILL, method_settings
     from distill3d.priors.loading import load_prior
     from distill3d.prompts import ViewPrompts
 
@@ -106,7 +106,7 @@ def make(folder: Path, methods: list[str], count: int) -> None:
             if (folder / f"{stem}-{LOOKS[-1]}.npz").exists():
                 continue
             prompt = f"a {color} {kind}"
-            run = ObjectRun(replace(LAPTOP, objective=method_settings(method)), ViewPrompts(prompt), prior, seed=1)
+            run = ObjectRun(replace(DISTILL, objective=method_settings(method)), ViewPrompts(prompt), prior, seed=1)
             for begin, end in zip((0, *LOOKS[:-1]), LOOKS, strict=True):
                 optimize(run, range(begin, end), lambda progress: None)
                 run.scene.eval()

@@ -1,15 +1,18 @@
-"""Objects from sentences on the bundled prior: 24 prompts, SDI against SDS at the same budget, judged by 8 views.
+"""Objects from sentences on the bundled priors: 24 prompts, recipes and methods, judged by 8 views.
 
-    python benchmarks/toybox_3d.py --out bench3d [--methods sdi,sds] [--prompts 24] [--picture docs/images/objects.png]
+    python benchmarks/toybox_3d.py --out bench3d [--runs laptop,sdi] [--prompts 24] [--seeds 0,1]
+        [--picture docs/images/objects.png]
 
-Half of the prompts name pairs that the prior was not trained on. Every object is one cell, a file in the output
-folder; finished cells are not made again, so the benchmark can be stopped and continued.
+A run is a recipe, with the prior that it was made for, or a method, with recipe `distill`. Half of the prompts name
+pairs that the priors were not trained on. Every object is one cell, a file in the output folder; finished cells are
+not made again, so the benchmark can be stopped and continued.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import time
 from pathlib import Path
@@ -18,15 +21,18 @@ import numpy as np
 import torch
 
 from distill3d.cameras import BACKGROUND, ELEVATION, turntable
-from distill3d.distill.loop import ObjectRun, Progress, optimize
-from distill3d.distill.recipes import LAPTOP, method_settings
+from distill3d.distill.loop import Progress, optimize
+from distill3d.distill.objects import object_run
+from distill3d.distill.recipes import DISTILL, PRIORS, RECIPES, Recipe, method_settings
 from distill3d.evaluation.evaluator import Evaluator, ToyboxJudge
 from distill3d.evaluation.ground_truth import foreground_mask, silhouette_iou
 from distill3d.evaluation.images import edge_concentration, sharpness
+from distill3d.evaluation.views import janus_rate, lost_back
 from distill3d.export.video import contact_sheet, save_image
 from distill3d.files import replacing
 from distill3d.priors.loading import load_prior
 from distill3d.prompts import ViewPrompts
+from distill3d.runs.config import to_plain
 from distill3d.runs.objects import render_views
 from distill3d.toybox.captions import COLOR_NAMES, KIND_NAMES, Claim, held_out_pairs, sentence
 from distill3d.toybox.world import View, build, draw
@@ -46,19 +52,32 @@ def prompts() -> list[tuple[str, str, bool]]:
     return chosen
 
 
-def make(prior: Prior, kind: str, color: str, method: str, seed: int) -> tuple[torch.Tensor, dict[str, float]]:
-    """One object: 8 views of it and what it took."""
+def setting(name: str) -> tuple[Recipe, str]:
+    """The recipe and the prior of a run by its name."""
+    if name in RECIPES:
+        return RECIPES[name], PRIORS[name]
+    return dataclasses.replace(DISTILL, objective=method_settings(name)), PRIORS["distill"]
+
+
+def make(prior: Prior, kind: str, color: str, recipe: Recipe, seed: int) -> tuple[torch.Tensor, dict[str, float]]:
+    """One object: 8 views of it and what it took. Seconds are those of this process, on all of its threads."""
     claim = Claim(KIND_NAMES.index(kind), COLOR_NAMES.index(color))
-    recipe = dataclasses.replace(LAPTOP, objective=method_settings(method))
-    run = ObjectRun(recipe, ViewPrompts(sentence(claim)), prior, seed)
+    run = object_run(recipe, ViewPrompts(sentence(claim)), prior, seed)
     history: list[Progress] = []
-    began = time.monotonic()
-    optimize(run, range(LAPTOP.steps), history.append)
-    seconds = time.monotonic() - began
+    began = time.process_time()
+    optimize(run, range(recipe.steps), history.append)
+    seconds = time.process_time() - began
     run.scene.eval()
     pictures = render_views(run.scene, VIEWS, SIZE)
-    filled = float(((pictures - BACKGROUND).abs().amax(1) > 0.05).float().mean())
-    return pictures, {"seconds": seconds, "rows": history[-1].nfe, "filled": filled}
+    with torch.no_grad():
+        opacity = run.scene.render(turntable(VIEWS), SIZE, torch.zeros(VIEWS, 3)).opacity
+    seen = opacity > 0.1
+    return pictures, {
+        "seconds": seconds,
+        "rows": history[-1].nfe,
+        "filled": float(((pictures - BACKGROUND).abs().amax(1) > 0.05).float().mean()),
+        "veil": float((seen & (opacity < 0.9)).sum() / seen.sum().clamp_min(1)),
+    }
 
 
 def world_views(kind: str, color: str) -> torch.Tensor:
@@ -72,7 +91,10 @@ def judge_cell(pictures: torch.Tensor, kind: str, color: str, judge: ToyboxJudge
     """What the judge says of 8 views of one object."""
     verdict, world = judge.verdict(pictures, kind, color), world_views(kind, color)
     text = [sentence(Claim(KIND_NAMES.index(kind), COLOR_NAMES.index(color)))] * len(pictures)
+    azimuths = turntable(VIEWS).azimuth
     return {
+        "janus": janus_rate(pictures, azimuths, text[0], judge),
+        "lost_back": lost_back(pictures, azimuths, text[0], judge),
         "right": float(verdict.both.float().mean()),
         "kind": float(verdict.kind.float().mean()),
         "color": float(verdict.color.float().mean()),
@@ -84,15 +106,15 @@ def judge_cell(pictures: torch.Tensor, kind: str, color: str, judge: ToyboxJudge
     }
 
 
-def table(cells: list[dict], methods: list[str]) -> str:
-    """Markdown: a row a method."""
+def table(cells: list[dict], names: list[str]) -> str:
+    """Markdown: a row a run."""
     lines = [
-        "| method | both right | held-out pairs | score (judge) | score (`evaluator_clip`) | sharpness | edges | "
-        "silhouette IoU | empty or full | seconds | rows |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| run | both right | held-out pairs | score (judge) | score (`evaluator_clip`) | sharpness | edges | "
+        "silhouette IoU | veil | Janus | lost back | empty or full | CPU seconds | rows |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for method in methods:
-        rows = [c for c in cells if c["method"] == method]
+    for name in names:
+        rows = [c for c in cells if c["run"] == name]
         if not rows:
             continue
 
@@ -102,9 +124,10 @@ def table(cells: list[dict], methods: list[str]) -> str:
         held = [r["right"] for r in rows if r["held_out"]]
         bad = sum(not 0.02 < r["filled"] < 0.9 for r in rows)
         lines.append(
-            f"| {method} | {100 * mean('right'):.1f} % | {100 * np.mean(held or [float('nan')]):.1f} % | "
+            f"| {name} | {100 * mean('right'):.1f} % | {100 * np.mean(held or [float('nan')]):.1f} % | "
             f"{mean('score'):.1f} | {mean('clip_score'):.1f} | "
-            f"{mean('sharpness'):.2f} | {mean('edges'):.2f} | {mean('iou'):.2f} | {bad} of {len(rows)} | "
+            f"{mean('sharpness'):.2f} | {mean('edges'):.2f} | {mean('iou'):.3f} | {mean('veil'):.2f} | {mean('janus'):.2f} | "
+            f"{mean('lost_back'):.2f} | {bad} of {len(rows)} | "
             f"{mean('seconds'):.0f} | {mean('rows'):.0f} |"
         )
     return "\n".join(lines)
@@ -114,35 +137,36 @@ def main() -> None:
     """Command line; see the module docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the cells")
-    parser.add_argument("--methods", default="sdi,sds")
+    parser.add_argument("--runs", default="laptop,sdi", help="recipes, or methods with recipe distill")
     parser.add_argument("--prompts", type=int, default=24, help="how many of the 24")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--picture", type=Path, help="write all objects of the first method here, 4 views each")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--picture", type=Path, help="write all objects of the first run and seed here, 4 views each")
     arguments = parser.parse_args()
-    methods = arguments.methods.split(",")
+    names, seeds = arguments.runs.split(","), [int(seed) for seed in arguments.seeds.split(",")]
+    settings = {name: setting(name) for name in names}
     arguments.out.mkdir(parents=True, exist_ok=True)
-    prior = load_prior("toybox", dtype="auto")
+    priors = {prior: load_prior(prior, dtype="auto") for _, prior in settings.values()}
     judge = ToyboxJudge()
     clip = Evaluator(judge.folder.parent / "evaluator_clip")
     cells, sheet = [], []
-    for kind, color, held_out in prompts()[: arguments.prompts]:
-        for method in methods:
-            stem = f"{kind.replace(' ', '-')}-{color}-{method}-{arguments.seed}"
-            path = arguments.out / f"{stem}.npz"
-            if not path.exists():
-                pictures, cost = make(prior, kind, color, method, arguments.seed)
-                with replacing(path) as draft:
-                    np.savez(draft, pictures=pictures.numpy(), cost=json.dumps(cost))
-            saved = np.load(path)
-            pictures, cost = torch.from_numpy(saved["pictures"]), json.loads(str(saved["cost"]))
-            cell = judge_cell(pictures, kind, color, judge, clip) | cost
-            cells.append(cell | {"kind_name": kind, "color_name": color, "held_out": held_out, "method": method})
-            print(f"{stem}: right {cell['right']:.2f}, score {cell['score']:.1f}, {cost['seconds']:.0f} s", flush=True)
-            if method == methods[0]:
-                sheet.append(pictures[::2])
-    recipe = json.dumps(dataclasses.asdict(LAPTOP))
-    (arguments.out / "cells.json").write_text(json.dumps({"cells": cells, "recipe": recipe}, indent=1))
-    print("\n" + table(cells, methods))
+    chosen = itertools.product(seeds, prompts()[: arguments.prompts], settings.items())
+    for seed, (kind, color, held_out), (name, (recipe, prior)) in chosen:
+        stem = f"{kind.replace(' ', '-')}-{color}-{name}-{seed}"
+        path = arguments.out / f"{stem}.npz"
+        if not path.exists():
+            pictures, cost = make(priors[prior], kind, color, recipe, seed)
+            with replacing(path) as draft:
+                np.savez(draft, pictures=pictures.numpy(), cost=json.dumps(cost))
+        saved = np.load(path)
+        pictures, cost = torch.from_numpy(saved["pictures"]), json.loads(str(saved["cost"]))
+        cell = judge_cell(pictures, kind, color, judge, clip) | cost
+        cells.append(cell | {"kind_name": kind, "color_name": color, "held_out": held_out, "run": name, "seed": seed})
+        print(f"{stem}: IoU {cell['iou']:.3f}, right {cell['right']:.2f}, {cost['seconds']:.0f} s", flush=True)
+        if name == names[0] and seed == seeds[0]:
+            sheet.append(pictures[::2])
+    recipes = {name: to_plain(recipe) for name, (recipe, _) in settings.items()}
+    (arguments.out / "cells.json").write_text(json.dumps({"cells": cells, "recipes": recipes}, indent=1))
+    print("\n" + table(cells, names))
     if arguments.picture:
         save_image(arguments.picture, contact_sheet(torch.cat(sheet), columns=12))
 

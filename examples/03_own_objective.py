@@ -28,7 +28,7 @@ def dds(source: torch.Tensor, source_conditioning: d3d.Conditioning, scale: floa
     )
 
 
-def main(recipe: d3d.Recipe = d3d.RECIPES["laptop"], out: str = "runs") -> d3d.Result:
+def main(recipe: d3d.Recipe = d3d.RECIPES["distill"], out: str = "runs") -> d3d.Result:
     """Makes a 3D object with DDS, from the mean image of the source prompt."""
     prior = d3d.load_prior("toybox")
     sources = d3d.Conditioning(prior.embed(["a green mushroom"] * recipe.views), prior.embed([""] * recipe.views))

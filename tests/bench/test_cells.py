@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from distill3d.bench.cells import make_cell, read_maps, read_outcome, read_views
 from distill3d.bench.judging import Judges, choose_metrics, find_judges, score
 from distill3d.bench.protocol import Protocol, Variant
-from distill3d.distill.recipes import LAPTOP
+from distill3d.distill.recipes import DISTILL
 from distill3d.objectives import SDI, SDS
 from distill3d.priors.loading import load_prior
 from distill3d.runs.folder import RunFolder
 
 SMALL = dataclasses.replace(
-    LAPTOP, steps=4, views=1, scene=dataclasses.replace(LAPTOP.scene, resolution=12), objective=SDI(inversion_steps=2)
+    DISTILL, steps=4, views=1, scene=dataclasses.replace(DISTILL.scene, resolution=12), objective=SDI(inversion_steps=2)
 )
 
 

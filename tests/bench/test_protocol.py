@@ -11,7 +11,7 @@ from distill3d.bench.budget import nfe_of_a_step, with_budget
 from distill3d.bench.prompts import prompt_list, toybox_prompts
 from distill3d.bench.protocol import Protocol, Variant, locked, open_folder
 from distill3d.distill.loop import ObjectRun, optimize
-from distill3d.distill.recipes import LAPTOP, Supervision
+from distill3d.distill.recipes import DISTILL, Supervision
 from distill3d.distill.regularizers import WeightSchedule
 from distill3d.objectives import METHODS, SDI
 from distill3d.priors.loading import load_prior
@@ -19,7 +19,7 @@ from distill3d.runs.objects import Config, load_priors
 from distill3d.toybox.captions import KIND_NAMES, held_out_pairs, read_prompt
 
 SMALL = dataclasses.replace(
-    LAPTOP, steps=4, views=1, scene=dataclasses.replace(LAPTOP.scene, resolution=12), objective=SDI(inversion_steps=3)
+    DISTILL, steps=4, views=1, scene=dataclasses.replace(DISTILL.scene, resolution=12), objective=SDI(inversion_steps=3)
 )
 
 

@@ -8,12 +8,12 @@ import pytest
 from distill3d.bench.judging import Judges
 from distill3d.bench.protocol import Protocol, Variant
 from distill3d.bench.run import Listeners, run_bench
-from distill3d.distill.recipes import LAPTOP
+from distill3d.distill.recipes import DISTILL
 from distill3d.objectives import SDI, SDS, Objective, noise, prediction, reference, timesteps, weighting
 from distill3d.priors.loading import load_prior
 
 SMALL = dataclasses.replace(
-    LAPTOP, steps=3, views=1, scene=dataclasses.replace(LAPTOP.scene, resolution=12), objective=SDI(inversion_steps=2)
+    DISTILL, steps=3, views=1, scene=dataclasses.replace(DISTILL.scene, resolution=12), objective=SDI(inversion_steps=2)
 )
 METRICS = ("saturation", "nfe")
 

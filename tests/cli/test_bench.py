@@ -9,7 +9,7 @@ import pytest
 from distill3d.bench.prompts import prompt_list
 from distill3d.cli import main as cli
 from distill3d.cli.shared import command_line
-from distill3d.distill.recipes import LAPTOP
+from distill3d.distill.recipes import DISTILL
 from distill3d.objectives import METHODS
 
 
@@ -91,7 +91,7 @@ def test_prompts_are_files_lists_or_themselves(words, expected, prompts, monkeyp
 def test_lists_take_commas_and_spaces(flags):
     protocol = cli.parse(["bench", *flags.split(), "--views", "9"]).protocol()
     assert (protocol.names, protocol.seeds, protocol.views) == (("sds", "ism"), (0, 2), 9)
-    assert all(dataclasses.replace(v.recipe, objective=LAPTOP.objective) == LAPTOP for v in protocol.variants)
+    assert all(dataclasses.replace(v.recipe, objective=DISTILL.objective) == DISTILL for v in protocol.variants)
 
 
 def test_the_command_line_that_repeats_a_bench():

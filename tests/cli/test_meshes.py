@@ -9,7 +9,7 @@ import torch
 import trimesh
 
 from distill3d.cli import main as cli
-from distill3d.distill.recipes import LAPTOP, LAPTOP_TEXTURE, PAPER, TEXTURE_RECIPES, from_mesh, refinement
+from distill3d.distill.recipes import DISTILL, LAPTOP_TEXTURE, PAPER, TEXTURE_RECIPES, from_mesh, refinement
 from distill3d.export.options import ExportOptions
 from distill3d.meshes.files import read_mesh, save_mesh
 from distill3d.meshes.mesh import RADIUS, Mesh, placed
@@ -96,7 +96,7 @@ def test_refinement_begins_with_the_colors_that_are_there():
     recipe = refinement(LAPTOP_TEXTURE, 5, 0.05, 0.1)
     assert recipe.scene.colors and recipe.scene.move == 0.1
     assert recipe.objective.start == 0.05 >= recipe.objective.stop
-    assert from_mesh(LAPTOP).objective.start == 0.6
+    assert from_mesh(DISTILL).objective.start == 0.6
     assert all(isinstance(r.scene, MeshOptions) for r in TEXTURE_RECIPES.values())
 
 
@@ -111,14 +111,14 @@ def test_no_method_looks_at_times_above_the_start(name, mixture):
 
 
 def test_a_mesh_to_be_painted_or_begun_with_is_seen_whole():
-    for recipe in (*TEXTURE_RECIPES.values(), LAPTOP):
+    for recipe in (*TEXTURE_RECIPES.values(), DISTILL):
         assert recipe.cameras.visible_radius == pytest.approx(RADIUS, rel=0.02)
     assert PAPER.cameras.visible_radius < 0.6  # so meshes are made smaller there
 
 
 def test_generate_begins_with_the_mesh(ball, kl_folder, tmp_path):
-    scene = dataclasses.replace(LAPTOP.scene, resolution=64, refine=())
-    recipe = dataclasses.replace(LAPTOP, steps=1, views=1, frames=2, scene=scene, learning_rate=1e-6)
+    scene = dataclasses.replace(DISTILL.scene, resolution=64, refine=())
+    recipe = dataclasses.replace(DISTILL, steps=1, views=1, frames=2, scene=scene, learning_rate=1e-6)
     recipe = dataclasses.replace(recipe, export=ExportOptions(texture=64, resolution=32, fit=0))
     run = generate(Config("a cat", recipe, prior=str(kl_folder), init=str(ball)), tmp_path).folder
     wanted = render_views(MeshScene(placed(read_mesh(ball)), MeshOptions(colors=True)), 2, 48)

@@ -10,7 +10,7 @@ import pytest
 
 from distill3d.cli import main as cli
 from distill3d.cli.recipes import rows, table
-from distill3d.distill.recipes import LAPTOP, PRIORS, RECIPES
+from distill3d.distill.recipes import DISTILL, PRIORS, RECIPES
 from distill3d.runs.config import to_plain
 
 
@@ -31,9 +31,9 @@ def test_it_shows_what_differs(capsys):
 
 
 def test_a_recipe_differs_from_itself_in_nothing_and_from_a_change_in_that():
-    mine = dict(rows(to_plain(LAPTOP)))
+    mine = dict(rows(to_plain(DISTILL)))
     assert table({"a": mine, "b": mine}, everything=False) == ["  a  b"]
-    changed = dataclasses.replace(LAPTOP, objective=dataclasses.replace(LAPTOP.objective, scale=3.0))
+    changed = dataclasses.replace(DISTILL, objective=dataclasses.replace(DISTILL.objective, scale=3.0))
     other = dict(rows(to_plain(changed)))
     assert [line.split() for line in table({"a": mine, "b": other}, everything=False)[1:]] == [
         ["objective.scale", "7.5", "3"]
@@ -41,7 +41,7 @@ def test_a_recipe_differs_from_itself_in_nothing_and_from_a_change_in_that():
 
 
 def test_a_weight_is_one_row():
-    found = dict(rows(to_plain(LAPTOP)))
+    found = dict(rows(to_plain(DISTILL)))
     assert found["penalties.sparsity"] == "1 to 3 over 0.3 to 0.8" and found["penalties.smooth_color"] == "3"
 
 

@@ -9,7 +9,7 @@ import pytest
 from distill3d.cli import main as cli
 from distill3d.cli.settings import layered, nested, paths, read_file, to_toml
 from distill3d.distill.image_recipes import image_recipe
-from distill3d.distill.recipes import LAPTOP, PAPER, RECIPES, TEXTURE_RECIPES, TUNED, from_mesh
+from distill3d.distill.recipes import DISTILL, PAPER, RECIPES, TEXTURE_RECIPES, TUNED, from_mesh
 from distill3d.objectives import ISM, METHODS, SDS
 from distill3d.priors.options import PriorOptions
 from distill3d.render.shading import ShadingOptions
@@ -67,9 +67,9 @@ def test_every_flag_reaches_its_setting():
         image_size=32, vae="taesd", lora=("a.safetensors", "b.safetensors:0.5"), token=("t.safetensors:cat",),
         controlnet="net", control="normal", offload=True, compile=True,
     )  # fmt: skip
-    export = dataclasses.replace(LAPTOP.export, texture=256, faces=99)
+    export = dataclasses.replace(DISTILL.export, texture=256, faces=99)
     recipe = dataclasses.replace(
-        LAPTOP, objective=SDS(scale=12.0), steps=9, views=3, learning_rate=0.5, render_size=48, perp_neg=True,
+        DISTILL, objective=SDS(scale=12.0), steps=9, views=3, learning_rate=0.5, render_size=48, perp_neg=True,
         frames=7, export=export,
     )  # fmt: skip
     assert found == Config(
@@ -113,7 +113,7 @@ def test_so_does_that_of_an_image(name, file, capsys):
 
 def test_toml_keeps_every_value():
     plain = to_plain(Config("x", PAPER))
-    again = layered(to_plain(Config("x", LAPTOP)), tomllib.loads(to_toml(plain)))
+    again = layered(to_plain(Config("x", DISTILL)), tomllib.loads(to_toml(plain)))
     assert from_plain(Config, again) == Config("x", PAPER)
 
 
@@ -128,9 +128,9 @@ def test_the_config_of_a_run_is_read_too(tmp_path):
 def test_a_file_may_hold_a_few_settings_only(file):
     found = config(*file('prior = "sd15"\nsteps = 9\n[recipe.penalties]\nopaque = { end = 0 }\n'))
     assert (found.prior, found.recipe.steps) == ("sd15", 9)
-    opaque = dataclasses.replace(LAPTOP.penalties.opaque, end=0.0)
-    penalties = dataclasses.replace(LAPTOP.penalties, opaque=opaque)
-    assert found.recipe == dataclasses.replace(LAPTOP, steps=9, penalties=penalties)
+    opaque = dataclasses.replace(DISTILL.penalties.opaque, end=0.0)
+    penalties = dataclasses.replace(DISTILL.penalties, opaque=opaque)
+    assert found.recipe == dataclasses.replace(DISTILL, steps=9, penalties=penalties)
 
 
 def test_each_layer_has_priority_over_those_before(file):
@@ -138,7 +138,7 @@ def test_each_layer_has_priority_over_those_before(file):
     found = config(*flag, "--steps", "2", "--views-per-step", "2", "--set", "steps=3")
     assert (found.prior, found.recipe.scene) == ("sd21", PAPER.scene)
     assert (found.seed, found.recipe.frames, found.recipe.views, found.recipe.steps) == (1, 1, 2, 3)
-    assert config(*flag, "--recipe", "laptop").recipe.scene == LAPTOP.scene
+    assert config(*flag, "--recipe", "distill").recipe.scene == DISTILL.scene
 
 
 def test_a_method_flag_keeps_the_settings_that_the_file_gives_it(file):
@@ -164,7 +164,7 @@ def test_a_method_flag_keeps_the_settings_that_the_file_gives_it(file):
         ('prior_options.lora=["a", "b"]', lambda c: c.prior_options.lora == ("a", "b")),
         ("scene=HashOptions", lambda c: c.recipe.scene == HashOptions()),
         ("scene={kind = 'GaussianOptions', count = 9}", lambda c: c.recipe.scene == GaussianOptions(count=9)),
-        ("scene.kind=VoxelOptions", lambda c: c.recipe.scene == LAPTOP.scene),
+        ("scene.kind=VoxelOptions", lambda c: c.recipe.scene == DISTILL.scene),
         ("shading={}", lambda c: c.recipe.shading is not None),
         ("objective.eta=0.5", lambda c: c.recipe.objective.eta == 0.5),
         ("supervision.weight.start=2", lambda c: c.recipe.supervision.weight.start == 2.0),
@@ -177,7 +177,7 @@ def test_set_changes_any_setting(assignment, value):
 def test_a_later_set_builds_on_an_earlier_one():
     flags = ("scene=VoxelOptions", "scene.resolution=20", "steps=2", "steps=3")
     found = config(*(word for flag in flags for word in ("--set", flag)))
-    assert found.recipe.scene == dataclasses.replace(LAPTOP.scene, resolution=20) and found.recipe.steps == 3
+    assert found.recipe.scene == dataclasses.replace(DISTILL.scene, resolution=20) and found.recipe.steps == 3
     assert isinstance(found.recipe.scene, VoxelOptions)
     shaded = config("--set", "shading={}", "--set", "shading.ambient=0.2").recipe.shading
     assert shaded == ShadingOptions(ambient=0.2)
@@ -222,7 +222,7 @@ def test_mistakes_in_a_file_have_its_paths(file):
 def test_a_time_set_beside_init_wins(flags, start):
     found = config("--init", "a.glb", *flags)
     assert found.init == "a.glb" and found.recipe.objective.start == start
-    usual = from_mesh(LAPTOP).objective
+    usual = from_mesh(DISTILL).objective
     assert found.recipe.objective == dataclasses.replace(usual, start=start)
 
 
@@ -236,18 +236,18 @@ def test_settings_of_single_methods_in_a_bench():
     flags = ["--methods", "SDI,sds", "--prompts", "a red apple", "--steps", "9", "--set", "sds.scale=8"]
     found = cli.parse(["bench", *flags, "--set", "scene.resolution=20"]).protocol()
     assert found.names == ("sdi", "sds") and found.prompts == ("a red apple",)
-    scene = dataclasses.replace(LAPTOP.scene, resolution=20)
+    scene = dataclasses.replace(DISTILL.scene, resolution=20)
     assert [v.recipe for v in found.variants] == [
-        dataclasses.replace(LAPTOP, steps=9, scene=scene),
-        dataclasses.replace(LAPTOP, steps=9, scene=scene, objective=dataclasses.replace(METHODS["sds"], scale=8.0)),
+        dataclasses.replace(DISTILL, steps=9, scene=scene),
+        dataclasses.replace(DISTILL, steps=9, scene=scene, objective=dataclasses.replace(METHODS["sds"], scale=8.0)),
     ]
 
 
 def test_a_bench_reads_the_file_of_a_recipe(file, capsys):
-    text = written(capsys, "laptop").replace("scale = 7.5", "scale = 3.0", 1)
+    text = written(capsys, "distill").replace("scale = 7.5", "scale = 3.0", 1)
     found = cli.parse(["bench", "--methods", "sdi,sds", *file(text)]).protocol()
-    assert found.variants[0].recipe.objective == dataclasses.replace(LAPTOP.objective, scale=3.0)
-    assert found.variants[1].recipe.objective == TUNED["laptop"]["sds"]
+    assert found.variants[0].recipe.objective == dataclasses.replace(DISTILL.objective, scale=3.0)
+    assert found.variants[1].recipe.objective == TUNED["distill"]["sds"]
 
 
 def test_paths_of_a_tree():

@@ -9,7 +9,7 @@ from torch import nn
 from distill3d.diffusion.schedule import coefficients
 from distill3d.distill.loop import ObjectRun, optimize, resized
 from distill3d.distill.objects import distill
-from distill3d.distill.recipes import LAPTOP, SPLATS, Penalties, Recipe
+from distill3d.distill.recipes import DISTILL, SPLATS, Penalties, Recipe
 from distill3d.distill.regularizers import WeightSchedule
 from distill3d.objectives import CSD, METHODS, SDS, HiFA, hifa, sds
 from distill3d.priors.loading import load_prior
@@ -111,12 +111,12 @@ def test_distill_takes_a_scene_of_ones_own(kl_folder):
 def test_a_scene_rendered_small_is_resized_to_what_the_prior_sees(kl_folder):
     prior = load_prior(kl_folder)
     recipe = dataclasses.replace(
-        LAPTOP,
+        DISTILL,
         steps=2,
         views=1,
         render_size=8,
         objective=METHODS["sds"],
-        scene=dataclasses.replace(LAPTOP.scene, resolution=12),
+        scene=dataclasses.replace(DISTILL.scene, resolution=12),
     )
     run, again = (ObjectRun(recipe, ViewPrompts("a cat"), prior, seed=3) for _ in range(2))
     cameras = recipe.cameras.sample(1, run.generator)
@@ -131,7 +131,7 @@ def test_a_scene_rendered_small_is_resized_to_what_the_prior_sees(kl_folder):
     optimize(run, range(2), lambda progress: None)  # gradients reach the scene through it
     assert any(not torch.equal(a, b) for a, b in zip(run.scene.parameters(), again.scene.parameters(), strict=True))
     with pytest.raises(ValueError, match="at least 8 pixels"):
-        dataclasses.replace(LAPTOP, render_size=4)
+        dataclasses.replace(DISTILL, render_size=4)
 
 
 def test_an_enlarged_depth_is_that_of_what_is_hit():

@@ -102,14 +102,14 @@ def test_names_of_methods_are_found_in_any_case():
     assert (
         method_settings("SDS-Bridge") == METHODS["sds_bridge"] and method_settings("HiFA", "paper") == METHODS["hifa"]
     )
-    assert method_settings("sds") == TUNED["laptop"]["sds"] == SDS(scale=30.0) != method_settings("sds", "paper")
+    assert method_settings("sds") == TUNED["distill"]["sds"] == SDS(scale=30.0) != method_settings("sds", "paper")
     with pytest.raises(ValueError, match=r"unknown method 'magic'; allowed: .*sdi.*vsd"):
         method_settings("magic")
 
 
 def test_weights_keep_to_fractions_of_the_run():
     """A longer run has the same schedule, stretched."""
-    schedule = RECIPES["laptop"].penalties.sparsity
+    schedule = RECIPES["distill"].penalties.sparsity
     assert [schedule(step, 200) for step in (60, 110, 160)] == pytest.approx([1.0, 2.0, 3.0])
     assert [schedule(10 * step, 2000) for step in range(200)] == pytest.approx([schedule(s, 200) for s in range(200)])
 

@@ -10,7 +10,7 @@ from distill3d.cameras import CameraSampler, orbit
 from distill3d.diffusion.schedule import Cosine
 from distill3d.distill.image_recipes import ImageRecipe
 from distill3d.distill.loop import ObjectRun, optimize
-from distill3d.distill.recipes import LAPTOP, Recipe, Supervision
+from distill3d.distill.recipes import DISTILL, Recipe, Supervision
 from distill3d.distill.regularizers import WeightSchedule
 from distill3d.distill.supervision import GeometryObjective, condition_views, noise_texels
 from distill3d.export.options import ExportOptions
@@ -27,7 +27,7 @@ from distill3d.runs.objects import Config, generate, load_priors, load_scene, re
 from distill3d.scenes.voxels import VoxelField, VoxelOptions
 
 SMALL = dataclasses.replace(
-    LAPTOP, steps=3, frames=2, scene=dataclasses.replace(LAPTOP.scene, resolution=12, refine=()),
+    DISTILL, steps=3, frames=2, scene=dataclasses.replace(DISTILL.scene, resolution=12, refine=()),
     objective=SDI(inversion_steps=2), export=ExportOptions(texture=64, resolution=32, fit=0),
 )  # fmt: skip
 ON = WeightSchedule(1.0, 1.0)

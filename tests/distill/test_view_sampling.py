@@ -10,7 +10,7 @@ from distill3d.diffusion.guidance import Guided
 from distill3d.diffusion.schedule import coefficients
 from distill3d.distill.loop import optimize
 from distill3d.distill.objects import object_run
-from distill3d.distill.recipes import VIEWS, ViewSampling
+from distill3d.distill.recipes import LAPTOP, ViewSampling
 from distill3d.distill.supervision import condition_views
 from distill3d.distill.view_sampling import Regrouped, SamplingRun, disc
 from distill3d.objectives import CFD, SDI
@@ -21,7 +21,7 @@ from distill3d.scenes import VoxelOptions
 
 RINGS = ((4, 10.0, 0.0), (4, 30.0, 45.0))
 SMALL = replace(
-    VIEWS,
+    LAPTOP,
     steps=8,
     scene=VoxelOptions(resolution=12),
     objective=CFD(scale=3.0),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trimesh
 
-from distill3d.distill.recipes import LAPTOP, LAPTOP_TEXTURE
+from distill3d.distill.recipes import DISTILL, LAPTOP_TEXTURE
 from distill3d.export.options import ExportOptions
 
 SMALL = dict(
@@ -63,7 +63,7 @@ def test_own_training_loop():
 
 
 def test_own_objective_and_reading_its_run(tmp_path):
-    result = load("03_own_objective").main(dataclasses.replace(LAPTOP, **SMALL), str(tmp_path))
+    result = load("03_own_objective").main(dataclasses.replace(DISTILL, **SMALL), str(tmp_path))
     assert result.steps == 2 and (result.folder / "turntable.mp4").is_file()
 
 

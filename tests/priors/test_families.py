@@ -12,7 +12,7 @@ from distill3d.diffusion.guidance import Guided, guided_prediction
 from distill3d.diffusion.schedule import Flow, coefficients, to_eps
 from distill3d.distill.image_recipes import image_recipe
 from distill3d.distill.loop import ObjectRun, optimize
-from distill3d.distill.recipes import LAPTOP
+from distill3d.distill.recipes import DISTILL
 from distill3d.objectives import attach, sdi
 from distill3d.priors import load_prior
 from distill3d.priors.options import PriorOptions
@@ -198,7 +198,7 @@ def test_families_without_a_student_say_so(load, name):
 @every_family
 def test_distills_an_object(load, name):
     prior = load(name)
-    recipe = dataclasses.replace(LAPTOP, steps=2, views=1, scene=VoxelOptions(resolution=16))
+    recipe = dataclasses.replace(DISTILL, steps=2, views=1, scene=VoxelOptions(resolution=16))
     run = ObjectRun(recipe, ViewPrompts("a red cube"), prior)
     before, losses = run.scene.raw.detach().clone(), []
     optimize(run, range(2), lambda progress: losses.append(progress.loss))

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from distill3d.distill.loop import ObjectRun
-from distill3d.distill.recipes import LAPTOP
+from distill3d.distill.recipes import DISTILL
 from distill3d.distill.supervision import condition_views
 from distill3d.objectives import sdi
 from distill3d.priors import load_prior
@@ -246,12 +246,12 @@ def test_a_controlnet_of_sdxl_gets_the_conditions_of_its_unet(toys, tmp_path):
 @pytest.mark.parametrize("control", ["depth", "normal"])
 def test_a_controlnet_gets_the_rendered_map(kl_folder, controlnet, control):
     prior = load(kl_folder, controlnet=str(controlnet), control=control)
-    run = ObjectRun(LAPTOP, ViewPrompts("a cube", perp_neg=True), prior)
-    cameras = LAPTOP.cameras.sample(LAPTOP.views, run.generator)
+    run = ObjectRun(DISTILL, ViewPrompts("a cube", perp_neg=True), prior)
+    cameras = DISTILL.cameras.sample(DISTILL.views, run.generator)
     rendering = run.render(0, cameras)
     conditioning = condition_views(run.prompts, prior, rendering, cameras)
     maps = conditioning.positive.control
-    assert maps.shape == (LAPTOP.views, 3, 16, 16) and torch.equal(maps, conditioning.negative.control)
+    assert maps.shape == (DISTILL.views, 3, 16, 16) and torch.equal(maps, conditioning.negative.control)
     assert torch.equal(conditioning.perp.control, maps.repeat_interleave(2, 0))
     seen = rendering.opacity[:, 0] > 0.5
     assert seen.any() and maps.std() > 0.01

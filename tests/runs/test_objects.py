@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from distill3d.distill.recipes import LAPTOP, method_settings
+from distill3d.distill.recipes import DISTILL, method_settings
 from distill3d.export.options import ExportOptions
 from distill3d.objectives import (
     CFD,
@@ -30,11 +30,11 @@ from distill3d.runs.objects import Config, generate, load_scene, read_config, re
 from distill3d.types import Rendering, Scene, SceneOptions
 
 SMALL = dataclasses.replace(
-    LAPTOP,
+    DISTILL,
     steps=4,
     views=2,
     frames=2,
-    scene=dataclasses.replace(LAPTOP.scene, resolution=12),
+    scene=dataclasses.replace(DISTILL.scene, resolution=12),
     objective=SDI(inversion_steps=2),
     export=ExportOptions(texture=64, resolution=32, fit=1),
 )

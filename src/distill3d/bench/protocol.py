@@ -18,7 +18,7 @@ from typing import Any
 
 import distill3d
 from distill3d.cameras import BACKGROUND, DISTANCE, ELEVATION, FOV
-from distill3d.distill.recipes import LAPTOP, Recipe
+from distill3d.distill.recipes import DISTILL, Recipe
 from distill3d.files import replacing
 from distill3d.runs.config import PriorConfig, to_plain
 from distill3d.runs.folder import slug
@@ -32,7 +32,7 @@ class Variant:
     """One row of the tables: a recipe, with its objective, under a name."""
 
     name: str
-    recipe: Recipe = LAPTOP
+    recipe: Recipe = DISTILL
 
     def __post_init__(self) -> None:
         if not self.name.strip():

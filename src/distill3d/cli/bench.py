@@ -56,7 +56,7 @@ class Budget:
     """How well, and how long."""
 
     recipe: Name = None
-    """Settings that all methods share: laptop (default), paper or splats; see distill3d recipes."""
+    """Settings that all methods share: distill (default), laptop, paper or splats; see distill3d recipes."""
     steps: Int = None
     """Optimization steps; default: the recipe's."""
     budget: Annotated[str, arg(metavar="BUDGET")] = "steps"
@@ -116,7 +116,7 @@ class Bench:
         from distill3d.runs.objects import Config
 
         file = read_file(self.other.config)
-        base = base_recipe(self.quality.recipe, file, RECIPES)
+        base = base_recipe(self.quality.recipe, file, RECIPES, "distill")
         plain = layered(to_plain(Config("", recipe=RECIPES[base], prior=PRIORS[base])), file)
         own = plain["recipe"].pop("objective")
         names = [method_key(name) for name in split(self.compared.methods, "--methods")]

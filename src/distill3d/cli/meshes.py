@@ -41,7 +41,7 @@ class Texture:
 
     def config(self) -> Config:
         """The configuration of the run."""
-        from distill3d.distill.recipes import TEXTURE_RECIPES
+        from distill3d.distill.recipes import TEXTURE_PRIORS, TEXTURE_RECIPES
 
         scene = {
             "mesh": str(self.mesh),
@@ -49,7 +49,9 @@ class Texture:
             "turn": self.turn,
             "colors": self.keep_colors or None,
         }
-        return object_config(self, TEXTURE_RECIPES, {f"recipe.scene.{name}": value for name, value in scene.items()})
+        return object_config(
+            self, TEXTURE_RECIPES, TEXTURE_PRIORS, {f"recipe.scene.{name}": value for name, value in scene.items()}
+        )
 
     def run(self) -> int:
         """Makes the texture; returns the exit status."""

@@ -46,7 +46,8 @@ class Quality:
     """How well, and how long. The defaults are those of the recipe."""
 
     recipe: Name = None
-    """Named settings to start from: laptop (default), paper or splats; see distill3d recipes."""
+    """Named settings to start from: laptop (default), distill (default with --method, --init, --perp-neg or another
+    prior), paper or splats; see distill3d recipes."""
     method: Name = None
     """Objective: sdi (default), sds, sjc, nfsd, csd, hifa, ism, mvdream, sds_bridge, vsd, esd, dsd, asd, sctd, bsd,
     sdi_cached or cfd; rfds and flowdreamer for flow models."""
@@ -142,9 +143,9 @@ class Generate:
 
     def config(self) -> Config:
         """The configuration of the run, with the prompt as typed."""
-        from distill3d.distill.recipes import RECIPES
+        from distill3d.distill.recipes import PRIORS, RECIPES
 
-        return object_config(self, RECIPES, {}, self.texts.init)
+        return object_config(self, RECIPES, PRIORS, {}, self.texts.init)
 
     def run(self) -> int:
         """Makes an object for each prompt; returns the exit status."""
@@ -271,25 +272,33 @@ class Render:
 
 
 def object_config(
-    command: Generate | Texture, recipes: Mapping[str, Recipe], more: Mapping[str, object], init: Path | None = None
+    command: Generate | Texture,
+    recipes: Mapping[str, Recipe],
+    priors: Mapping[str, str],
+    more: Mapping[str, object],
+    init: Path | None = None,
 ) -> Config:
     """The configuration that a command line describes.
 
     Args:
-        recipes: those that --recipe names.
+        recipes, priors: those that --recipe names, and the prior of each.
         more: settings of the command's own flags, by path.
         init: a mesh to start from, which limits the times of the objective.
 
     Raises:
         ValueError: for names and settings that do not exist, and values out of range.
     """
-    from distill3d.distill.recipes import PRIORS, from_mesh
+    from distill3d.distill.recipes import from_mesh
     from distill3d.runs.config import from_plain, to_plain
     from distill3d.runs.objects import Config
 
     file = read_file(command.other.config)
-    base = base_recipe(command.quality.recipe, file, recipes)
-    plain = layered(to_plain(Config(command.prompt, recipe=recipes[base], prior=PRIORS[base])), file)
+    prior, quality = command.model.prior or file.get("prior"), command.quality
+    distilled = (
+        quality.method or init or quality.perp_neg or quality.render_size or prior not in (None, priors["laptop"])
+    )
+    base = base_recipe(quality.recipe, file, recipes, "distill" if distilled and "distill" in recipes else "laptop")
+    plain = layered(to_plain(Config(command.prompt, recipe=recipes[base], prior=priors[base])), file)
     groups = (command.texts, command.model, command.quality, command.output)
     flags = {path: value for group in groups for path, value in group.changes().items()}
     if command.quality.method is not None:
@@ -303,13 +312,13 @@ def object_config(
     return from_plain(Config, layered(plain, assignments=command.other.set))
 
 
-def base_recipe(name: str | None, file: Tree, recipes: Mapping[str, Recipe]) -> str:
-    """The name of the recipe to start from: that of --recipe, else the file's "base" (which is removed), else laptop.
+def base_recipe(name: str | None, file: Tree, recipes: Mapping[str, Recipe], default: str) -> str:
+    """The name of the recipe to start from: that of --recipe, else the file's "base" (which is removed), else default.
 
     Raises:
         ValueError: for an unknown one.
     """
-    base = str(file.pop("base", "laptop"))
+    base = str(file.pop("base", default))
     base = (name or base).lower()
     if base not in recipes:
         raise ValueError(f"unknown recipe {base!r}; allowed: {', '.join(recipes)}")

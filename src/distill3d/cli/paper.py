@@ -39,7 +39,7 @@ class Scope:
     budget: Annotated[str, arg(metavar="BUDGET")] = "steps"
     """What is equal for all variants, as for bench: steps, nfe, or a number of network evaluations."""
     recipe: Name = None
-    """Settings that all variants share; default: laptop, with --full paper."""
+    """Settings that all variants share; default: distill, with --full paper."""
     force: Flag = False
     """Run even if the bundled prior does not know what a prompt names."""
 
@@ -64,7 +64,7 @@ class Experiment:
         """The name of the recipe; ValueError for an unknown one."""
         from distill3d.distill.recipes import RECIPES
 
-        return base_recipe(self.scope.recipe or ("paper" if self.scope.full else None), {}, RECIPES)
+        return base_recipe(self.scope.recipe, {}, RECIPES, "paper" if self.scope.full else "distill")
 
     def variants(self, setting: Setting, image_size: int) -> tuple[Variant, ...]:
         """What is compared, for a prior of this image size; ValueError for what cannot be."""

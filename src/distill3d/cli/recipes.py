@@ -23,7 +23,7 @@ class Recipes:
     """
 
     name: OptionalName = None
-    """laptop, paper or splats; for image a method such as sdi."""
+    """laptop, distill, paper or splats; for image a method such as sdi."""
     of: Literal["generate", "texture", "image"] = "generate"
     """The command whose recipes are shown."""
     all: Flag = False
@@ -45,14 +45,14 @@ class Recipes:
     def _files(self) -> dict[str, Tree]:
         """The settings of each recipe, as a configuration file has them."""
         from distill3d.distill.image_recipes import IMAGE_METHODS, image_recipe
-        from distill3d.distill.recipes import PRIORS, RECIPES, TEXTURE_RECIPES
+        from distill3d.distill.recipes import PRIORS, RECIPES, TEXTURE_PRIORS, TEXTURE_RECIPES
         from distill3d.runs.config import RunConfig, to_plain
 
         if self.of == "image":
             return {name: {"recipe": to_plain(image_recipe(name))} for name in IMAGE_METHODS}
-        recipes = RECIPES if self.of == "generate" else TEXTURE_RECIPES
+        recipes, priors = (RECIPES, PRIORS) if self.of == "generate" else (TEXTURE_RECIPES, TEXTURE_PRIORS)
         return {
-            name: {"base": name, **to_plain(RunConfig(prior=PRIORS[name])), "recipe": to_plain(recipe)}
+            name: {"base": name, **to_plain(RunConfig(prior=priors[name])), "recipe": to_plain(recipe)}
             for name, recipe in recipes.items()
         }
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distill3d.distill.loop import ObjectRun, OnStep
 from distill3d.distill.objects import object_run
-from distill3d.distill.recipes import LAPTOP, Recipe
+from distill3d.distill.recipes import LAPTOP, PRIORS, Recipe
 from distill3d.export import video
 from distill3d.meshes.files import read_mesh
 from distill3d.meshes.mesh import RADIUS, place, placed
@@ -39,8 +39,14 @@ class Config(RunConfig):
 
     prompt: str
     recipe: Recipe = LAPTOP
+    prior: str = field(default="", kw_only=True)  # by default a bundled one: the multi-view prior for sampled views
     views: dict[str, str] = field(default_factory=dict)  # texts of single directions: front, side, back, overhead
     init: str | None = None  # a mesh that the scene starts from
+
+    def __post_init__(self) -> None:
+        if not self.prior:
+            name = PRIORS["distill" if self.recipe.sampling is None else "laptop"]
+            object.__setattr__(self, "prior", name)
 
     @property
     def prompts(self) -> ViewPrompts:

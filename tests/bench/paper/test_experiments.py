@@ -21,11 +21,11 @@ from distill3d.bench.paper.experiments import (
 )
 from distill3d.bench.prompts import prompt_list
 from distill3d.bench.protocol import Protocol, Variant
-from distill3d.distill.recipes import LAPTOP, PAPER
+from distill3d.distill.recipes import DISTILL, PAPER
 from distill3d.objectives import CFD, ESD, METHODS, SDI, SDS, VSD, SDICached
 from distill3d.objectives.settings import SOLVERS
 
-LAPTOP_SETTING, PAPER_SETTING = Setting("laptop"), Setting("paper")
+DISTILL_SETTING, PAPER_SETTING = Setting("distill"), Setting("paper")
 
 
 def changed(before: Variant, after: Variant) -> set[str]:
@@ -51,7 +51,7 @@ def test_the_main_table_has_the_papers_methods_and_scales():
     assert variants[-1].recipe == PAPER and by_name["SDI"].scale == 7.5 == -by_name["SDI"].inversion_scale
     assert {v.recipe.steps for v in variants} == {10000}
     # Published with the guidance scale of SDS, SJC and HiFA follow it where a recipe has its own.
-    assert {v.recipe.objective.scale for v in methods_of(["sds", "sjc", "hifa"], LAPTOP_SETTING)} == {30.0}
+    assert {v.recipe.objective.scale for v in methods_of(["sds", "sjc", "hifa"], DISTILL_SETTING)} == {30.0}
 
 
 def test_ism_is_compared_at_as_many_steps():
@@ -60,7 +60,7 @@ def test_ism_is_compared_at_as_many_steps():
     assert sdi.recipe == dataclasses.replace(PAPER, steps=5000)
 
 
-@pytest.mark.parametrize(("setting", "size", "low"), [(PAPER_SETTING, 512, 64), (LAPTOP_SETTING, 64, 32)])
+@pytest.mark.parametrize(("setting", "size", "low"), [(PAPER_SETTING, 512, 64), (DISTILL_SETTING, 64, 32)])
 def test_each_link_of_the_ablation_changes_what_it_says(setting, size, low):
     chain = ablation(setting, size)
     objectives = [v.recipe.objective for v in chain]
@@ -79,8 +79,8 @@ def test_each_link_of_the_ablation_changes_what_it_says(setting, size, low):
 
 
 def test_the_ways_to_find_the_noise_differ_in_nothing_else():
-    variants = EXPERIMENTS["noise"].make(LAPTOP_SETTING, 64)
-    assert {type(v.recipe.objective) for v in variants} == {SDI} and variants[-1].recipe == LAPTOP
+    variants = EXPERIMENTS["noise"].make(DISTILL_SETTING, 64)
+    assert {type(v.recipe.objective) for v in variants} == {SDI} and variants[-1].recipe == DISTILL
     assert {v.recipe.objective.noise for v in variants} == {"inversion", "random", *SOLVERS}
     assert all(changed(v, variants[-1]) == {"noise"} for v in variants[:-1] if v.name != "CFG++")
     (plus,) = (v for v in variants if v.name == "CFG++")
@@ -88,9 +88,9 @@ def test_the_ways_to_find_the_noise_differ_in_nothing_else():
 
 
 def test_noise_on_the_surface_is_compared_at_one_scale_and_at_the_times_of_sdi():
-    variants = {v.name: v for v in EXPERIMENTS["surface"].make(LAPTOP_SETTING, 64)}
+    variants = {v.name: v for v in EXPERIMENTS["surface"].make(DISTILL_SETTING, 64)}
     sdi = variants["DDIM inversion (SDI)"]
-    assert sdi.recipe == LAPTOP and changed(variants["inversion at nominal guidance"], sdi) == {"nominal"}
+    assert sdi.recipe == DISTILL and changed(variants["inversion at nominal guidance"], sdi) == {"nominal"}
     assert changed(variants["random noise"], sdi) == {"noise"}
     # What an inversion of five steps makes of the scale, and random noise at that scale.
     assert changed(variants["random, guidance of SDI"], variants["random noise"]) == {"scale"}
@@ -100,22 +100,22 @@ def test_noise_on_the_surface_is_compared_at_one_scale_and_at_the_times_of_sdi()
         (CFD, "constant"), (CFD, "surface"), (SDICached, "camera"), (SDICached, "surface")
     }  # fmt: skip
     for variant in stays:
-        objective, times = variant.recipe.objective, (LAPTOP.objective.start, LAPTOP.objective.stop)
+        objective, times = variant.recipe.objective, (DISTILL.objective.start, DISTILL.objective.stop)
         assert changed(variant, sdi) == {"objective"}
         assert (objective.scale, objective.start, objective.stop) == (7.5, *times)
 
 
 def test_guidance_scales_go_from_1_to_100():
     assert min(SCALES) == 1 and max(SCALES) == 100
-    for setting in (PAPER_SETTING, LAPTOP_SETTING):
+    for setting in (PAPER_SETTING, DISTILL_SETTING):
         variants = guidance_scales(setting)
         assert [scale_of(v) for v in variants] == [*SCALES, *SCALES]
         assert {type(v.recipe.objective) for v in variants} == {SDS, SDI}
         assert len({v.name for v in variants}) == len(variants)
     inverted = [v.recipe.objective.inversion_scale for v in guidance_scales(PAPER_SETTING)[len(SCALES) :]]
     assert inverted == [-scale for scale in SCALES]
-    sdi = guidance_scales(LAPTOP_SETTING)[len(SCALES) :]
-    assert {v.recipe.objective.inversion_scale for v in sdi} == {LAPTOP_SETTING.sdi.inversion_scale}
+    sdi = guidance_scales(DISTILL_SETTING)[len(SCALES) :]
+    assert {v.recipe.objective.inversion_scale for v in sdi} == {DISTILL_SETTING.sdi.inversion_scale}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -123,15 +123,15 @@ def test_defaults_end_within_40_minutes(name, mixture):
     """By what steps and network evaluations cost on one core; the second core is the reserve."""
     experiment = EXPERIMENTS[name]
     prompts, seeds = spread(prompt_list("toybox"), experiment.prompts), tuple(range(experiment.seeds))
-    protocol = Protocol(experiment.make(LAPTOP_SETTING, 64), prompts, seeds, views=VIEWS)
+    protocol = Protocol(experiment.make(DISTILL_SETTING, 64), prompts, seeds, views=VIEWS)
     assert len(prompts) > 2 or len(seeds) > 2
     assert 5 < minutes(protocol, mixture) < 40
 
 
 def test_what_a_caption_states():
-    protocol = Protocol(methods_of(["sds", "sdi"], LAPTOP_SETTING), prompt_list("43"), (3, 5), prior="sd21", views=50)
-    text = caption(EXPERIMENTS["table1"], protocol, "laptop", "distill3d paper table1 --prior sd21")
-    for words in ("sd21", "Recipe laptop, 200 steps", "and 31 more", "Seeds: 3, 5.", "50 views",
+    protocol = Protocol(methods_of(["sds", "sdi"], DISTILL_SETTING), prompt_list("43"), (3, 5), prior="sd21", views=50)
+    text = caption(EXPERIMENTS["table1"], protocol, "distill", "distill3d paper table1 --prior sd21")
+    for words in ("sd21", "Recipe distill, 200 steps", "and 31 more", "Seeds: 3, 5.", "50 views",
                  "Made by: distill3d paper table1 --prior sd21"):  # fmt: skip
         assert words in text
     assert list_prompts(["a", "b"]) == "Prompts: a; b."

@@ -28,7 +28,7 @@ FULL_VIEWS, VIEWS = 50, 24
 class Setting:
     """What an experiment varies: a recipe by its name, and over how many steps."""
 
-    name: str = "laptop"
+    name: str = "distill"
     steps: int | None = None  # None is the recipe's
 
     @property
