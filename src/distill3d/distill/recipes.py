@@ -153,7 +153,7 @@ class Recipe:
 
 DISTILL = Recipe(
     # An inversion at scale 1 needs conditional rows only; with half the steps a run takes a third of the paper's NFE.
-    objective=SDI(scale=7.5, inversion_scale=1.0, inversion_steps=5, eta=0.0, stop=0.1),
+    objective=SDI(scale=7.5, inversion_scale=1.0, inversion_steps=5, eta=0.0, stop=0.1, nominal=True),
     cameras=CameraSampler(elevation=(-8.0, 45.0), distance=(2.6, 3.1), fov=(40.0, 40.0)),
     # At 64 grid points a cell is as wide as a pixel, and every edge as soft.
     scene=VoxelOptions(
