@@ -126,7 +126,8 @@ def table(cells: list[dict], names: list[str]) -> str:
         lines.append(
             f"| {name} | {100 * mean('right'):.1f} % | {100 * np.mean(held or [float('nan')]):.1f} % | "
             f"{mean('score'):.1f} | {mean('clip_score'):.1f} | "
-            f"{mean('sharpness'):.2f} | {mean('edges'):.2f} | {mean('iou'):.3f} | {mean('veil'):.2f} | {mean('janus'):.2f} | "
+            f"{mean('sharpness'):.2f} | {mean('edges'):.2f} | {mean('iou'):.3f} | "
+            f"{mean('veil'):.2f} | {mean('janus'):.2f} | "
             f"{mean('lost_back'):.2f} | {bad} of {len(rows)} | "
             f"{mean('seconds'):.0f} | {mean('rows'):.0f} |"
         )
