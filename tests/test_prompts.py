@@ -56,6 +56,17 @@ def test_perp_neg_conditioning_has_two_directions_a_view():
     assert conditioning[torch.tensor([1])].perp_weights.shape == (1, 2)
 
 
+def test_perp_neg_mixes_the_pooled_texts_as_it_mixes_the_words():
+    def embed(texts):
+        words = spell(texts)
+        return Condition(words.hidden, 10 * words.hidden[:, 0])
+
+    azimuth = torch.tensor([22.5, 45.0, 135.0])
+    mixed = ViewPrompts("a dog", perp_neg=True).conditioning(azimuth, torch.zeros(3), embed).positive
+    torch.testing.assert_close(mixed.pooled, 10 * mixed.hidden[:, 0])
+    assert mixed.pooled[0] == pytest.approx(10 * (0.75 * ord("f") + 0.25 * ord("s")))
+
+
 @pytest.mark.parametrize("text", ["", "   ", "\n"])
 def test_empty_prompts_are_refused(text):
     with pytest.raises(ValueError, match="prompt is empty"):
@@ -66,7 +77,12 @@ def test_weights_are_read_from_brackets():
     assert weighted_parts("a (red:1.3) hat") == [("a", 1.0), ("red", 1.3), ("hat", 1.0)]
     assert weighted_parts("(two words:0.5)") == [("two words", 0.5)]
     assert weighted_parts("(no:-1), (yes:.5)") == [("no", -1.0), (",", 1.0), ("yes", 0.5)]
-    for plain in ("a hat (red)", "a hat: red", "(a:b)", "", "ratio 1:2"):
+    assert weighted_parts("a ((red:1.2) hat:0.5) (b)") == [("a", 1.0), ("red", 0.6), ("hat", 0.5), ("(b)", 1.0)]
+    assert weighted_parts("((red:2):0.25)") == [("red", 0.5)] and weighted_parts("(a (b):2)") == [("a (b)", 2.0)]
+    with pytest.raises(ValueError, match=r"the weight in \(red:3\) must lie between -10 and 10"):
+        weighted_parts("((red:4):3)")
+    for plain in ("a hat (red)", "a hat: red", "(a:b)", "", "ratio 1:2", "(16:9)", "(scale 1:10)", "a (b", "b:2)",
+                  "a clock (showing 12:30)", "(:2)", ")("):  # fmt: skip
         assert weighted_parts(plain) == [(plain, 1.0)]
 
 

@@ -9,16 +9,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def explain(error: OSError) -> str:
+    """One line about what could not be read or written, and why."""
+    if error.strerror is None:
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary name beside `path`, with its suffix, and renames it to `path` on success.
 
     A reader sees the old file or the new one, never a part; after an error nothing is left behind. Missing
     parent folders are made.
+
+    Raises:
+        OSError: "cannot write PATH: ..." where that fails.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
-        draft = Path(folder) / path.name
-        yield draft
-        draft.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
+            draft = Path(folder) / path.name
+            yield draft
+            draft.replace(path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or explain(error)}") from error

@@ -8,6 +8,7 @@ overhead above OVERHEAD_LIMIT degrees of elevation (DreamFusion, section 3.2).
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from distill3d.types import Condition, Conditioning
 DIRECTIONS = ("front", "side", "back", "overhead")
 FRONT_LIMIT, BACK_LIMIT, OVERHEAD_LIMIT = 45.0, 135.0, 60.0  # degrees
 # Not after a digit: "(ratio 16:9)" and "(at 12:30)" are words.
-WEIGHTED = re.compile(r"\(([^()]*[^()\d]):(-?[0-9]*\.?[0-9]+)\)")
+WEIGHT = re.compile(r"(?<!\d):(-?[0-9]*\.?[0-9]+)$")  # after a number it is a time, a ratio or a scale
 MAX_WEIGHT = 10.0
 Embed = Callable[[Sequence[str]], Condition]
 
@@ -54,23 +55,35 @@ def read_prompts(text: str) -> list[str]:
 
 
 def weighted_parts(text: str) -> list[tuple[str, float]]:
-    """A text as parts with weights: "a (red:1.3) hat" is [("a", 1), ("red", 1.3), ("hat", 1)].
+    """A text as parts with weights: "a (red:1.3) hat" is [("a", 1), ("red", 1.3), ("hat", 1)]; nested ones multiply.
 
     Brackets without a number are plain words. Only the text encoder uses the weights.
 
     Raises:
         ValueError: for a weight beyond +-MAX_WEIGHT.
     """
-    parts: list[tuple[str, float]] = []
-    here = 0
-    for match in WEIGHTED.finditer(text):
-        if abs(weight := float(match[2])) > MAX_WEIGHT:
-            raise ValueError(f"the weight in {match[0]} must lie between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}")
-        parts += [(text[here : match.start()].strip(), 1.0), (match[1].strip(), weight)]
-        here = match.end()
-    if not parts:
-        return [(text, 1.0)]
-    return [(part, weight) for part, weight in [*parts, (text[here:].strip(), 1.0)] if part]
+    pieces: list[tuple[str, float]] = []
+    opened: list[int] = []  # where the brackets begin
+    for piece in re.split(r"([()])", text):
+        if piece == "(":
+            opened.append(len(pieces))
+        if piece == ")" and opened:
+            first = opened.pop()
+            match = WEIGHT.search(pieces[-1][0])
+            inside = [*pieces[first + 1 : -1], (pieces[-1][0][: match.start()], pieces[-1][1])] if match else []
+            if match and any(words.strip() for words, _ in inside):
+                weight = float(match[1])
+                pieces[first:] = [(words, own * weight) for words, own in inside]
+                if max(abs(weight), *(abs(own) for _, own in pieces[first:])) > MAX_WEIGHT:
+                    given = "".join(words for words, _ in inside) + match[0]
+                    raise ValueError(f"the weight in ({given}) must lie between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}")
+                continue
+        pieces.append((piece, 1.0))
+    parts = []
+    for weight, run in itertools.groupby(pieces, key=lambda piece: piece[1]):
+        if words := "".join(piece for piece, _ in run).strip():
+            parts.append((words, weight))
+    return parts if any(weight != 1 for _, weight in parts) else [(text, 1.0)]
 
 
 @dataclass(frozen=True)

@@ -225,6 +225,8 @@ class Raising:
     ("error", "status", "line"),
     [
         (ValueError("too big"), 2, "distill3d: too big\n"),
+        (OSError(28, "No space left on device", "a.glb"), 2, "distill3d: a.glb: No space left on device\n"),
+        (OSError("cannot write a.glb: Is a directory"), 2, "distill3d: cannot write a.glb: Is a directory\n"),
         (ImportError("VSD needs peft"), 2, "distill3d: VSD needs peft\n"),
         (KeyboardInterrupt(), 130, "distill3d: interrupted\n"),
         (Diverged("step 4 is not finite"), 3, "distill3d: the run diverged: step 4 is not finite"),

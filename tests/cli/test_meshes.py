@@ -12,7 +12,7 @@ from distill3d.cli import main as cli
 from distill3d.distill.recipes import DISTILL, LAPTOP_TEXTURE, PAPER, TEXTURE_RECIPES, from_mesh, refinement
 from distill3d.export.options import ExportOptions
 from distill3d.meshes.files import read_mesh, save_mesh
-from distill3d.meshes.mesh import RADIUS, Mesh, placed
+from distill3d.meshes.mesh import RADIUS, Mesh, placed, rotated
 from distill3d.objectives import METHODS, SDI
 from distill3d.runs.objects import Config, generate, load_scene, read_config, render_views, resume
 from distill3d.scenes.mesh import MeshOptions, MeshScene
@@ -62,6 +62,16 @@ def test_texture_paints_and_leaves_the_geometry_alone(ball, tmp_path, capsys):
     assert found.textures[0].shape == (128, 128, 3) and np.ptp(found.textures[0].astype(int)) > 5
     assert cli.run(["export", str(run), "--format", "obj"]) == 0
     np.testing.assert_allclose(corners(run / "mesh.obj"), corners(ball), atol=1e-4)
+    target = tmp_path / "b.ply"
+    capsys.readouterr()
+    assert cli.run(["export", str(run), "--out", str(target), "--size", "2", "--pivot", "bottom"]) == 0
+    assert "y up, 2 x 2 x 2 (width x depth x height), origin at its bottom" in capsys.readouterr().out
+    vertices = trimesh.load(target, process=False).vertices  # in the axes of the mesh that was given, y up
+    np.testing.assert_allclose([vertices.min(0), vertices.max(0)], [[-1, 0, -1], [1, 2, 1]], atol=1e-3)
+    for wrong in (["--out", str(ball / "x.glb")], ["--out", str(tmp_path)], ["--size", "0"], ["--up", "z"]):
+        assert cli.run(["export", str(run), *wrong]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("distill3d: ") and error.count("\n") == 1
 
 
 def test_a_stopped_run_goes_on_to_the_same_end_wherever_its_folder_is(ball, kl_folder, tmp_path):
@@ -90,6 +100,28 @@ def test_refine_moves_texture_and_surface_of_a_run(ball, kl_folder, tmp_path):
     change = np.abs(after - before).max()
     assert 1e-4 < change < 1.0  # in the run's own unit, of a ball of radius 5
     assert read_config(refined).prompt == "a cat"
+
+
+def test_a_run_without_a_mesh_says_so_and_has_a_status_of_its_own(tmp_path, capsys):
+    flags = ["--steps", "1", "--views-per-step", "1", "--frames", "2", "--out", str(tmp_path)]
+    low = ["--set", "export.level=1e6", "--set", "export.resolution=8", "--set", "scene.resolution=8"]
+    assert cli.run(["generate", "a red mushroom", *flags, *low, "--set", "objective.inversion_steps=2"]) == 4
+    error = capsys.readouterr().err
+    assert error.count("warning: no mesh written: nothing to export") == 1 and "has no mesh" in error
+
+
+def test_the_mesh_to_begin_with_can_be_turned(ball):
+    config = cli.parse(["generate", "a cat", "--init", str(ball), "--up", "z", "--turn", "90"]).config()
+    assert (config.init_up, config.init_turn) == ("z", 90.0)
+    with pytest.raises(ValueError, match="pass --init FILE"):
+        cli.parse(["generate", "a cat", "--turn", "90"]).config()
+    mesh = read_mesh(ball)
+    turned = rotated(replace_vertices(mesh), 90)
+    np.testing.assert_allclose(turned.vertices[0], [-2, 1, 3], atol=1e-12)
+
+
+def replace_vertices(mesh):
+    return dataclasses.replace(mesh, vertices=np.concatenate(([[1.0, 2, 3]], mesh.vertices[1:])))
 
 
 def test_refinement_begins_with_the_colors_that_are_there():

@@ -87,6 +87,11 @@ def test_the_spectrum_gap_is_the_log_ratio_and_zero_for_itself():
         assert spectrum_gap(0.5 + k * (images - 0.5), images) == pytest.approx(-2 * math.log(k), rel=1e-3)
     assert spectrum_gap(images * 0.5, images) == pytest.approx(spectrum_gap(images, images * 0.5))
     gray = torch.full_like(images, 0.5)
+    # Beside nothing, power counts relative to that of noise of variance 1e-6 through the window (mean square 3/8).
+    floor = 1e-6 * 64**2 * (3 / 8) ** 2
+    faint = 0.5 + 1e-2 * (images - 0.5)
+    expected = (1 + radial_power(faint)[1:] / floor).log().mean()
+    assert spectrum_gap(faint, gray) == pytest.approx(float(expected), rel=1e-3) and 0.1 < expected < 3
     assert math.isfinite(spectrum_gap(gray, images)) and spectrum_gap(gray, gray) == 0
     with pytest.raises(ValueError, match="one size"):
         spectrum_gap(images, images[..., :32, :32])

@@ -183,11 +183,11 @@ def test_a_gltf_file_far_away_has_a_node_in_its_place_and_small_numbers(textured
 def test_objects_and_materials_have_names(textured, tmp_path):
     document = Glb(tmp_path, textured).document
     assert {document[kind][0]["name"] for kind in ("nodes", "meshes", "materials", "images")} == {"egg"}
-    (tmp_path / "a red egg").mkdir()
-    save_mesh(tmp_path / "a red egg" / "mesh.obj", textured)
-    lines = (tmp_path / "a red egg" / "mesh.obj").read_text().splitlines()
-    assert "o a_red_egg" in lines and "usemtl a_red_egg" in lines
-    assert "newmtl a_red_egg" in (tmp_path / "a red egg" / "mesh.mtl").read_text()
+    run = tmp_path / "a-red egg-01ab9f"
+    save_mesh(run / "mesh.obj", textured)
+    lines = (run / "mesh.obj").read_text().splitlines()
+    assert "o a-red_egg" in lines and "usemtl a-red_egg" in lines
+    assert "newmtl a-red_egg" in (run / "mesh.mtl").read_text()
 
 
 @pytest.mark.parametrize("mode", ["MASK", "BLEND"])

@@ -381,17 +381,28 @@ def test_coordinates_that_are_not_numbers_lose_their_picture_alone(read):
     np.testing.assert_allclose(middle(mesh, -0.5, 0.5), [255, 255, 255])
 
 
+def test_colors_and_normals_that_are_not_numbers_are_left_out(read):
+    gltf, bad = Gltf(), np.ones((4, 3))
+    bad[1, 0] = np.nan
+    gltf.node(gltf.primitive(attributes={"COLOR_0": gltf.values(0.5 * bad), "NORMAL": gltf.values(bad)}))
+    with pytest.warns(UserWarning, match="1 vertices have colors that are not finite"):
+        mesh = read(gltf)
+    assert mesh.normals is None and mesh.vertex_colors[1].tolist() == [1, 1, 1]
+    np.testing.assert_allclose(mesh.vertex_normals(), [[1, 0, 0]] * 4, atol=1e-12)  # x is glTF's z
+
+
 # Files.
 
 
-@pytest.mark.parametrize("uri", ["my%20buffer.bin", "my buffer.bin", "../up/b.bin", "data:"])
+@pytest.mark.parametrize("uri", ["my%20buffer.bin", "my buffer.bin", "../up/b.bin", "data:", "data:unpadded"])
 def test_a_uri_is_decoded(uri, tmp_path):
     gltf = Gltf()
     gltf.node(gltf.primitive())
     (tmp_path / "up").mkdir()
     (tmp_path / "model").mkdir()
-    if uri == "data:":
-        uri = "data:application/octet-stream;base64," + base64.b64encode(gltf.data).decode()
+    if uri.startswith("data:"):
+        text = base64.b64encode(gltf.data).decode()
+        uri = "data:application/octet-stream;base64," + (text if uri == "data:" else text.rstrip("="))
     else:
         (tmp_path / "model" / uri.replace("%20", " ")).write_bytes(gltf.data)
     gltf.tree["buffers"] = [{"byteLength": len(gltf.data), "uri": uri}]

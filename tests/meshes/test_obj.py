@@ -180,6 +180,14 @@ def test_what_is_missing_or_left_out_is_named(read, tmp_path):
         read(SQUARE + FACE + "l 1 2\np 3\n")
 
 
+def test_normals_and_places_that_are_not_there_are_named_and_left_out(read):
+    with pytest.warns(UserWarning, match="1 faces name texture coordinates that are not there"):
+        mesh = read(SQUARE + "f 1/1 2/2 3/9\nf 1/1 3/3 4/4\n")
+    np.testing.assert_allclose(mesh.uv[mesh.uv_faces[0, 2]], -1)
+    with pytest.warns(UserWarning, match="1 faces name normals that are not there"):
+        assert read(SQUARE + "f 1//1 2//2 3//3\n").normals is None
+
+
 def test_opacity_is_read(read, picture, tmp_path):
     (tmp_path / "a.mtl").write_text("newmtl m\nd 0.25\n")
     mesh = read("mtllib a.mtl\n" + SQUARE + "usemtl m\n" + FACE)

@@ -136,6 +136,18 @@ def test_order_of_the_residuals(mixture, conditions, randn):
         assert found[better] < found[worse], (better, worse, found)
 
 
+@pytest.mark.parametrize("damping", [0.3, 1.0])
+def test_a_step_of_anderson_leaves_the_best_mixture_along_its_damped_residual(damping):
+    generator = torch.Generator().manual_seed(0)
+    points, errors = (list(torch.randn(3, 2, 5, dtype=torch.float64, generator=generator)) for _ in range(2))
+    step = noise._anderson_step(points, errors, damping)
+    for i in range(2):
+        moves, turns = (torch.stack([v[1][i] - v[0][i], v[2][i] - v[1][i]], dim=1) for v in (points, errors))
+        mix = torch.linalg.lstsq(turns, errors[-1][i][:, None]).solution[:, 0]
+        point, error = points[-1][i] - moves @ mix, errors[-1][i] - turns @ mix
+        torch.testing.assert_close(step[i], point + damping * error)
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_batch_and_times_one_by_one(mixture, conditions, randn, solver):
     x, times = 0.5 * randn(3, 2, 2, 2), torch.tensor([0.9, 0.3, 0.04], dtype=F64)

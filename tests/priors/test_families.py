@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+import shutil
 
 import pytest
 import torch
@@ -186,6 +189,18 @@ def test_vsd_trains_a_student_of_sdxl(load):
     recipe = dataclasses.replace(image_recipe("vsd"), steps=2)
     made = make_images(prior, ["a red cube"], recipe, torch.Generator().manual_seed(0))
     assert made.images.isfinite().all()
+
+
+def test_the_shift_of_sd3_follows_the_number_of_its_tokens(toys, tmp_path):
+    toy = toys("sd3")
+    folder = shutil.copytree(toy.folder, tmp_path / "model")
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text()) | {"use_dynamic_shifting": True, "base_image_seq_len": 4}
+    file.write_text(json.dumps(config | {"max_image_seq_len": 64}))
+    prior = load_prior(folder)
+    tokens = (prior.sample_shape[-1] // 2) ** 2  # patches of 2 x 2
+    mu = 0.5 + (1.15 - 0.5) * (tokens - 4) / 60
+    assert tokens > 4 and prior.schedule.shift == pytest.approx(math.exp(mu))
 
 
 @pytest.mark.parametrize("name", ["if", "sd3", "flux-schnell"])

@@ -1,11 +1,12 @@
 """What a user may change of a prior: each option against what it promises."""
 
+import json
 import shutil
 import sys
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from distill3d.distill.loop import ObjectRun
 from distill3d.distill.recipes import DISTILL
@@ -88,6 +89,65 @@ def test_mistaken_lora_is_named(fails, kl_folder, toys, tmp_path):
     wide = {f"{query}.lora_A.weight": torch.zeros(2, 99), f"{query}.lora_B.weight": torch.zeros(99, 2)}
     save_file(wide, tmp_path / "wide.safetensors")
     fails(kl_folder, "do not fit", lora=(str(tmp_path / "wide.safetensors"),))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("lora_unet_x.dora_scale", "DoRA"),
+        ("unet.x.lora_magnitude_vector", "DoRA"),
+        ("lora_unet_x.hada_w1_a", "LoHa"),
+        ("lora_unet_x.lokr_w1", "LoKr"),
+        ("lora_unet_x.lora_mid.weight", "LoCon"),
+        ("lora_unet_x.oft_blocks", "OFT"),
+        ("lora_unet_x.diff", "full difference"),
+    ],
+)
+def test_adapters_that_are_no_plain_lora_are_refused_by_name(name, kind, fails, kl_folder, tmp_path):
+    file, _ = lora_file(tmp_path / "style.safetensors", load(kl_folder).network, "unet")
+    save_file(load_file(file) | {name: torch.ones(1)}, file)
+    fails(kl_folder, f"is an adapter of kind {kind}.*use a plain LoRA", lora=(str(file),))
+
+
+def test_lora_for_text_encoders_is_told(kl_folder, tmp_path):
+    file, _ = lora_file(tmp_path / "style.safetensors", load(kl_folder).network, "unet")
+    save_file(load_file(file) | {"text_encoder.x.lora_A.weight": torch.ones(1, 1)}, file)
+    with pytest.warns(UserWarning, match="the LoRA weights for text encoders are ignored"):
+        load(kl_folder, lora=(str(file),))
+
+
+def test_numbers_that_are_none_are_refused(fails, kl_folder, tmp_path):
+    file, _ = lora_file(tmp_path / "style.safetensors", load(kl_folder).network, "unet")
+    fails(kl_folder, "scale of LoRA weights must be a finite number", lora=(f"{file}:nan",))
+    save_file({key: value * torch.nan for key, value in load_file(file).items()}, file)
+    fails(kl_folder, "UNet2DConditionModel has weights that are not finite", lora=(str(file),))
+
+
+@pytest.mark.parametrize("size", [None, [8, 12], "8", 0])
+def test_a_model_without_a_square_size_asks_for_one(size, fails, kl_folder, tmp_path):
+    folder = shutil.copytree(kl_folder, tmp_path / "model")
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    (folder / "unet" / "config.json").write_text(json.dumps(config | {"sample_size": size}))
+    fails(folder, "has sample_size .* pass --image-size")
+    assert load(folder, image_size=16).image_size == 16
+
+
+@pytest.mark.parametrize("variant", ["bf16", "fp16", "non_ema"])
+def test_a_folder_with_one_variant_alone_is_read(variant, kl_folder, tmp_path):
+    folder = shutil.copytree(kl_folder, tmp_path / "model")
+    for file in folder.glob("*/*.safetensors"):
+        file.rename(file.with_name(f"{file.stem}.{variant}.safetensors"))
+    x, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5])
+    ours, theirs = load(folder), load(kl_folder)
+    torch.testing.assert_close(ours.predict(x, t, ours.embed(["a"])), theirs.predict(x, t, theirs.embed(["a"])))
+
+
+def test_models_distilled_to_few_steps_are_refused(fails, kl_folder, tmp_path):
+    folder = shutil.copytree(kl_folder, tmp_path / "model")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "LCMScheduler"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    fails(folder, "scheduler is a LCMScheduler: it is distilled to a few steps")
 
 
 def test_lora_without_peft_says_what_to_type(kl_folder, tmp_path, monkeypatch):
@@ -215,6 +275,18 @@ def test_a_controlnet_is_what_diffusers_pipeline_makes_of_it(kl_folder, controln
     assert out.gradient.isfinite().all()
     with pytest.raises(ValueError, match=r"has a ControlNet: add an image for it with Conditioning.with_control"):
         predict(prior)
+
+
+def test_a_picture_of_another_size_is_resized_for_the_controlnet(kl_folder, controlnet):
+    prior = load(kl_folder, controlnet=str(controlnet))
+    large = noise(2, 3, 40, 40).sigmoid()
+    small = torch.nn.functional.interpolate(large, (16, 16), mode="bilinear", antialias=True)
+    text = prior.embed(["a cat", ""])
+    x, t = noise(2, 4, 8, 8), torch.tensor([0.8, 0.3])
+    ours, theirs = (
+        prior.predict(x, t, Conditioning(text, text).with_control(image).positive) for image in (large, small)
+    )
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_a_controlnet_of_sdxl_gets_the_conditions_of_its_unet(toys, tmp_path):

@@ -2,13 +2,15 @@
 
 import gc
 import re
+import warnings
 import weakref
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from distill3d.priors import load_prior
+from distill3d.priors.components import hub
 from distill3d.priors.options import PriorOptions
 
 RESNET = [
@@ -120,6 +122,50 @@ def test_text_encoders_are_read_when_there_is_something_to_read_and_can_be_dropp
     torch.testing.assert_close(again.embed(["a <pet> in one file"]).hidden, first.hidden, rtol=0, atol=0)
     torch.testing.assert_close(again.embed(["another <pet>"]).hidden, second.hidden, rtol=0, atol=0)
     assert "text_encoder" not in again.modules()  # embeddings were kept on disk
+
+
+@pytest.mark.parametrize(
+    ("names", "metadata", "kind", "zero"),
+    [
+        (["v_pred"], {}, "v", False),
+        (["v_pred", "ztsnr"], {}, "v", True),
+        ([], {"modelspec.prediction_type": "v"}, "v", False),
+        ([], {"modelspec.prediction_type": "epsilon"}, "eps", False),
+        ([], {"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}, "v", True),
+        ([], {"modelspec.title": "x"}, "eps", False),
+    ],
+)
+def test_a_file_that_names_its_prediction_and_schedule_is_believed(
+    names, metadata, kind, zero, checkpoint, kl_folder, tmp_path
+):
+    marked = tmp_path / "marked.safetensors"
+    save_file(load_file(checkpoint) | {name: torch.tensor([]) for name in names}, marked, metadata)
+    prior = load_prior(marked, options=PriorOptions(config=str(kl_folder)))
+    assert prior.kind == kind
+    assert (float(prior.schedule.alpha(torch.tensor(1.0))) < 1e-3) == zero
+
+
+@pytest.mark.parametrize(
+    "name", ["scaled_fp8", "model.x.scale_weight", "model.x.weight_scale", "model.x.weight.absmax"]
+)
+def test_quantized_weights_are_refused_by_name(name, fails, checkpoint, kl_folder, tmp_path):
+    scaled = tmp_path / "scaled.safetensors"
+    save_file(load_file(checkpoint) | {name: torch.ones(1)}, scaled)
+    fails(scaled, f"quantized weights with scales .{name}.*convert it to 16 bits", config=str(kl_folder))
+
+
+@pytest.mark.parametrize(("said", "name"), [(None, "sd21-v"), ("v", "sd21-v"), ("epsilon", "sd21")])
+def test_which_stable_diffusion_2_it_is_is_never_guessed_in_silence(said, name, fails, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    key = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
+    tensors = {key: torch.zeros(4, 1024), "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(4, 4, 3, 3)}
+    save_file(tensors, tmp_path / "two.safetensors", {"modelspec.prediction_type": said} if said else None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fails(tmp_path / "two.safetensors", f"{hub.SHORT_NAMES[name]} is not in the local cache")
+    assert [str(w.message).count("768 pixels is assumed") for w in caught] == ([1] if said is None else [])
 
 
 def test_mistakes_are_named(fails, checkpoint, kl_folder, toys, tmp_path, monkeypatch):

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -218,6 +220,25 @@ def colors():
     means = torch.zeros(2, 3, 8, 8)
     means[0, 0], means[1, 2] = 1.0, 1.0
     return MixturePrior(means, stds=torch.tensor([0.2, 0.2]), conditions={"red": [0]})
+
+
+def test_what_cannot_be_saved_in_its_folder_is_kept_elsewhere(colors, tmp_path):
+    """A file where the checkpoint is to be written stands for a full disk."""
+
+    def block(progress):
+        if progress.step == 3:
+            (folder,) = tmp_path.iterdir()
+            (folder / "checkpoint.new").write_text("in the way")
+
+    with pytest.raises(OSError, match=r"its 5 steps are kept in .*: type  distill3d resume") as caught:
+        generate(own(colors, steps=5), tmp_path, prior=colors, on_step=block)
+    assert "\n" not in str(caught.value)
+    kept = Path(str(caught.value).rpartition(" ")[2])
+    with pytest.warns(UserWarning, match="no mesh written"):
+        assert resume(kept, prior=colors, scene=BallOptions(), objective=denoising()).steps == 5
+        whole = generate(own(colors, steps=5), tmp_path / "whole", prior=colors)
+    assert torch.equal(load_scene(kept, BallOptions()).color, load_scene(whole.folder, BallOptions()).color)
+    shutil.rmtree(kept)
 
 
 def test_a_users_own_scene_objective_and_prior_go_through_generate_and_resume(colors, tmp_path):

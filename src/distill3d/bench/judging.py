@@ -213,7 +213,7 @@ def score(
                 scored.append(Scored(task, outcome, _scores(folder, outcome, protocol, judges, names)))
             on_cell()
     for message in dict.fromkeys(str(warning.message) for warning in caught):
-        warnings.warn(message, stacklevel=2)
+        warnings.warn(message, stacklevel=1)
     return scored
 
 

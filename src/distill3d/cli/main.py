@@ -1,7 +1,8 @@
 """The command line: `distill3d generate "a red mushroom"` and the other commands.
 
-Exit status: 0 done; 2 something wrong with what was asked for, in one line; 3 the run diverged; 1 an error of
-distill3d itself, with a traceback; 130 after Ctrl-C, with the state saved and the artifacts written.
+Exit status: 0 done; 2 something wrong with what was asked for, in one line; 3 the run diverged; 4 the run ended without
+a mesh; 1 an error of distill3d itself, with a traceback; 130 after Ctrl-C, with the state saved and the artifacts
+written.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from distill3d.cli.meshes import Refine, Texture
 from distill3d.cli.objects import Export, Generate, Render, Resume
 from distill3d.cli.paper import Paper
 from distill3d.cli.recipes import Recipes
+from distill3d.files import explain
 
 DESCRIPTION = """Text to 3D by score distillation from a frozen 2D diffusion model.
 
@@ -72,6 +74,9 @@ def run(argv: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        _say(explain(error))
+        return 2
     except (ValueError, ImportError) as error:
         if isinstance(error, ImportError) and (error.name or "").startswith("distill3d"):
             raise  # not an optional package that is missing
@@ -114,10 +119,13 @@ def _say(message: str) -> None:
 
 
 def _show_warnings() -> None:
-    """Warnings of the package in one line each; those of other libraries are about their own upkeep."""
+    """Warnings of the package, once and in one line each; those of other libraries are about their own upkeep."""
+    shown: set[str] = set()
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        print(f"warning: {message}", file=sys.stderr)
+        if str(message) not in shown:
+            print(f"warning: {message}", file=sys.stderr)
+        shown.add(str(message))
 
     warnings.showwarning = show
     warnings.filterwarnings("ignore")

@@ -28,9 +28,9 @@ class Texture:
     prompt: Prompt
     """What it is, such as "a red chair"."""
     up: Literal["auto", "y", "z"] = "auto"
-    """The file's upward axis; auto is y for glTF and z for OBJ and PLY."""
+    """The file's upward axis; auto is y for glTF and OBJ and z for PLY."""
     turn: float = 0.0
-    """Degrees to turn the mesh, counterclockwise seen from above, so that its front faces +x (+z in glTF)."""
+    """Degrees to turn the mesh, counterclockwise seen from above, so that its front faces +x (+z with y up)."""
     keep_colors: Flag = False
     """Start from the colors of the file; --set objective.start=0.6 keeps more of them. Default: gray."""
     texts: Annotated[Texts, arg(name="prompt")] = field(default_factory=Texts)

@@ -21,10 +21,13 @@ from distill3d.cli.shared import (
     Int,
     Model,
     Name,
+    Pivot,
     Prompt,
     Run,
     Settings,
     Texts,
+    UpAxis,
+    busy,
     duration,
     is_file_name,
     progress_bar,
@@ -112,6 +115,16 @@ class ObjectTexts(Texts):
 
     init: File = None
     """A mesh (.glb, .gltf, .obj, .ply) to start from, shape and colors; times then begin at 0.6 of the schedule."""
+    up: UpAxis = None
+    """Upward axis of --init; default: y for glTF and OBJ, z for PLY."""
+    turn: Float = None
+    """Degrees to turn --init, counterclockwise seen from above, so that its front faces +x (+z with y up)."""
+
+    def changes(self) -> dict[str, object]:
+        """See `Texts`."""
+        if self.init is None and not (self.up is None and self.turn is None):
+            raise ValueError("--up and --turn are about the mesh of --init: pass --init FILE, too")
+        return {**super().changes(), "init_up": self.up, "init_turn": self.turn}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,12 +218,19 @@ class Export:
     """Steps in which vertices and texture are fitted to renderings of the scene; 0 is off."""
     vertex_colors: Flag = False
     """Vertex colors instead of a texture."""
+    up: UpAxis = None
+    """Upward axis of an OBJ or PLY file: y (default of OBJ) or z (default of PLY); a mesh of yours keeps its own."""
+    size: Float = None
+    """Longest side in meters; default: the unit of the scene, or of the mesh that was textured."""
+    pivot: Pivot = None
+    """What lies at the origin: center or bottom; default: what lay there."""
     out: File = None
     """File to write, .glb, .obj or .ply; default: mesh.FORMAT in the run's folder."""
 
     def run(self) -> int:
         """Writes the files; returns the exit status."""
         from distill3d.runs.objects import load_scene, read_config
+        from distill3d.scenes.mesh import MeshScene
         from distill3d.scenes.to_mesh import describe_file
 
         folder, format = self._target()
@@ -223,9 +243,14 @@ class Export:
         if self.vertex_colors:
             given["texture"] = None
         name = None if self.out is None else self.out.stem
+        given |= {name: x for name in ("up", "size", "pivot") if (x := getattr(self, name)) is not None}
         options = replace(read_config(self.folder).recipe.export, **given, format=format, name=name)
-        first, *others = scene.export(folder, options)
-        print(f"{first}: {describe_file(first)}", *others, sep="\n")
+        with busy("writing files"):
+            first, *others = scene.export(folder, options)
+        up = (
+            scene.options.up if self.up is None and isinstance(scene, MeshScene) and first.suffix != ".glb" else self.up
+        )
+        print(f"{first}: {describe_file(first, up or 'auto')}", *others, sep="\n")
         return 0
 
     def _target(self) -> tuple[Path, MeshFormat | None]:
@@ -356,4 +381,8 @@ def report(result: Result) -> int:
             print(f"  {path}")
     if result.interrupted:
         print(f"interrupted; continue with: distill3d resume {shlex.quote(str(result.folder))}", file=sys.stderr)
-    return 130 if result.interrupted else 0
+        return 130
+    if not result.files:
+        print(f"distill3d: {result.folder} has no mesh", file=sys.stderr)
+        return 4
+    return 0

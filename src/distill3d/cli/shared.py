@@ -47,6 +47,8 @@ File = Annotated[Path | None, _optional(Path, "PATH"), NO_DEFAULT]
 Folder = Annotated[Path | None, _optional(Path, "FOLDER"), NO_DEFAULT]
 Dtype = Annotated[str | None, _optional(str, "{auto,float32,bfloat16,float16}", DTYPES), NO_DEFAULT]
 Control = Annotated[str | None, _optional(str, "{depth,normal}", ("depth", "normal")), NO_DEFAULT]
+UpAxis = Annotated[str | None, _optional(str, "{auto,y,z}", ("auto", "y", "z")), NO_DEFAULT]
+Pivot = Annotated[str | None, _optional(str, "{center,bottom}", ("center", "bottom")), NO_DEFAULT]
 Flag = Annotated[bool, NO_DEFAULT]
 Prompt = Annotated[Positional[str], arg(metavar="PROMPT")]
 OptionalName = Annotated[Positional[str | None], arg(metavar="[NAME]", help_behavior_hint="")]
@@ -202,6 +204,15 @@ def counter(name: str, total: int) -> Iterator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
+@contextlib.contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Shows on stderr that something takes its time."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
+
+
 class Show(Protocol):
     """Shows a finished step."""
 
@@ -214,13 +225,21 @@ class Show(Protocol):
 def progress_bar(total: int, name: str) -> Iterator[Show]:
     """A progress bar on stderr, which appears with the first step. Yields the function to call after each step."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     name_column, times, status_column = map(
         TextColumn, ("{task.description}", "{task.fields[elapsed]}, left", "{task.fields[status]}")
     )
-    columns = (name_column, BarColumn(), MofNCompleteColumn(), times, TimeRemainingColumn(), status_column)
+    columns = (
+        SpinnerColumn(),
+        name_column,
+        BarColumn(),
+        MofNCompleteColumn(),
+        times,
+        TimeRemainingColumn(),
+        status_column,
+    )
     bar = Bar(*columns, console=Console(stderr=True))
     task = bar.add_task(name, total=total, status="", elapsed="")
 

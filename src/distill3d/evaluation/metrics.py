@@ -210,5 +210,5 @@ def measure(result: RunResult, names: Sequence[str] = tuple(METRICS)) -> dict[st
         else:
             values[metric.name] = metric.function(*(getattr(result, need) for need in metric.needs))
     if skipped:
-        warnings.warn(f"not measured: {', '.join(skipped)}", stacklevel=2)
+        warnings.warn(f"not measured: {', '.join(skipped)}", stacklevel=1)
     return values

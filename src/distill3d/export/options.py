@@ -24,6 +24,9 @@ class ExportOptions:
     fit: int = 60  # steps that fit a textured mesh to renderings of the field, see `fit_to_field`; 0 is off
     format: Literal["glb", "obj", "ply"] | None = None  # of the file; None is glb for meshes and ply for splats
     name: str | None = None  # of the file, without suffix; None is mesh or splats
+    up: Literal["auto", "y", "z"] = "auto"  # of the file: that of the mesh a run began with, else y, and z for ply
+    size: float | None = None  # longest side in meters; None keeps the scene's or the mesh's own unit
+    pivot: Literal["center", "bottom"] | None = None  # what lies at the origin; None keeps the place
 
     def __post_init__(self) -> None:
         if self.texture is not None:
@@ -36,6 +39,8 @@ class ExportOptions:
             raise ValueError(f"the level must be a finite density above 0, got {self.level}")
         if not 0 <= self.soften < math.inf:
             raise ValueError(f"soften must be 0 or more lattice steps, got {self.soften}")
+        if self.size is not None and not 0 < self.size < math.inf:
+            raise ValueError(f"the size must be a number of meters above 0, got {self.size}")
         if self.fit < 0:
             raise ValueError(f"fit must be 0 or more steps, got {self.fit}; 60 is usual, 0 is off")
 

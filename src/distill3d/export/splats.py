@@ -96,7 +96,7 @@ def load_splats(path: str | os.PathLike[str], axes: Axes = "viewer") -> Splats:
     if vertex is None or not vertex.count:
         raise ValueError(f"{path} holds no splats: it has no vertices")
     if any(name.startswith("f_rest_") and vertex[name].any() for name in names):
-        warnings.warn(f"{path}: the colors depend on the view; their mean (degree 0) is kept", stacklevel=2)
+        warnings.warn(f"{path}: the colors depend on the view; their mean (degree 0) is kept", stacklevel=1)
 
     def columns(*names: str) -> Tensor:
         return torch.from_numpy(np.stack([vertex[name] for name in names], 1).astype(np.float32))

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -78,7 +79,7 @@ def save_video(path: str | os.PathLike[str], frames: Iterable[Tensor], fps: int 
     codec, options = "mpeg4", {"qscale": "3"}
     if "libx264" in av.codecs_available:
         codec, options = "libx264", {"crf": "18"}
-    with replacing(path) as draft, av.open(str(draft), "w") as container:
+    with replacing(path) as draft, _as_os_error(), av.open(str(draft), "w") as container:
         stream, shape = None, torch.Size()
         for frame in frames:
             if stream is None:
@@ -93,6 +94,17 @@ def save_video(path: str | os.PathLike[str], frames: Iterable[Tensor], fps: int 
         if stream is None:
             raise ValueError("a video needs at least one frame, got none")
         container.mux(stream.encode())
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    """Errors of the video library as those of the system."""
+    import av
+
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        raise OSError(error.errno, error.strerror) from error
 
 
 def contact_sheet(images: Float[Tensor, "n c h w"], columns: int, gap: int = 2) -> Image.Image:

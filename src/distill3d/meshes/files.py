@@ -8,6 +8,7 @@ most programs write and expect, PLY as z-up; both can be told. A .npz file holds
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from dataclasses import fields, replace
 from pathlib import Path
@@ -69,7 +70,7 @@ def save_mesh(path: str | os.PathLike[str], mesh: Mesh, up: Up = "auto") -> list
 
     An .obj with a texture comes with an .mtl and a .png file beside it, written first. A .ply file holds no texture:
     each vertex gets the color of the texture. A .npz file holds the mesh exactly, for `read_mesh`. Object and material
-    have the file's name, or that of its folder if the file is just "mesh".
+    have the file's name, or that of its run if the file is just "mesh".
 
     Args:
         up: the file's upward axis, as for `read_mesh`.
@@ -94,7 +95,8 @@ def save_mesh(path: str | os.PathLike[str], mesh: Mesh, up: Up = "auto") -> list
     if suffix in (".glb", ".obj") and (len(mesh.textures) > 1 or (mesh.textures and mesh.texture_of is not None)):
         raise ValueError(f"{suffix} files are written with one texture for all faces; write .ply with vertex colors")
     mesh = mesh if file_up(path, up) == "z" else _turned(mesh, TO_Y_UP)
-    name = path.resolve().parent.name if path.stem == "mesh" else path.stem
+    # The folder of a run ends in random digits; the same run gives the same file.
+    name = re.sub(r"-[0-9a-f]{6}$", "", path.resolve().parent.name) if path.stem == "mesh" else path.stem
     return [path, *WRITERS[suffix](path, mesh, name or "mesh")]
 
 

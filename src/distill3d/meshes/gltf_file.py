@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
 import numpy as np
 
@@ -119,8 +119,11 @@ class GltfFile:
         if uri.startswith("data:"):
             head, _, body = uri.partition(",")
             try:
-                return base64.b64decode(unquote(body)) if head.endswith(";base64") else unquote(body).encode("latin-1")
-            except (binascii.Error, UnicodeError) as error:
+                if not head.endswith(";base64"):
+                    return unquote_to_bytes(body)
+                text = unquote(body)
+                return base64.b64decode(text + "=" * (-len(text) % 4))
+            except binascii.Error as error:
                 raise ValueError(f"the data in the glTF file is damaged ({error})") from error
         for name in (unquote(uri), uri, unquote(uri).replace("\\", "/")):
             if (file := self.path.parent / name).is_file():

@@ -201,8 +201,8 @@ def placed(mesh: Mesh, placement: Placement | None = None) -> Mesh:
 def joined(parts: Sequence[Mesh]) -> Mesh:
     """All parts as one mesh, in their order. Faces whose UV coordinates are not finite lose their texture.
 
-    It has normals if all parts have them. One alpha mode holds for all: the strongest of theirs, with the opacity of
-    the other parts adapted. Double-sided is what is so in any part.
+    It has normals if all parts have finite ones. One alpha mode holds for all: the strongest of theirs, with the
+    opacity of the other parts adapted. Double-sided is what is so in any part.
 
     Raises:
         ValueError: for no parts.
@@ -238,7 +238,10 @@ def joined(parts: Sequence[Mesh]) -> Mesh:
         uv = uv if (uv_faces == corners[-1]).any() else uv[:-1]
     colors = [np.ones_like(p.vertices) if p.vertex_colors is None else p.vertex_colors for p in parts]
     alpha = [np.ones(len(p.vertices)) if p.alpha is None else p.alpha for p in parts]
-    normals = [part.normals for part in parts if part.normals is not None]
+    if lost := sum(int((~np.isfinite(color).all(1)).sum()) for color in colors):
+        warnings.warn(f"{lost} vertices have colors that are not finite; they are taken as white", stacklevel=1)
+        colors = [np.where(np.isfinite(color).all(1, keepdims=True), color, 1.0) for color in colors]
+    normals = [part.normals for part in parts if part.normals is not None and np.isfinite(part.normals).all()]
     return Mesh(
         vertices=np.concatenate([part.vertices for part in parts]),
         faces=np.concatenate([part.faces + first for part, first in zip(parts, offsets, strict=True)]),
@@ -296,6 +299,32 @@ def linear_to_srgb(color: np.ndarray) -> np.ndarray:
     """sRGB-encoded values in [0, 1] of light intensity, which is clipped to [0, 1]; inverts `srgb_to_linear`."""
     color = np.clip(color, 0, 1)
     return np.where(color <= 0.0031308, 12.92 * color, 1.055 * color ** (1 / 2.4) - 0.055)
+
+
+def resized(mesh: Mesh, size: float | None = None, pivot: Literal["center", "bottom"] | None = None) -> Mesh:
+    """The mesh with its longest side `size` long, and its center or the middle of its bottom at the origin.
+
+    Without a pivot it is scaled about the origin; without both it is the same mesh.
+    """
+    used = mesh.vertices[np.unique(mesh.faces)]
+    low, high = used.min(0), used.max(0)
+    origin = np.zeros(3) if pivot is None else low / 2 + high / 2
+    if pivot == "bottom":
+        origin[2] = low[2]
+    scale = 1.0 if size is None else size / float((high - low).max())
+    return replace(mesh, vertices=(mesh.vertices - origin) * scale)
+
+
+def rotated(mesh: Mesh, degrees: float) -> Mesh:
+    """The mesh turned about the vertical axis, counter-clockwise as seen from above."""
+    turn = rotation_about_z(degrees).T
+    return replace(mesh, vertices=mesh.vertices @ turn, normals=None if mesh.normals is None else mesh.normals @ turn)
+
+
+def rotation_about_z(degrees: float) -> Float[np.ndarray, "3 3"]:
+    """The matrix of a turn, counter-clockwise as seen from above."""
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
 def weld(

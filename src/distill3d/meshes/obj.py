@@ -66,12 +66,13 @@ def read_obj(path: Path) -> Mesh:
         colors = vertices[:, -3:] / (255 if vertices[:, -3:].max() > 1 else 1)
     faces, source, corner = triangulate(xyz, [polygon[0] for polygon in lines.polygons])
     uv_faces, normal_faces = (_corners(lines.polygons, kind, source, corner) for kind in (1, 2))
-    for index, table, what in ((faces, xyz, "vertices"), (uv_faces, uv, "vt"), (normal_faces, normals, "vn")):
-        if len(index) and index.max() >= len(table):
-            number = index.max() + 1
-            raise ValueError(
-                f"this file cannot be read as a mesh: it has {len(table)} {what}, a face has number {number}"
-            )
+    if faces.max() >= len(xyz):
+        number = faces.max() + 1
+        raise ValueError(f"this file cannot be read as a mesh: it has {len(xyz)} vertices, a face has number {number}")
+    for index, table, what in ((uv_faces, uv, "texture coordinates"), (normal_faces, normals, "normals")):
+        if (lost := index >= len(table)).any():
+            warnings.warn(f"{path.name}: {int(lost.any(1).sum())} faces name {what} that are not there", stacklevel=1)
+            index[lost] = -1
     materials = _materials(path, lines.libraries)
     names = np.array(lines.material, object)[source]
     if missing := sorted({name for name in set(lines.material) if name and name not in materials}):

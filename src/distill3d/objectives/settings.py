@@ -243,7 +243,7 @@ class _Trained(ScaledTime):
                 f"{lessons} training steps of {self.student_rate:g} teach the student little, so that "
                 f"{type(self).__name__} is close to CSD at scale {self.scale - 1:g}: raise the steps, student_steps or "
                 "student_rate (published: 25000 of 1e-4)",
-                stacklevel=2,
+                stacklevel=1,
             )
         return replace(self.with_student(student), state=student)
 

@@ -49,6 +49,7 @@ UNSUPPORTED = {
     "ControlNet": "use the model without it, and pass the ControlNet's folder as --controlnet",
     "LatentConsistency": "it is distilled to a few steps, so its sampling path cannot be inverted",
 }
+FEW_STEPS = ("LCM", "TCD")  # schedulers of models that were distilled to a few steps
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 
 
@@ -103,6 +104,8 @@ def _check_vocabulary(folder: Path) -> None:
 
 
 def _check_scheduler(folder: Path, name: str, flow_matching: bool) -> None:
+    if name.startswith(FEW_STEPS):
+        raise ValueError(f"{folder}: scheduler is a {name}: {UNSUPPORTED['LatentConsistency']}")
     # The schedulers of EDM also scale the input of the network, which priors do not.
     if name.startswith("EDM") or name.startswith("FlowMatch") != flow_matching:
         kinds = ("one with a table of betas (DDIM, PNDM, Euler...)", "one for flow matching (FlowMatch...)")

@@ -130,15 +130,21 @@ class PriorBuilder:
         network = adapters.load_controlnet(folder, unet, self.config.dtype)
         return freeze(network, self.config.device, self.config.dtype)
 
-    def sample_size(self, default: int, factor: int, multiple: int) -> int:
-        """Height and width of x: the default, or those for the option `image_size`.
+    def sample_size(self, default: object, factor: int, multiple: int) -> int:
+        """Height and width of x: the default of the model's configuration, or those for the option `image_size`.
 
         factor is the autoencoder's downsampling; the network needs a multiple of `multiple`. Raises ValueError for an
         image size that is not possible.
         """
         size = self.options.image_size
         if size is None:
-            return default
+            height, width = default if isinstance(default, list | tuple) and len(default) == 2 else (default, default)
+            if not isinstance(height, int) or height != width or height < 1:
+                raise ValueError(
+                    f"the configuration of {self.name} has sample_size {default}, which is no size of square images: "
+                    "pass --image-size"
+                )
+            return height
         if size % (factor * multiple):
             raise ValueError(f"the image size of {self.name} must be a multiple of {factor * multiple}, got {size}")
         return size // factor

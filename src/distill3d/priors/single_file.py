@@ -6,6 +6,8 @@ from the hub; diffusers converts the names of the weights.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,10 @@ from distill3d.priors.components.folder import (
 )
 from distill3d.priors.families import check_folder
 
+PREDICTIONS = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
+PREDICTIONS |= {"v-prediction": "v_prediction", "sample": "sample"}
+# Names of the scales of fp8, and of the states of other quantizations.
+SCALES = (".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8", ".absmax", ".quant_state", ".quant_map")
 TEXT_COMPONENTS = ("text_encoder", "tokenizer")  # or with a suffix, _2 or _3
 
 
@@ -34,7 +40,12 @@ class SingleFile(ModelFolder):
     A component is handed out only once and then read again, so that freed text encoders do not stay in memory.
     """
 
+    scheduler: Mapping[str, Any] = field(default_factory=dict)  # settings that the file has itself
     _read: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def config(self, component: str) -> dict[str, Any]:
+        """The configuration of a component; what the file says of its scheduler has priority."""
+        return {**super().config(component), **(self.scheduler if component == "scheduler" else {})}
 
     def model(self, component: str) -> nn.Module:
         """A network with its weights; ValueError if the file lacks them, or they do not fit the configuration."""
@@ -88,25 +99,61 @@ def open_checkpoint(path: Path, config: str | None, dtype: torch.dtype) -> Singl
             f"{path} is neither a folder nor a .safetensors file; other formats can run code when opened: convert it, "
             "or use a folder in diffusers format"
         )
-    folder = hub.resolve(config or _config_hub_id(path), "configuration", weights=False)
+    weights, metadata = _read_header(path)
+    scheduler = _scheduler_settings(weights.keys(), metadata)
+    if scaled := next((name for name in weights if name.endswith(SCALES)), None):
+        raise ValueError(
+            f"{path} contains quantized weights with scales ({scaled}), which cannot be read: convert it to 16 bits"
+        )
+    folder = hub.resolve(config or _config_hub_id(path, weights, scheduler), "configuration", weights=False)
     check_folder(folder, weights=False)
-    return SingleFile(folder, dtype, path)
+    return SingleFile(folder, dtype, path, scheduler)
 
 
-def _config_hub_id(path: Path) -> str:
-    """The hub id of the configuration that fits the names and shapes of the weights."""
+def _read_header(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The weights of a file as tensors without values, and its metadata; ValueError for a damaged file."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             weights = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
+            return weights, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise ValueError(f"weights file {path} is damaged: {first_line(error)}; download it again") from None
+
+
+def _scheduler_settings(names: Collection[str], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What a file says of its prediction and its schedule, by the empty tensors and the metadata that tools read."""
+    found: dict[str, Any] = {}
+    said = metadata.get("modelspec.prediction_type", "").lower()
+    if said:
+        if said not in PREDICTIONS:
+            raise ValueError(f"modelspec.prediction_type must be one of {', '.join(PREDICTIONS)}, got {said!r}")
+        found["prediction_type"] = PREDICTIONS[said]
+    if "v_pred" in names or metadata.get("ss_v_parameterization", "").lower() == "true":
+        found["prediction_type"] = "v_prediction"
+    if "ztsnr" in names or metadata.get("ss_zero_terminal_snr", "").lower() == "true":
+        found["rescale_betas_zero_snr"] = True
+    return found
+
+
+def _config_hub_id(path: Path, weights: dict[str, torch.Tensor], scheduler: Mapping[str, Any]) -> str:
+    """The hub id of the configuration that fits the names and shapes of the weights, and what the file says."""
     hub_id = _default_hub_id(weights)
     if hub_id is None:
         raise ValueError(f"{path} is not a known text-to-image model: pass --set prior_options.config=FOLDER")
-    return hub.WITHDRAWN.get(hub_id, hub_id)
+    hub_id = hub.WITHDRAWN.get(hub_id, hub_id)
+    if hub_id in ("sd21", "sd21-v"):  # the same network, trained with two predictions
+        said = scheduler.get("prediction_type")
+        hub_id = "sd21" if said == "epsilon" else "sd21-v"
+        if said is None:
+            warnings.warn(
+                f"{path.name} does not say which Stable Diffusion 2 it is: v-prediction at 768 pixels is assumed; "
+                "for a base model (512 pixels) pass --set prior_options.config=sd21",
+                stacklevel=1,
+            )
+    return hub_id
 
 
 def _default_hub_id(weights: dict[str, torch.Tensor]) -> str | None:

@@ -279,6 +279,10 @@ def _marked_views(config: dict[str, Any]) -> int | None:
 def _check_unet(unet: Any, channels: int) -> None:
     """Raises ValueError unless the UNet maps the autoencoder's latents to latents."""
     u = unet.config
+    if u.time_cond_proj_dim is not None:
+        raise ValueError(
+            "the network is conditioned on a guidance scale, as of LCM: use the model it was distilled from"
+        )
     if not u.in_channels == u.out_channels == channels:
         raise ValueError(
             f"the network maps {u.in_channels} channels to {u.out_channels}, the autoencoder has {channels}: "

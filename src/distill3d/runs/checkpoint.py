@@ -82,6 +82,7 @@ def interrupts_between_steps() -> Iterator[Callable[[], None]]:
 
 def save_checkpoint(folder: Path, run: Checkpointed, step: int) -> None:
     """Writes the state after `step` finished steps; the checkpoint before it is kept until this one is complete."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     new, old = _beside(folder)
@@ -91,7 +92,10 @@ def save_checkpoint(folder: Path, run: Checkpointed, step: int) -> None:
     if run.state is not None:
         tensors[OBJECTIVE] = run.state.state_dict()
     for name, values in tensors.items():
-        save_file({key: value.contiguous() for key, value in values.items()}, new / name)
+        try:
+            save_file({key: value.contiguous() for key, value in values.items()}, new / name)
+        except SafetensorError as error:  # what it raises on a full disk
+            raise OSError(f"cannot write {new / name}: {error}") from error
     state = {"step": step, "generator": run.generator.get_state().tolist()}
     (new / STATE).write_text(json.dumps(state))
     shutil.rmtree(old, ignore_errors=True)

@@ -8,7 +8,9 @@ import math
 import platform
 import re
 import secrets
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +22,7 @@ import torch
 
 import distill3d
 from distill3d.distill.loop import OnStep, Progress, Run, optimize
-from distill3d.files import replacing
+from distill3d.files import explain, replacing
 from distill3d.runs.checkpoint import (
     Checkpointed,
     has_checkpoint,
@@ -118,6 +120,21 @@ class RunFolder:
         except ValueError as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
 
+    def _rescue(self, run: Trainable, done: int) -> str:
+        """Saves a run whose folder cannot be written to elsewhere; says where it is."""
+        if not done:
+            return "nothing was computed yet"
+        place = RunFolder(Path(tempfile.mkdtemp(prefix="distill3d-")))
+        try:
+            save_checkpoint(place.checkpoint, run, done)
+            for path in self.path.iterdir():
+                if path.is_file() and not path.name.startswith(self.checkpoint.name):
+                    shutil.copy2(path, place.path / path.name)
+        except OSError as error:
+            shutil.rmtree(place.path, ignore_errors=True)
+            return f"its last checkpoint is of an earlier step ({explain(error)})"
+        return f"its {done} steps are kept in {place.path}: type  distill3d resume {place.path}"
+
     def history(self) -> list[dict[str, Any]]:
         """The logged steps as dicts of `Progress`, up to the first line that was cut off."""
         steps: list[dict[str, Any]] = []
@@ -161,7 +178,10 @@ class RunFolder:
 
         def save() -> None:
             nonlocal saved
-            save_checkpoint(self.checkpoint, run, done)
+            try:
+                save_checkpoint(self.checkpoint, run, done)
+            except OSError as error:
+                raise OSError(f"{explain(error)}; {self._rescue(run, done)}") from error
             saved = time.monotonic()
 
         if not done:

@@ -18,8 +18,9 @@ from distill3d.distill.loop import ObjectRun, OnStep
 from distill3d.distill.objects import object_run
 from distill3d.distill.recipes import LAPTOP, PRIORS, Recipe
 from distill3d.export import video
-from distill3d.meshes.files import read_mesh
-from distill3d.meshes.mesh import RADIUS, place, placed
+from distill3d.files import explain
+from distill3d.meshes.files import Up, read_mesh
+from distill3d.meshes.mesh import RADIUS, place, placed, rotated
 from distill3d.objectives import Method
 from distill3d.priors.base import resolve_device
 from distill3d.priors.components.hub import BUNDLED
@@ -42,6 +43,8 @@ class Config(RunConfig):
     prior: str = field(default="", kw_only=True)  # by default a bundled one: the multi-view prior for sampled views
     views: dict[str, str] = field(default_factory=dict)  # texts of single directions: front, side, back, overhead
     init: str | None = None  # a mesh that the scene starts from
+    init_up: Up = "auto"  # its upward axis
+    init_turn: float = 0.0  # degrees by which it is turned, counter-clockwise from above, to face the front
 
     def __post_init__(self) -> None:
         if not self.prior:
@@ -94,7 +97,7 @@ def check_prompt(prompt: str, prior: str, force: bool = False) -> None:
         )
     if reading.unknown:
         words = ", ".join(reading.unknown)
-        warnings.warn(f"the bundled prior does not know these words and will ignore them: {words}", stacklevel=2)
+        warnings.warn(f"the bundled prior does not know these words and will ignore them: {words}", stacklevel=1)
 
 
 def load_priors(config: Config, prior: Prior | None = None, second: Prior | None = None) -> tuple[Prior, Prior | None]:
@@ -140,7 +143,7 @@ def generate(
     prior, second = load_priors(config, prior, second)
     run = object_run(config.recipe, config.prompts, prior, config.seed, second)
     if config.init is not None:
-        mesh = read_mesh(config.init)
+        mesh = rotated(read_mesh(config.init, config.init_up), config.init_turn)
         run.scene.init_from_mesh(placed(mesh, place(mesh, min(RADIUS, config.recipe.cameras.visible_radius))))
         run.restart_optimizer()
     folder = RunFolder.create(out, config.prompt)
@@ -214,7 +217,7 @@ def write_artifacts(folder: Path, scene: Scene, recipe: Recipe) -> tuple[Path, .
     try:
         return tuple(scene.cpu().export(folder, recipe.export))
     except ValueError as error:
-        warnings.warn(f"no mesh written: {error}", stacklevel=2)
+        warnings.warn(f"no mesh written: {error}", stacklevel=1)
         return ()
 
 
@@ -225,5 +228,10 @@ def render_views(scene: Scene, views: int, size: int, elevation: float = 15.0) -
 
 def _finish(run: ObjectRun, folder: RunFolder, on_step: OnStep) -> Result:
     training, began = folder.train(run, run.recipe.steps, on_step), time.monotonic()
-    files = write_artifacts(folder.path, run.scene, run.recipe)
+    try:
+        files = write_artifacts(folder.path, run.scene, run.recipe)
+    except OSError as error:
+        raise OSError(
+            f"{explain(error)}; the run is kept in {folder.path}: type  distill3d resume {folder.path}"
+        ) from error
     return Result(folder.path, **vars(training), export_seconds=time.monotonic() - began, files=files)

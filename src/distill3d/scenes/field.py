@@ -36,6 +36,8 @@ class FieldScene(Scene, Protocol):
     def export(self, folder: Path, options: ExportOptions) -> list[Path]:
         """Writes the surface as mesh.glb, or as `options` name it; ValueError where the field is empty."""
         from distill3d.meshes.files import save_mesh
+        from distill3d.meshes.mesh import resized
         from distill3d.scenes.to_mesh import field_to_mesh
 
-        return save_mesh(options.mesh_path(folder), field_to_mesh(self, options))
+        mesh = resized(field_to_mesh(self, options), options.size, options.pivot)
+        return save_mesh(options.mesh_path(folder), mesh, options.up)

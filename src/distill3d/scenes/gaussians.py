@@ -159,6 +159,8 @@ class Gaussians(nn.Module, Scene):
 
         if options.format not in (None, "ply"):
             raise ValueError(f"splats are exported as PLY, not as {options.format}: type --format ply")
+        if options.up != "auto" or options.size is not None or options.pivot is not None:
+            raise ValueError("splats are exported in their own place and size: leave out --up, --size and --pivot")
         path = folder / f"{options.name or 'splats'}.ply"
         save_splats(path, self.splats())
         return [path]

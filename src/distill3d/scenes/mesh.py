@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from distill3d.cameras import focal_length, project
 from distill3d.export.options import ExportOptions
-from distill3d.meshes.files import Up, read_mesh, save_mesh
-from distill3d.meshes.mesh import Mesh, Placement, place, weld
+from distill3d.meshes.files import Up, file_up, read_mesh, save_mesh
+from distill3d.meshes.mesh import Mesh, Placement, place, resized, rotation_about_z, weld
 from distill3d.meshes.texture import paint_texels, usable_uv
 from distill3d.render.edges import Edges, antialias, mesh_edges
 from distill3d.render.mesh import RasterOutput, downsample, rasterize_views, vertex_normals
@@ -38,7 +38,7 @@ class MeshOptions(SceneOptions):
     """Which mesh is painted, and whether it moves. Lengths in world units."""
 
     mesh: str = ""  # a .glb, .gltf, .obj or .ply file
-    up: Up = "auto"  # the file's upward axis: y for glTF, z for the others
+    up: Up = "auto"  # the file's upward axis: y for glTF and OBJ, z for PLY
     turn: float = 0.0  # degrees by which the mesh is turned (counter-clockwise from above) to face the front
     refit: bool = True  # centers and scales it to the size of an object; else the file's unit is the world's
     colors: bool = False  # starts from the colors of the file
@@ -62,7 +62,7 @@ class MeshOptions(SceneOptions):
     def with_own_files(self, folder: Path) -> MeshOptions:
         """Copies the mesh into a run's folder, exactly as it was read."""
         save_mesh(folder / OWN_MESH, read_mesh(self.mesh, self.up))
-        return replace(self, mesh=OWN_MESH)
+        return replace(self, mesh=OWN_MESH, up=file_up(self.mesh, self.up))
 
     def located(self, folder: Path) -> MeshOptions:
         """The settings with the path of the mesh in the run's folder, wherever that is now."""
@@ -179,9 +179,16 @@ class MeshScene(nn.Module, Scene):
         return torch.sigmoid(self.color_grid(positions.detach()))
 
     def export(self, folder: Path, options: ExportOptions) -> list[Path]:
-        """Writes mesh.glb with the faces of the source, in its own coordinates, and a texture or vertex colors."""
+        """Writes mesh.glb with the faces of the source, in its own coordinates, and a texture or vertex colors.
+
+        Formats that may have any upward axis have that of the source.
+        """
         mesh = self.textured().with_vertex_colors() if options.texture is None else self.textured(options.texture)
-        return save_mesh(options.mesh_path(folder), mesh)
+        path, up = options.mesh_path(folder), options.up
+        if up == "auto" and path.suffix != ".glb":
+            in_run = Path(self.options.mesh).name == OWN_MESH  # there `up` says what the source had
+            up = self.options.up if in_run else file_up(self.options.mesh, self.options.up)
+        return save_mesh(path, resized(mesh, options.size, options.pivot), up)
 
     @torch.no_grad()
     def textured(self, size: int = 1024) -> Mesh:
@@ -229,10 +236,10 @@ class MeshScene(nn.Module, Scene):
         return (corners * torch.from_numpy(weights).to(corners)[..., None]).sum(1)
 
     def _to_scene(self, points: np.ndarray) -> np.ndarray:
-        return self.placement.to_scene(points) @ _rotation_about_z(self.options.turn).T
+        return self.placement.to_scene(points) @ rotation_about_z(self.options.turn).T
 
     def _to_file(self, points: np.ndarray) -> np.ndarray:
-        return self.placement.to_file(points @ _rotation_about_z(self.options.turn))
+        return self.placement.to_file(points @ rotation_about_z(self.options.turn))
 
 
 def bending(values: Float[Tensor, "v c"], edges: Edges, edge_length: float) -> Float[Tensor, ""]:
@@ -251,11 +258,6 @@ def bending(values: Float[Tensor, "v c"], edges: Edges, edge_length: float) -> F
     count = values.new_zeros(len(values)).index_add(0, a, ones).index_add(0, b, ones)
     mean = total / count.clamp_min(1)[:, None]
     return (torch.where(count[:, None] > 0, mean - values, 0.0)).square().sum(1).mean() / edge_length**4
-
-
-def _rotation_about_z(degrees: float) -> np.ndarray:
-    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
 def _rendering(image: Tensor, background: Tensor) -> Rendering:

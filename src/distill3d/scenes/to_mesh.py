@@ -18,7 +18,7 @@ from distill3d.cameras import BACKGROUND, DISTANCE, FOV, orbit
 from distill3d.export.options import ExportOptions
 from distill3d.export.splats import load_splats
 from distill3d.meshes.bake import bake, paint_vertices
-from distill3d.meshes.files import read_mesh
+from distill3d.meshes.files import Up, file_up, read_mesh
 from distill3d.meshes.mesh import Mesh, faces_per_edge, weld
 from distill3d.meshes.surface import extract_surface, halved, simplify
 from distill3d.scenes.fit import Fitting, fit
@@ -78,16 +78,27 @@ def _around(count: int, distance: float) -> Cameras:
     return orbit(torch.arange(count) * 137.50776, elevation, distance, FOV)
 
 
-def describe_file(path: Path) -> str:
-    """One line about an exported file: number of vertices and faces, kind of colors, and whether the mesh is closed."""
+def describe_file(path: Path, up: Up = "auto") -> str:
+    """One line about an exported file: vertices, faces, colors, whether it is closed, axis, size and pivot.
+
+    The size is width x depth x height, seen from the front; `up` is as for `read_mesh`.
+    """
     if path.suffix == ".ply":
         with suppress(ValueError):
             return f"{len(load_splats(path))} splats"
-    mesh = read_mesh(path)
+    mesh = read_mesh(path, up)
     vertices, _ = weld(mesh.vertices, mesh.faces)  # files split them along seams
     colors = "vertex colors"
     if mesh.textures:
         height, width = mesh.textures[0].shape[:2]
         colors = f"texture {width} x {height}"
     closed = "closed" if (faces_per_edge(mesh) == 2).all() else "not closed"
-    return f"{len(vertices)} vertices, {len(mesh.faces)} faces, {colors}, {closed}"
+    low, high = mesh.vertices.min(0), mesh.vertices.max(0)
+    size, middle = high - low, low / 2 + high / 2
+    pivot = "origin where it was"
+    for name, point in (("center", middle), ("bottom", np.append(middle[:2], low[2]))):
+        if np.abs(point).max() < 1e-3 * size.max():
+            pivot = f"origin at its {name}"
+    extent = " x ".join(f"{size[i]:.3g}" for i in (1, 0, 2))
+    counts = f"{len(vertices)} vertices, {len(mesh.faces)} faces"
+    return f"{counts}, {colors}, {closed}, {file_up(path, up)} up, {extent} (width x depth x height), {pivot}"

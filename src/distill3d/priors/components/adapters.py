@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,12 @@ from torch import Tensor, nn
 
 from distill3d.priors.components.folder import check_weights, first_line, load_model, quiet, read_json
 
+# Parts of the names of weights in adapters that are not the product of two matrices.
+OTHER_ADAPTERS = {"dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", ".hada_": "LoHa", ".lokr_": "LoKr"}
+OTHER_ADAPTERS |= {"lora_mid": "LoCon with Tucker decomposition", ".oft_": "OFT", "oft_blocks": "OFT", ".boft_": "BOFT"}
+OTHER_ADAPTERS |= {".a1.": "GLoRA", ".b1.": "GLoRA", ".on_input": "IA3", "ia3_l": "IA3", ".diff_b": "full difference"}
+OTHER_ADAPTERS |= {".diff": "full difference", ".w_norm": "full difference", "lora_B.bias": "LoRA with bias"}
+TEXT_LORA = ("lora_te", "text_encoder.", "text_encoder_2.")
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
 
 
@@ -20,7 +28,26 @@ def path_and_scale(text: str) -> tuple[Path, float]:
         found, factor = (Path(path), float(scale)) if path else (Path(text), 1.0)
     except ValueError:
         found, factor = Path(text), 1.0
+    if not math.isfinite(factor):
+        raise ValueError(f"the scale of LoRA weights must be a finite number, got {text}")
     return _safetensors(found, "LoRA weights"), factor
+
+
+def check_lora(path: Path) -> None:
+    """Raises ValueError for adapters that are no plain LoRA, and warns of weights for text encoders."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"LoRA weights {path} are damaged: {first_line(error)}") from None
+    for name in names:
+        kind = next((kind for part, kind in OTHER_ADAPTERS.items() if part in name), None)
+        if kind is not None:
+            raise ValueError(f"{path} is an adapter of kind {kind} ({name}), which is not supported: use a plain LoRA")
+    if any(name.startswith(TEXT_LORA) for name in names):
+        warnings.warn(f"{path.name}: the LoRA weights for text encoders are ignored", stacklevel=1)
 
 
 def merge_lora(network: Any, component: str, loader: str, path: Path, scale: float) -> None:
@@ -35,6 +62,7 @@ def merge_lora(network: Any, component: str, loader: str, path: Path, scale: flo
         raise ImportError("LoRA weights need peft: type  pip install 'distill3d[student]'") from error
     from diffusers.loaders import lora_pipeline
 
+    check_lora(path)
     family = getattr(lora_pipeline, loader)
     before = torch.get_rng_state()  # peft initializes the update at random before loading it
     try:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -122,7 +123,7 @@ def load_model(model_class: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """
     files = [f.name for f in folder.glob("*.safetensors")]
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
-    options["variant"] = "fp16" if files and all(".fp16" in name for name in files) else None
+    options["variant"] = _variant(files)
     # diffusers and transformers name the same argument differently.
     options["torch_dtype" if model_class.__module__.startswith("diffusers") else "dtype"] = dtype
     with quiet(), explain_out_of_memory(f"{folder.name} in {str(dtype).removeprefix('torch.')}"):
@@ -138,11 +139,26 @@ def load_model(model_class: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     return network
 
 
+def _variant(files: Sequence[str]) -> str | None:
+    """The variant in the names of weight files, such as fp16, bf16 or non_ema; None if some have none."""
+    found = {match[1] for name in files if (match := re.search(r"\.(\w+)(-\d+-of-\d+)?\.safetensors$", name))}
+    plain = [name for name in files if not re.search(r"\.\w+(-\d+-of-\d+)?\.safetensors$", name)]
+    if plain or not found:
+        return None
+    return next((name for name in ("fp16", "bf16") if name in found), min(found))
+
+
 def freeze(network: M, device: str | torch.device, dtype: torch.dtype) -> M:
-    """Moves a network to its device, in evaluation mode and without gradients; ValueError when memory runs out."""
+    """Moves a network to its device, in evaluation mode and without gradients.
+
+    Raises ValueError when memory runs out, and for weights that are not finite in this dtype.
+    """
     with explain_out_of_memory(f"{type(network).__name__} on {device}"):
         # nn.Module's own `to`: the one of diffusers warns about float32 layers even if there are none.
         nn.Module.to(network, device=device, dtype=dtype)
+        for name, value in network.named_parameters():
+            if not value.is_meta and not bool(value.isfinite().all()):
+                raise ValueError(f"{type(network).__name__} has weights that are not finite: {name}; in {dtype}")
         return network.eval().requires_grad_(False)
 
 

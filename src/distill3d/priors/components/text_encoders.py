@@ -198,4 +198,4 @@ def _weighted_tokens(tokenizer: Any, text: str) -> tuple[list[int], list[float]]
 
 def _warn_truncated(encoder: nn.Module, read: int, count: int, text: str) -> None:
     short = textwrap.shorten(text, 60, placeholder=" ...")
-    warnings.warn(f"{type(encoder).__name__} reads {read} of {count} tokens of {short!r}", stacklevel=5)
+    warnings.warn(f"{type(encoder).__name__} reads {read} of {count} tokens of {short!r}", stacklevel=1)
