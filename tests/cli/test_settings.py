@@ -171,12 +171,31 @@ def test_a_method_flag_keeps_the_settings_that_the_file_gives_it(file):
     ],
 )
 def test_set_changes_any_setting(assignment, value):
-    assert value(config("--set", assignment))
+    assert value(config("--recipe", "distill", "--set", assignment))
+
+
+@pytest.mark.parametrize(
+    ("flags", "sampled"),
+    [
+        ((), True),
+        (("--prior", "toybox-mv", "--steps", "90", "--scale", "3"), True),
+        (("--prior", "toybox"), False),
+        (("--method", "sdi"), False),
+        (("--method", "cfd"), False),
+        (("--perp-neg",), False),
+        (("--recipe", "laptop", "--method", "sdi"), True),
+        (("--recipe", "distill"), False),
+    ],
+)
+def test_views_are_sampled_unless_the_flags_ask_for_what_only_distillation_has(flags, sampled):
+    found = config(*flags)
+    assert (found.recipe.sampling is not None) == sampled
+    assert found.prior == ("toybox-mv" if sampled else "toybox")
 
 
 def test_a_later_set_builds_on_an_earlier_one():
     flags = ("scene=VoxelOptions", "scene.resolution=20", "steps=2", "steps=3")
-    found = config(*(word for flag in flags for word in ("--set", flag)))
+    found = config("--recipe", "distill", *(word for flag in flags for word in ("--set", flag)))
     assert found.recipe.scene == dataclasses.replace(DISTILL.scene, resolution=20) and found.recipe.steps == 3
     assert isinstance(found.recipe.scene, VoxelOptions)
     shaded = config("--set", "shading={}", "--set", "shading.ambient=0.2").recipe.shading
@@ -188,7 +207,7 @@ def test_a_later_set_builds_on_an_earlier_one():
     [
         (["--set", "steps"], "--set needs PATH=VALUE, such as steps=100, got 'steps'"),
         (["--set", "penalties.opaqe.end=1"], "setting 'penalties.opaqe.end'; did you mean penalties.opaque.end"),
-        (["--set", "inversion-steps=1"], "did you mean objective.inversion_steps"),
+        (["--recipe", "distill", "--set", "inversion-steps=1"], "did you mean objective.inversion_steps"),
         (["--set", "stepz=1"], "unknown setting 'stepz'; did you mean steps"),
         (["--set", "qwertz=1"], "unknown setting 'qwertz'; distill3d recipes NAME lists the settings"),
         (["--set", "steps=many"], "recipe.steps: a whole number is needed, got 'many'"),

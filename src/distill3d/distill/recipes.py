@@ -222,7 +222,7 @@ SPLATS = Recipe(
 
 # Views of the multi-view prior first, then the object in the loop. The weights are for a fit to 64 x 64 pixels.
 LAPTOP = Recipe(
-    steps=200,
+    steps=150,
     views=4,
     learning_rate=0.06,
     decay=0.4,
