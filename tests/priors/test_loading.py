@@ -24,7 +24,7 @@ def test_a_whole_folder_loads(folder):
 
 
 def test_unknown_name(fails):
-    fails("toybx", "unknown prior 'toybx': use toybox, sd15")
+    fails("toybx", "unknown prior 'toybx': use toybox, toybox-mv, sd15")
     fails("./no/such/folder", "unknown prior")
     fails("x" * 5000, "unknown prior")
 

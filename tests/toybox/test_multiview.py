@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from distill3d.cameras import FOV, orbit
-from distill3d.priors.components.matting import MattingNetwork
+from distill3d.priors.components.matting import MattingNetwork, border_matte
 from distill3d.priors.loading import load_prior
 from distill3d.priors.stable_diffusion import camera_embedding_input, join_views
 from distill3d.render.raster import rasterize
@@ -177,3 +177,35 @@ def test_multi_view_weights_can_be_trained_further(tmp_path):
     again = make_multiview_unet(read_unet(packed))
     for name, value in again.state_dict().items():
         assert torch.equal(value, unet.state_dict()[name].half().float()), name
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return load_prior("toybox-mv")
+
+
+@torch.no_grad()
+def test_the_bundled_prior_has_the_shared_parts_of_the_other_one_and_guides_cameras(bundled):
+    assert bundled.views == 4 and bundled.camera_guidance
+    folders = BUNDLED, BUNDLED.with_name("toybox-mv")
+    for part in (
+        "text_encoder/model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "tokenizer/tokenizer.json",
+    ):
+        assert (folders[0] / part).read_bytes() == (folders[1] / part).read_bytes()
+    size = sum(f.stat().st_size for f in folders[1].rglob("*") if f.is_file())
+    assert size < 20_000_000
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("kind", "color", "gray"), [("boat", "pink", 0.75), ("car", "white", 0.9), ("table", "black", 0.5)]
+)
+def test_the_bundled_matting_finds_toys_of_the_backgrounds_color(bundled, kind, color, gray):
+    toy, views = build(kind, color, seed=904), [View(a, 15.0, 2.85) for a in range(0, 360, 90)]
+    images = torch.from_numpy(np.stack([draw(toy, view, gray) for view in views])).movedim(-1, 1).float()
+    true = torch.from_numpy(np.stack([cutout(toy, view)[..., 3:] for view in views])).movedim(-1, 1).float()
+    decoded = bundled.decode(bundled.encode(images)).clamp(0, 1)
+    error, plain = ((matte - true).abs().mean() for matte in (bundled.matte(decoded), border_matte(decoded)))
+    assert error < 0.03 and (color == "black" or error < 0.7 * plain)
