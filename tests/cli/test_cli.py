@@ -21,8 +21,8 @@ from distill3d.runs.folder import Diverged
 from distill3d.runs.objects import check_prompt, generate, read_config
 
 TOYBOX = Path(str(resources.files("distill3d"))) / "assets" / "toybox"
-SMALL = ["--steps", "8", "--views-per-step", "1", "--frames", "8", "--set", "scene.resolution=24",
-         "--set", "objective.inversion_steps=2", "--set", "export.resolution=48", "--set", "export.fit=2"]  # fmt: skip
+SMALL = ["--recipe", "distill", "--steps", "8", "--views-per-step", "1", "--frames", "8",
+         "--set", "scene.resolution=24", "--set", "objective.inversion_steps=2", "--set", "export.resolution=48", "--set", "export.fit=2"]  # fmt: skip
 
 
 def distill3d(*arguments: str, **options) -> subprocess.CompletedProcess:
@@ -51,6 +51,18 @@ def fails(capsys, *arguments):
     error = capsys.readouterr().err
     assert error.startswith("distill3d: ") and error.count("\n") == 1 and "Traceback" not in error
     return error
+
+
+def test_by_default_views_of_the_multi_view_prior_are_sampled(tmp_path):
+    small = ["--steps", "6", "--frames", "2", "--set", "scene.resolution=24", "--set", "sampling.joint_levels=8"]
+    small += ["--set", "sampling.levels=2", "--set", "export.resolution=32", "--set", "export.fit=1"]
+    process = distill3d("generate", "a red mushroom", "--out", str(tmp_path), *small)
+    assert process.returncode == 0, process.stderr
+    (folder,) = tmp_path.iterdir()
+    config = read_config(folder)
+    assert config.prior == "toybox-mv" and config.recipe.sampling.levels == 2
+    times = [json.loads(line)["t"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert times[:2] == [0.0, 0.0] and times[2] == pytest.approx(0.98 * 0.6) and (folder / "mesh.glb").stat().st_size
 
 
 def test_the_run_folder_is_complete(run):

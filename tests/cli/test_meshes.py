@@ -105,7 +105,7 @@ def test_refine_moves_texture_and_surface_of_a_run(ball, kl_folder, tmp_path):
 def test_a_run_without_a_mesh_says_so_and_has_a_status_of_its_own(tmp_path, capsys):
     flags = ["--steps", "1", "--views-per-step", "1", "--frames", "2", "--out", str(tmp_path)]
     low = ["--set", "export.level=1e6", "--set", "export.resolution=8", "--set", "scene.resolution=8"]
-    assert cli.run(["generate", "a red mushroom", *flags, *low, "--set", "objective.inversion_steps=2"]) == 4
+    assert cli.run(["generate", "a red mushroom", "--method", "sdi", *flags, *low]) == 4
     error = capsys.readouterr().err
     assert error.count("warning: no mesh written: nothing to export") == 1 and "has no mesh" in error
 

@@ -15,6 +15,7 @@ step; otherwise fog in the color of the background would cost nothing.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 
@@ -144,7 +145,10 @@ class SamplingRun(ObjectRun):
         if self.settings.hull:
             assert self.targets.cutouts is not None
             radius = self.settings.distance * math.sin(math.radians(self.settings.fov) / 2)
-            start_from_hull(self.scene, Hull(self.cameras, self.targets.cutouts, radius, self.settings.tolerance))
+            try:
+                start_from_hull(self.scene, Hull(self.cameras, self.targets.cutouts, radius, self.settings.tolerance))
+            except ValueError as error:
+                warnings.warn(f"the scene starts as it is: {error}", stacklevel=2)
             self.restart_optimizer()
         return nfe
 
