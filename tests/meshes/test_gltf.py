@@ -431,6 +431,10 @@ def test_extensions_that_are_not_read_are_named(read):
     gltf.node(gltf.primitive())
     with pytest.warns(UserWarning, match="EXT_something is ignored"):
         read(gltf)
+    look = Gltf(required=["KHR_materials_transmission"])
+    look.node(look.primitive())
+    with pytest.warns(UserWarning, match="KHR_materials_transmission is ignored"):
+        assert len(read(look).faces) == 2
     gltf.tree["extensionsRequired"] = ["EXT_something"]
     with pytest.raises(ValueError, match="requires EXT_something, which cannot be read"):
         read(gltf)

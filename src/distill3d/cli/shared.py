@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from tyro.conf import Positional, UseAppendAction, arg
 from tyro.constructors import PrimitiveConstructorSpec
@@ -47,8 +47,10 @@ File = Annotated[Path | None, _optional(Path, "PATH"), NO_DEFAULT]
 Folder = Annotated[Path | None, _optional(Path, "FOLDER"), NO_DEFAULT]
 Dtype = Annotated[str | None, _optional(str, "{auto,float32,bfloat16,float16}", DTYPES), NO_DEFAULT]
 Control = Annotated[str | None, _optional(str, "{depth,normal}", ("depth", "normal")), NO_DEFAULT]
-UpAxis = Annotated[str | None, _optional(str, "{auto,y,z}", ("auto", "y", "z")), NO_DEFAULT]
-Pivot = Annotated[str | None, _optional(str, "{center,bottom}", ("center", "bottom")), NO_DEFAULT]
+UpAxis = Annotated[Literal["auto", "y", "z"] | None, _optional(str, "{auto,y,z}", ("auto", "y", "z")), NO_DEFAULT]
+Pivot = Annotated[
+    Literal["center", "bottom"] | None, _optional(str, "{center,bottom}", ("center", "bottom")), NO_DEFAULT
+]
 Flag = Annotated[bool, NO_DEFAULT]
 Prompt = Annotated[Positional[str], arg(metavar="PROMPT")]
 OptionalName = Annotated[Positional[str | None], arg(metavar="[NAME]", help_behavior_hint="")]

@@ -99,11 +99,11 @@ def save_video(path: str | os.PathLike[str], frames: Iterable[Tensor], fps: int 
 @contextmanager
 def _as_os_error() -> Iterator[None]:
     """Errors of the video library as those of the system."""
-    import av
+    from av.error import FFmpegError
 
     try:
         yield
-    except av.error.FFmpegError as error:
+    except FFmpegError as error:
         raise OSError(error.errno, error.strerror) from error
 
 

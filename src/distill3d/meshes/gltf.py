@@ -105,6 +105,7 @@ class _Scene:
 
     def _check_extensions(self) -> None:
         unknown = sorted(set(self.document.get("extensionsRequired", [])) - READ - NEUTRAL)
+        unknown = [name for name in unknown if not name.startswith("KHR_materials_")]  # the shape is there all the same
         if unknown:
             raise ValueError(f"the file requires {', '.join(unknown)}, which cannot be read")
         ignored = sorted(set(self.document.get("extensionsUsed", [])) - READ - NEUTRAL)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, UInt8
 
 Wrap = Literal["repeat", "mirror", "clamp"]
 AlphaMode = Literal["OPAQUE", "MASK", "BLEND"]
+REPEATED: tuple[Wrap, Wrap] = ("repeat", "repeat")
 
 RADIUS = 0.9  # an object is fitted into the sphere of this radius about the origin
 
@@ -132,7 +133,7 @@ class Mesh:
         assert self.uv is not None and self.uv_faces is not None
         uv = np.einsum("nc,ncr->nr", weights, self.uv[self.uv_faces[face]])
         texture_of = np.zeros(len(self.faces), np.int64) if self.texture_of is None else self.texture_of
-        wraps = self.wraps or (("repeat", "repeat"),) * len(self.textures)
+        wraps = self.wraps or (REPEATED,) * len(self.textures)
         for i, (texture, wrap) in enumerate(zip(self.textures, wraps, strict=True)):
             chosen = texture_of[face] == i
             inside = np.stack([wrapped(x, kind) for x, kind in zip(uv[chosen].T, wrap, strict=True)], axis=1)
@@ -228,7 +229,7 @@ def joined(parts: Sequence[Mesh]) -> Mesh:
             ]
         )
         texture_of = np.concatenate([_numbered(part, keys) for part in parts])
-        finite = np.isfinite(uv).all(1)
+        finite = np.asarray(np.isfinite(uv).all(1))
         if lost := int((~finite[uv_faces].all(1)).sum()):
             warnings.warn(
                 f"{lost} faces have UV coordinates that are not finite; their texture is left out", stacklevel=1
@@ -263,7 +264,7 @@ def _numbered(part: Mesh, keys: dict[tuple[int, tuple[Wrap, Wrap]], tuple[int, n
     """`texture_of` of a part with the numbers of the joined mesh; new textures are added to `keys`."""
     if not part.textures:
         return np.full(len(part.faces), -1)
-    wraps = part.wraps or (("repeat", "repeat"),) * len(part.textures)
+    wraps = part.wraps or (REPEATED,) * len(part.textures)
     entries = zip(part.textures, wraps, strict=True)
     number = np.array([keys.setdefault((id(t), wrap), (len(keys), t))[0] for t, wrap in entries] + [-1])
     return number[np.zeros(len(part.faces), np.int64) if part.texture_of is None else part.texture_of]

@@ -42,7 +42,7 @@ def _concave(vertices: np.ndarray, polygons: Sequence[Sequence[int]], count: np.
     found = np.zeros(len(polygons), bool)
     for n in np.unique(count[count > 3]):
         chosen = np.flatnonzero(count == n)
-        index = np.array([polygons[i] for i in chosen])
+        index = np.array([polygons[int(i)] for i in chosen])
         if index.max() >= len(vertices) or index.min() < 0:
             raise ValueError(f"faces must be indices from 0 to {len(vertices) - 1} into vertices, got {index.max()}")
         corner = vertices[index]
