@@ -21,8 +21,9 @@ from distill3d.runs.folder import Diverged
 from distill3d.runs.objects import check_prompt, generate, read_config
 
 TOYBOX = Path(str(resources.files("distill3d"))) / "assets" / "toybox"
-SMALL = ["--recipe", "distill", "--steps", "8", "--views-per-step", "1", "--frames", "8",
-         "--set", "scene.resolution=24", "--set", "objective.inversion_steps=2", "--set", "export.resolution=48", "--set", "export.fit=2"]  # fmt: skip
+SMALL = ["--recipe", "distill", "--steps", "8", "--views-per-step", "1", "--frames", "8"]
+SMALL += ["--set", "scene.resolution=24", "--set", "objective.inversion_steps=2"]
+SMALL += ["--set", "export.resolution=48", "--set", "export.fit=2"]
 
 
 def distill3d(*arguments: str, **options) -> subprocess.CompletedProcess:

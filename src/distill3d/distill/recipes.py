@@ -115,7 +115,8 @@ class Recipe:
     """How an object is distilled. Lengths are in world units, angles in degrees.
 
     `objective` is the settings of a method or an `Objective` of your own; `scene` is the options of a scene or any
-    value with `build(device) -> Scene`.
+    value with `build(device) -> Scene`. With `sampling`, `views` counts the views of an optimizer step, and cameras,
+    background and image_weight are not used.
     """
 
     steps: int = 200
