@@ -88,6 +88,11 @@ def test_doctor_shows_names_parts_memory_and_speed(kl_folder, capsys):
     assert "NFE per second" in lines["network:"] and "images per second" in lines["encoder:"]
 
 
+def test_doctor_times_a_multi_view_prior(views_folder, capsys):
+    assert cli.run(["doctor", "--prior", str(views_folder)]) == 0
+    assert "NFE per second" in capsys.readouterr().out
+
+
 def test_doctor_sees_the_cache(kl_folder, tmp_path, monkeypatch, capsys):
     from huggingface_hub import constants
 

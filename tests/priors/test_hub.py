@@ -13,6 +13,7 @@ from huggingface_hub import constants, errors
 from distill3d.priors import load_prior
 from distill3d.priors.components import hub
 
+NAMES = "toybox, toybox-mv, sd15, sd21, sd21-v, mvdream, mvdream15, sdxl, if, sd35, flux"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -60,24 +61,14 @@ def hub_answers(monkeypatch):
 
 
 def test_short_names_are_hub_ids_that_were_not_withdrawn():
-    assert set(hub.BUNDLED) | set(hub.SHORT_NAMES) == {
-        "toybox",
-        "toybox-mv",
-        "sd15",
-        "sd21",
-        "sd21-v",
-        "sdxl",
-        "if",
-        "sd35",
-        "flux",
-    }
+    assert set(hub.BUNDLED) | set(hub.SHORT_NAMES) == set(NAMES.split(", "))
     for hub_id in hub.SHORT_NAMES.values():
         assert hub.HUB_ID.fullmatch(hub_id) and hub_id not in hub.WITHDRAWN
     assert set(hub.WITHDRAWN.values()) <= set(hub.SHORT_NAMES)
 
 
 def test_unknown_and_withdrawn_names(cache):
-    fails("sdx", "unknown prior 'sdx': use toybox, toybox-mv, sd15, sd21, sd21-v, sdxl, if, sd35, flux, an existing")
+    fails("sdx", "unknown prior 'sdx': use " + NAMES + ", an existing")
     fails("./nothing/here", "unknown prior")
     fails("stabilityai/stable-diffusion-2-1-base", "was withdrawn from the hub: use sd21")
 

@@ -1,6 +1,5 @@
 """Save, load, continue: the same as without an interruption."""
 
-
 import pytest
 import torch
 

@@ -130,6 +130,8 @@ def _speed(prior: FrozenPrior, condition: Condition) -> Iterator[str]:
     x = torch.zeros(BATCH, *prior.sample_shape, device=prior.device)
     t = torch.full((BATCH,), 0.5, device=prior.device)
     images = torch.full((1, 3, prior.image_size, prior.image_size), 0.5, device=prior.device)
+    if prior.camera_conditioned:
+        condition = replace(condition, camera=torch.eye(4, device=prior.device).expand(BATCH, 4, 4))
     if prior.control is not None:
         condition = replace(condition, control=images.expand(BATCH, -1, -1, -1))
     rate = _per_second(lambda: prior.predict(x, t, condition), prior.device)

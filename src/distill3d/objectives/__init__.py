@@ -1,6 +1,7 @@
 """Score distillation: the gradient that pulls an image towards its prompt. Independent of 3D."""
 
 from distill3d.diffusion.guidance import APG
+from distill3d.objectives.joint import jsd
 from distill3d.objectives.methods import (
     cfd,
     csd,
@@ -83,6 +84,7 @@ __all__ = [
     "flowdreamer",
     "hifa",
     "ism",
+    "jsd",
     "kappa_residual",
     "mvdream",
     "nfsd",

@@ -105,7 +105,7 @@ def rescaled(scale: float, fraction: float = 0.5) -> Prediction:
 
     def prediction(query: Query, x_t: Tensor) -> tuple[Tensor, int]:
         everywhere = torch.ones(2, len(x_t), dtype=torch.bool, device=x_t.device)
-        (e_u, e_c), nfe = _noise_under_texts(query, x_t, [negative, positive], everywhere)
+        (e_u, e_c), nfe = noise_under_texts(query, x_t, [negative, positive], everywhere)
         levels = coefficients(query.prior.schedule, query.t, x_t)
         full, conditional = (
             from_eps("x0", e, x_t, *levels).unflatten(0, (-1, query.views)) for e in (cfg(e_u, e_c, scale), e_c)
@@ -125,7 +125,7 @@ def balanced(denoising: float = 1.25) -> PredictionAndReference:
 
     def prediction(query: Query, x_t: Tensor) -> tuple[Tensor, int, Tensor]:
         everywhere = torch.ones(2, len(x_t), dtype=torch.bool, device=x_t.device)
-        (e_u, e_c), nfe = _noise_under_texts(query, x_t, [negative, positive], everywhere)
+        (e_u, e_c), nfe = noise_under_texts(query, x_t, [negative, positive], everywhere)
         kappa = to_eps("x0", query.x, x_t, *coefficients(query.prior.schedule, query.t, x_t))
         denoise = (e_u - kappa).flatten(1)
         c, d = (e_c - e_u).flatten(1), denoising * denoise
@@ -179,14 +179,14 @@ def linear_combination(
 
     def predict(query: Query, x_t: Tensor) -> tuple[Tensor, int, Tensor]:
         sums = [coefficients_of(terms, query) for terms in (prediction, reference)]
-        e, nfe = _noise_under_texts(query, x_t, texts, (sums[0] != 0) | (sums[1] != 0))
+        e, nfe = noise_under_texts(query, x_t, texts, (sums[0] != 0) | (sums[1] != 0))
         predicted, compared = ((c.to(e).reshape(*c.shape, *[1] * (e.ndim - 2)) * e).sum(0) for c in sums)
         return predicted, nfe, compared
 
     return predict
 
 
-def _noise_under_texts(query: Query, x_t: Tensor, texts: list[Text], where: Tensor) -> tuple[Tensor, int]:
+def noise_under_texts(query: Query, x_t: Tensor, texts: list[Text], where: Tensor) -> tuple[Tensor, int]:
     """Noise [K, B, ...] under K texts where `where` [K, B] is true, zero elsewhere; and the NFE of the one call."""
     own, k = query.conditioning, len(texts)
     each = Condition.cat([text(query) for text in texts])  # K B rows

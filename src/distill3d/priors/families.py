@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill3d.priors import deepfloyd, flow, stable_diffusion
+from distill3d.priors import deepfloyd, flow, mvdream, stable_diffusion
 from distill3d.priors.base import FrozenPrior
 from distill3d.priors.components.folder import check_weights, config_name, read_json
 from distill3d.priors.options import PriorBuilder
@@ -31,6 +31,9 @@ FAMILIES = {
     "StableDiffusionXLPipeline": Family(
         stable_diffusion.build_sdxl, stable_diffusion.SDXL_COMPONENTS, "StableDiffusionXLLoraLoaderMixin"
     ),
+    "MVDreamPipeline": Family(
+        mvdream.build, mvdream.COMPONENTS, "StableDiffusionLoraLoaderMixin", optional=(mvdream.CAMERA,)
+    ),
     "IFPipeline": Family(deepfloyd.build, deepfloyd.COMPONENTS, "StableDiffusionLoraLoaderMixin"),
     "StableDiffusion3Pipeline": Family(
         flow.build_sd3, flow.SD3_COMPONENTS, "SD3LoraLoaderMixin", flow_matching=True, optional=flow.SD3_OPTIONAL
@@ -41,7 +44,6 @@ FAMILIES = {
 UNSUPPORTED = {
     "PixArt": "its networks need a mask of the text's padding, which priors do not pass on",
     "Sana": "its networks need a mask of the text's padding, which priors do not pass on",
-    "MVDream": "its network has a class of its own; save it as docs/priors.md describes for multi-view models",
     "ImageDream": "it needs an image besides the text",
     "StableDiffusionXLImg2Img": "a refiner is trained on low noise levels only; use the base model",
     "IFSuperResolution": "a later stage needs an image; use the first stage",
@@ -62,7 +64,7 @@ def check_folder(folder: Path, weights: bool = True) -> Family:
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} has no model_index.json: use a folder saved with save_pretrained of diffusers")
     index = read_json(folder / "model_index.json")
-    pipeline = index.get("_class_name")
+    pipeline = "MVDreamPipeline" if mvdream.is_mvdream(index) else index.get("_class_name")
     if pipeline not in FAMILIES:
         reason = next((f" ({why})" for name, why in UNSUPPORTED.items() if name in str(pipeline)), "")
         raise ValueError(f"{folder} contains a {pipeline}{reason}: supported are {', '.join(FAMILIES)}")

