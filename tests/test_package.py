@@ -20,12 +20,10 @@ def test_the_wheel_leaves_out_what_only_training_reads():
     large = (ROOT / "src").rglob("*.safetensors")
     kept = [path.relative_to(ROOT).as_posix() for path in large]
     kept = {path for path in kept if not any(fnmatch(path, f"{pattern}/*") for pattern in excluded)}
-    assert kept == {
-        f"src/distill3d/assets/toybox/{part}"
-        for part in (
-            "evaluator_judge/model.safetensors",
-            "text_encoder/model.safetensors",
-            "unet/diffusion_pytorch_model.safetensors",
-            "vae/diffusion_pytorch_model.safetensors",
-        )
-    }
+    both = (
+        "text_encoder/model.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    )
+    parts = {"toybox": (*both, "evaluator_judge/model.safetensors"), "toybox-mv": (*both, "matting/model.safetensors")}
+    assert kept == {f"src/distill3d/assets/{name}/{part}" for name, files in parts.items() for part in files}
