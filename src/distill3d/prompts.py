@@ -64,6 +64,7 @@ def weighted_parts(text: str) -> list[tuple[str, float]]:
     """
     pieces: list[tuple[str, float]] = []
     opened: list[int] = []  # where the brackets begin
+    found = False
     for piece in re.split(r"([()])", text):
         if piece == "(":
             opened.append(len(pieces))
@@ -72,7 +73,7 @@ def weighted_parts(text: str) -> list[tuple[str, float]]:
             match = WEIGHT.search(pieces[-1][0])
             inside = [*pieces[first + 1 : -1], (pieces[-1][0][: match.start()], pieces[-1][1])] if match else []
             if match and any(words.strip() for words, _ in inside):
-                weight = float(match[1])
+                weight, found = float(match[1]), True
                 pieces[first:] = [(words, own * weight) for words, own in inside]
                 if max(abs(weight), *(abs(own) for _, own in pieces[first:])) > MAX_WEIGHT:
                     given = "".join(words for words, _ in inside) + match[0]
@@ -83,7 +84,7 @@ def weighted_parts(text: str) -> list[tuple[str, float]]:
     for weight, run in itertools.groupby(pieces, key=lambda piece: piece[1]):
         if words := "".join(piece for piece, _ in run).strip():
             parts.append((words, weight))
-    return parts if any(weight != 1 for _, weight in parts) else [(text, 1.0)]
+    return parts if found else [(text, 1.0)]
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def _cavities(solid: np.ndarray) -> np.ndarray:
     return binary_dilation(cut_off, iterations=2) & ~solid
 
 
-def without_bumps(mesh: Mesh, rounds: int = 10) -> Mesh:
+def without_bumps(mesh: Mesh, rounds: int = 5) -> Mesh:
     """The same faces on a smoother surface of about the same size, by filtering vertices (Taubin 1995).
 
     A UV map of this surface also fits the bumpy one and has half as many islands.
