@@ -2,7 +2,8 @@
 
 The parts, in order: data, clip (with the text encoder), autoencoder, unet, judge (a second contrastive model, trained
 on other images than the prior), pack. Each resumes where it was interrupted. Another part, multiview, fine-tunes the
-bundled UNet to a multi-view prior and packs it.
+bundled UNet to a multi-view prior and packs it; critic trains the classifier that rejects bad objects, on the same
+images.
 
 `--start WEIGHTS` gives a folder like that of the bundled prior: unet, clip or judge is trained further from these
 weights and takes the other networks that it needs from them; pack takes from them the networks that were not trained.
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill3d.toybox import multiview, networks
+from distill3d.toybox import critic, multiview, networks
 from distill3d.toybox.captions import COLOR_NAMES, KIND_NAMES, VIEW_WORDS, Claim, random_claim, sentence
 from distill3d.toybox.data import ImageSet, load_split, render_splits
 from distill3d.toybox.fitting import Fit, mixed_precision, train
@@ -35,6 +36,7 @@ FITS = {
     "unet": Fit(9000, 8e-4, decay=0.4, weight_decay=1e-2),
     "multiview": Fit(4600, 6e-4, decay=0.5, ema=0.998, weight_decay=1e-2, save_every=100),
     "matting": Fit(900, 1.5e-3, warmup=50, decay=0.5, ema=0.995, save_every=50),
+    "critic": Fit(2000, 1.5e-3, warmup=20, decay=0.6, ema=0.98, save_every=50),
 }
 BATCH = {"clip": 128, "judge": 128, "autoencoder": 32, "decoder": 32, "unet": 32}
 PROMPT_DROPOUT = 0.1  # fraction of rows without a caption, for classifier-free guidance
@@ -271,7 +273,9 @@ def pack(folder: Path, clip: Any, autoencoder: Any, unet: Any, judge: Any) -> Pa
 def main() -> None:
     """Command line; see the module docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["data", "clip", "judge", "autoencoder", "unet", "pack", "multiview", "all"])
+    parser.add_argument(
+        "part", choices=["data", "clip", "judge", "autoencoder", "unet", "pack", "multiview", "critic", "all"]
+    )
     parser.add_argument("--folder", type=Path, default=Path("toybox-training"), help="images and training state")
     parser.add_argument("--processes", type=int, default=2, help="rendering processes")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the training steps of each network")
@@ -281,7 +285,7 @@ def main() -> None:
     folder, part = arguments.folder, arguments.part
     if arguments.start and part not in ("clip", "judge", "unet", "pack", "multiview"):
         parser.error(f"--start goes with clip, judge, unet, pack or multiview, not with {part}")
-    weights = multiview.BUNDLED if part == "multiview" else arguments.start
+    weights = multiview.BUNDLED if part in ("multiview", "critic") else arguments.start
     if weights and not (weights / "evaluator_clip").is_dir():  # it is not in the wheel
         parser.error(f"{weights} has no evaluator_clip: take the weights from a clone of the repository")
     folder.mkdir(parents=True, exist_ok=True)
@@ -291,6 +295,9 @@ def main() -> None:
         print(
             multiview.run(folder, fits[part], fits["matting"], arguments.start, arguments.processes, arguments.compile)
         )
+        return
+    if part == "critic":
+        print(critic.run(folder, fits[part], arguments.processes))
         return
     if part in ("data", "all"):
         render_splits(folder / "data", arguments.processes)

@@ -1,0 +1,64 @@
+"""The critic: does an image look like a toy of this world? It was trained on failed objects too, and can say no."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+BUNDLED_CRITIC = Path(__file__).parents[1] / "assets" / "toybox" / "evaluator_critic"
+
+
+class ToyCritic:
+    """The bundled classifier of true renders and failed objects; see docs/metrics.md.
+
+    Images are [B, 3, H, W] in [0, 1] of one toy each on a plain gray background between 0.5 and 1.
+    """
+
+    def __init__(self, folder: str | Path | None = None, device: torch.device | str = "cpu"):
+        """Loads the bundled weights, or those of a folder.
+
+        Raises:
+            ValueError: if the folder holds no critic.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        from distill3d.toybox.critic import FILE, SIZE, CriticNetwork
+
+        folder = BUNDLED_CRITIC if folder is None else Path(folder)
+        network, self.size, self.device = CriticNetwork(), SIZE, torch.device(device)
+        try:
+            network.load_state_dict(load_file(folder / FILE))
+            self.threshold: float = json.loads((folder / "config.json").read_text())["threshold"]
+        except (SafetensorError, OSError, RuntimeError, KeyError) as error:
+            raise ValueError(f"{folder} holds no critic: {str(error).splitlines()[0]}") from error
+        self.network = network.to(self.device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def score(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+        """How much each image looks like a toy, in [0, 1]; one half is the calibrated threshold."""
+        images = images.to(self.device, torch.float32)
+        if images.shape[-2:] != (self.size, self.size):
+            images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
+        return torch.sigmoid(self.network(images.clamp(0, 1)) - self.threshold).cpu()
+
+    def accepts(self, images: Float[Tensor, "b 3 h w"]) -> Bool[Tensor, " b"]:
+        """Which images are accepted: those whose score is at least one half."""
+        return self.score(images) >= 0.5
+
+
+@cache
+def bundled_critic() -> ToyCritic:
+    """The bundled critic, loaded once."""
+    return ToyCritic()
+
+
+def toy_acceptance(images: Float[Tensor, "v 3 h w"]) -> float:
+    """Fraction of the views of an object that the bundled critic accepts."""
+    return bundled_critic().accepts(images).float().mean().item()
