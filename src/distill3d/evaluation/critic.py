@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -11,17 +10,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-BUNDLED_CRITIC = Path(__file__).parents[1] / "assets" / "toybox" / "evaluator_critic"
-
 
 class ToyCritic:
-    """The bundled classifier of true renders and failed objects; see docs/metrics.md.
+    """A classifier of true renders and failed objects, trained by `python -m distill3d.toybox.train critic`.
 
     Images are [B, 3, H, W] in [0, 1] of one toy each on a plain gray background between 0.5 and 1.
     """
 
-    def __init__(self, folder: str | Path | None = None, device: torch.device | str = "cpu"):
-        """Loads the bundled weights, or those of a folder.
+    def __init__(self, folder: str | Path, device: torch.device | str = "cpu"):
+        """Loads the weights of a folder.
 
         Raises:
             ValueError: if the folder holds no critic.
@@ -31,8 +28,8 @@ class ToyCritic:
 
         from distill3d.toybox.critic import FILE, SIZE, CriticNetwork
 
-        folder = BUNDLED_CRITIC if folder is None else Path(folder)
-        network, self.size, self.device = CriticNetwork(), SIZE, torch.device(device)
+        folder, network = Path(folder), CriticNetwork()
+        self.size, self.device = SIZE, torch.device(device)
         try:
             network.load_state_dict(load_file(folder / FILE))
             self.threshold: float = json.loads((folder / "config.json").read_text())["threshold"]
@@ -51,14 +48,3 @@ class ToyCritic:
     def accepts(self, images: Float[Tensor, "b 3 h w"]) -> Bool[Tensor, " b"]:
         """Which images are accepted: those whose score is at least one half."""
         return self.score(images) >= 0.5
-
-
-@cache
-def bundled_critic() -> ToyCritic:
-    """The bundled critic, loaded once."""
-    return ToyCritic()
-
-
-def toy_acceptance(images: Float[Tensor, "v 3 h w"]) -> float:
-    """Fraction of the views of an object that the bundled critic accepts."""
-    return bundled_critic().accepts(images).float().mean().item()
