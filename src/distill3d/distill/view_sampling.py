@@ -248,5 +248,5 @@ def disc(height: int, width: int) -> Bool[Tensor, "h w"]:
 
 def concatenated(parts: Sequence[Rendering]) -> Rendering:
     """Renderings as one batch."""
-    columns = ([getattr(part, field.name) for part in parts] for field in fields(Rendering))
-    return Rendering(*(None if column[0] is None else torch.cat(column) for column in columns))
+    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Rendering)}
+    return Rendering(**{name: torch.cat(column) for name, column in columns.items() if column[0] is not None})

@@ -111,7 +111,9 @@ def train_critic(folder: Path, fit: Fit, groups: Groups, autoencoder: Any) -> Cr
     Args:
         autoencoder: the frozen AutoencoderTiny.
     """
-    network, chance = CriticNetwork().to(memory_format=torch.channels_last), torch.Generator().manual_seed(77)
+    network: Any = CriticNetwork()
+    network.to(memory_format=torch.channels_last)
+    chance = torch.Generator().manual_seed(77)
     for name, parameter in network.named_parameters():
         if parameter.ndim > 1:
             nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=chance)

@@ -51,7 +51,9 @@ def train_matting(folder: Path, fit: Fit, groups: Groups, autoencoder: Any) -> M
     Args:
         autoencoder: the frozen AutoencoderTiny, as from `networks.read_parts`.
     """
-    network, chance = MattingNetwork().to(memory_format=torch.channels_last), torch.Generator().manual_seed(66)
+    network: Any = MattingNetwork()
+    network.to(memory_format=torch.channels_last)
+    chance = torch.Generator().manual_seed(66)
     for name, parameter in network.named_parameters():
         if parameter.ndim > 1:
             nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=chance)
