@@ -53,7 +53,7 @@ def test_errors_are_one_line_and_nothing_is_written(kl_folder, tmp_path, capsys,
     out = ["--out", str(tmp_path / "runs")]
     image, generate = ["image", "a dot", *out, "--prior"], ["generate", "a dot", *out, "--prior"]
     fails(capsys, [*generate, "sdxl"], "stable-diffusion-xl-base-1.0 is not in the local cache", "or use a folder")
-    fails(capsys, [*generate, "sdx"], "unknown prior 'sdx'", "toybox, sd15", "hub id")
+    fails(capsys, [*generate, "sdx"], "unknown prior 'sdx'", "toybox, toybox-mv, sd15", "hub id")
     fails(capsys, [*image, str(kl_folder), "--lora", "none.safetensors"], "there is no file none.safetensors")
     fails(capsys, [*image, str(kl_folder), "--controlnet", str(kl_folder)], "a ControlNet", "use generate")
     fails(capsys, [*generate, str(kl_folder), "--offload"], "choose one with --device")
