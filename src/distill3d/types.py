@@ -198,10 +198,10 @@ class Conditioning:
         negative=False: the negative row has no camera, which is a matrix of zeros, so that classifier-free guidance
         strengthens the camera too.
         """
-        told = self._with(lambda condition, k: replace(condition, camera=camera_to_world.repeat_interleave(k, 0)))
+        changed = self._with(lambda condition, k: replace(condition, camera=camera_to_world.repeat_interleave(k, 0)))
         if negative:
-            return told
-        return replace(told, negative=replace(told.negative, camera=torch.zeros_like(camera_to_world)))
+            return changed
+        return replace(changed, negative=replace(changed.negative, camera=torch.zeros_like(camera_to_world)))
 
     def _with(self, change: Callable[[Condition, int], Condition]) -> Conditioning:
         """Applies change(condition, rows per view) to all conditions."""

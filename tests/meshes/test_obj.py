@@ -172,7 +172,7 @@ def test_a_second_library_is_read_and_a_missing_one_named(lines, read, picture, 
 
 def test_what_is_missing_or_left_out_is_named(read, tmp_path):
     (tmp_path / "a.mtl").write_text("newmtl m\nmap_Kd gone.png\n")
-    with pytest.warns(UserWarning, match=r"there is no picture 'gone\.png'"):
+    with pytest.warns(UserWarning, match=r"there is no image 'gone\.png'"):
         read("mtllib a.mtl\n" + SQUARE + "usemtl m\n" + FACE)
     with pytest.warns(UserWarning, match="no material file has 'other'"):
         read(SQUARE + "usemtl other\n" + FACE)

@@ -92,5 +92,5 @@ def test_a_picture_lies_on_vertices_or_on_corners(corners, read, tmp_path):
     mesh = read(vertex, face=face, comments=["TextureFile t.png"])
     found = mesh.colors(np.array([1, 0]), np.array([[0.1, 0.1, 0.8], [0.1, 0.8, 0.1]]))
     np.testing.assert_allclose(found, [[1, 0, 0], [0, 0, 1]], atol=1e-6)
-    with pytest.warns(UserWarning, match=r"no picture 'gone\.png'"):
+    with pytest.warns(UserWarning, match=r"no image 'gone\.png'"):
         assert not read(vertex, face=face, comments=["TextureFile gone.png"]).textures

@@ -61,3 +61,13 @@ def test_a_scene_that_starts_from_a_hull_shows_the_views_it_was_made_of(options)
     seen, true = views.opacity[:, 0] > 0.5, cutouts[:4, 3] > 0.5
     assert float((seen & true).sum() / (seen | true).sum()) > 0.8
     assert views.rgb[:, 0][seen & true].mean() > 0.7 and views.rgb[:, 1:].mean() < 0.05
+
+
+@pytest.mark.parametrize("options", [VoxelOptions(resolution=12), GaussianOptions(count=50)])
+def test_without_an_object_a_scene_stays_as_it_is(options):
+    cameras, cutouts = ball()
+    scene, other = options.build(), options.build()
+    with pytest.raises(ValueError, match="no object"):
+        start_from_hull(scene, Hull(cameras, 0 * cutouts, BOUND))
+    for a, b in zip(scene.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)

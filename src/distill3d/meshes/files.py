@@ -2,7 +2,7 @@
 
 A `Mesh` is z-up with the front towards +x and has sRGB colors. glTF is y-up with the front towards +z, its vertex and
 base colors are linear and its textures sRGB: reader and writer convert. OBJ is taken as y-up as well, which is what
-most programs write and expect, PLY as z-up; both can be told. A .npz file holds every array of a mesh exactly.
+most programs write and expect, PLY as z-up; both can be set. A .npz file holds every array of a mesh exactly.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LEAST_AREA = 1e-12  # of a surface, relative to the square of its extent
 
 
 def file_up(path: str | os.PathLike[str], up: Up = "auto") -> Literal["y", "z"]:
-    """The upward axis of a file: that of its kind unless it is told; glTF knows y only."""
+    """The upward axis of a file: that of its kind unless it is given; glTF knows y only."""
     suffix = Path(path).suffix.lower()
     return up if up != "auto" else "y" if suffix in Y_UP else "z"
 

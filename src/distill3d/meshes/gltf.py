@@ -18,15 +18,24 @@ from urllib.parse import unquote
 import numpy as np
 
 from distill3d.meshes.gltf_file import MESHOPT, GltfFile, Json, decoder, fractions_of, open_gltf
+from distill3d.meshes.images import read_image
 from distill3d.meshes.mesh import AlphaMode, Mesh, Wrap, linear_to_srgb, srgb_to_linear
-from distill3d.meshes.pictures import read_picture
 
 WRAPS: dict[int, Wrap] = {10497: "repeat", 33071: "clamp", 33648: "mirror"}
 TRIANGLES, STRIP, FAN = 4, 5, 6
 DRACO, SPECULAR = "KHR_draco_mesh_compression", "KHR_materials_pbrSpecularGlossiness"
-PICTURES = ("EXT_texture_webp", "EXT_texture_avif", "MSFT_texture_dds", "KHR_texture_basisu")
+IMAGE_KINDS = ("EXT_texture_webp", "EXT_texture_avif", "MSFT_texture_dds", "KHR_texture_basisu")
 INSTANCES, TRANSFORM = "EXT_mesh_gpu_instancing", "KHR_texture_transform"
-READ = {DRACO, SPECULAR, INSTANCES, TRANSFORM, *MESHOPT, *PICTURES, "KHR_mesh_quantization", "KHR_node_visibility"}
+READ = {
+    DRACO,
+    SPECULAR,
+    INSTANCES,
+    TRANSFORM,
+    *MESHOPT,
+    *IMAGE_KINDS,
+    "KHR_mesh_quantization",
+    "KHR_node_visibility",
+}
 # Extensions that do not touch geometry, base color or opacity.
 NEUTRAL = {f"KHR_materials_{name}" for name in ("anisotropy", "clearcoat", "dispersion", "ior", "iridescence")} | {
     *(f"KHR_materials_{name}" for name in ("emissive_strength", "sheen", "specular", "unlit", "variants")),
@@ -67,7 +76,7 @@ class _Material(NamedTuple):
 
 @dataclass
 class _Scene:
-    """What a file shows; pictures are read once."""
+    """What a file shows; images are read once."""
 
     file: GltfFile
     images: dict[int, np.ndarray | None] = field(default_factory=dict)
@@ -240,9 +249,9 @@ class _Scene:
         )
 
     def _texture(self, info: Json) -> _Texture | None:
-        """The texture, with the first of its pictures that can be decoded; None if there is none."""
+        """The texture, with the first of its images that can be decoded; None if there is none."""
         entry = self.document["textures"][info["index"]]
-        others = [entry.get("extensions", {}).get(name, {}).get("source") for name in PICTURES]
+        others = [entry.get("extensions", {}).get(name, {}).get("source") for name in IMAGE_KINDS]
         sources = [source for source in (entry.get("source"), *others) if source is not None]
         image = next((source for source in sources if self._image(source) is not None), None)
         if image is None:
@@ -259,22 +268,22 @@ class _Scene:
         )
 
     def _image(self, number: int) -> np.ndarray | None:
-        """A picture [H, W, 3 or 4] uint8 in sRGB; None, with a warning, if it cannot be read."""
+        """A image [H, W, 3 or 4] uint8 in sRGB; None, with a warning, if it cannot be read."""
         if number not in self.images:
             entry = self.document["images"][number]
             name = entry.get("uri", entry.get("name", f"image {number}"))
             name = f"image {number}" if name.startswith("data:") else unquote(name)
             try:
                 data = self.file.resource(entry["uri"]) if "uri" in entry else self.file.view(entry["bufferView"])
-                self.images[number] = read_picture(io.BytesIO(data))
+                self.images[number] = read_image(io.BytesIO(data))
             except (ValueError, OSError) as error:
                 self.images[number] = None
                 kind = entry.get("mimeType", "")
-                warnings.warn(f"{self.name}: the picture {name!r} {kind} is left out: {error}", stacklevel=1)
+                warnings.warn(f"{self.name}: the image {name!r} {kind} is left out: {error}", stacklevel=1)
         return self.images[number]
 
     def _tinted(self, number: int, factor: np.ndarray, alpha: bool) -> np.ndarray:
-        """A picture times a linear factor (RGBA), with its opacity or without."""
+        """A image times a linear factor (RGBA), with its opacity or without."""
         key = (number, factor.tobytes(), alpha)
         if key not in self.tinted:
             image = self.images[number]
@@ -371,7 +380,7 @@ def _triangles(index: np.ndarray, mode: int) -> np.ndarray:
 
 
 def _times(image: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """A picture [H, W, C] in sRGB times a linear factor (RGBA)."""
+    """A image [H, W, C] in sRGB times a linear factor (RGBA)."""
     if (factor == 1).all():
         return image
     value = np.arange(256) / 255

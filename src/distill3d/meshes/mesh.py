@@ -218,7 +218,7 @@ def joined(parts: Sequence[Mesh]) -> Mesh:
     cutoff = cutoffs.pop() if len(cutoffs) == 1 else 0.5
     parts = [_with_alpha(part, mode, cutoff) for part in parts]
     uv = uv_faces = texture_of = None
-    keys: dict[tuple[int, tuple[Wrap, Wrap]], tuple[int, np.ndarray]] = {}  # parts share pictures
+    keys: dict[tuple[int, tuple[Wrap, Wrap]], tuple[int, np.ndarray]] = {}  # parts share images
     if any(part.uv is not None for part in parts):
         # Parts without UV coordinates get a place outside of the texture, which `uv_problem` finds.
         uv = np.concatenate([*(part.uv for part in parts if part.uv is not None), np.full((1, 2), -1.0)])

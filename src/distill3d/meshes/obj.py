@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from distill3d.meshes.images import find_file, read_image
 from distill3d.meshes.mesh import Mesh, Wrap, joined
-from distill3d.meshes.pictures import find_file, read_picture
 from distill3d.meshes.polygons import triangulate
 
 OMITTED = {"l": "lines", "p": "points", "curv": "curves", "curv2": "curves", "surf": "free-form surfaces"}
@@ -25,11 +25,11 @@ VERTICES = {"v": 0, "vt": 1, "vn": 2}
 
 @dataclass
 class _Material:
-    color: tuple[float, ...] = (1.0, 1.0, 1.0)  # Kd, beside a picture without meaning
+    color: tuple[float, ...] = (1.0, 1.0, 1.0)  # Kd, beside a image without meaning
     opacity: float = 1.0
-    picture: np.ndarray | None = None
-    file: Path | None = None  # of the picture
-    mask: str = ""  # a picture of the opacity
+    image: np.ndarray | None = None
+    file: Path | None = None  # of the image
+    mask: str = ""  # a image of the opacity
     wrap: Wrap = "repeat"
     scale: tuple[float, float] = (1.0, 1.0)
     offset: tuple[float, float] = (0.0, 0.0)
@@ -49,7 +49,7 @@ class _Lines:
 def read_obj(path: Path) -> Mesh:
     """The faces of an OBJ file in their order.
 
-    A vertex with several normals or materials becomes several. Pictures that are missing, and what is no surface, are
+    A vertex with several normals or materials becomes several. Images that are missing, and what is no surface, are
     named in a warning.
 
     Raises:
@@ -103,15 +103,15 @@ def _part(
     if (uv_faces >= 0).any():
         places = np.concatenate((uv[:, :2] * material.scale + material.offset, [[-1.0, -1.0]]))  # the last is no place
         more = {"uv": places, "uv_faces": np.where(uv_faces < 0, len(uv), uv_faces)}
-        if material.picture is not None:
-            more |= {"textures": (material.picture,), "wraps": ((material.wrap,) * 2,)}
+        if material.image is not None:
+            more |= {"textures": (material.image,), "wraps": ((material.wrap,) * 2,)}
             more["texture_of"] = np.where((uv_faces >= 0).all(1), 0, -1)
     color = np.ones((len(kept), 3)) if colors is None else colors[kept[:, 0]]
-    translucent = material.opacity < 1 or (material.picture is not None and material.picture.shape[2] == 4)
+    translucent = material.opacity < 1 or (material.image is not None and material.image.shape[2] == 4)
     return Mesh(
         vertices[kept[:, 0]],
         index.reshape(-1, 3),
-        vertex_colors=color if material.picture is not None else color * material.color,
+        vertex_colors=color if material.image is not None else color * material.color,
         normals=normals[kept[:, 1], :3] if smooth else None,
         alpha=np.full(len(kept), material.opacity) if translucent else None,
         alpha_mode="BLEND" if translucent else "OPAQUE",
@@ -200,19 +200,19 @@ def _polygon(words: list[str], counts: list[int]) -> tuple[list[int], list[int],
 def _materials(path: Path, libraries: list[str]) -> dict[str, _Material]:
     """The materials of all libraries that a file names, by name."""
     materials: dict[str, _Material] = {}
-    pictures: dict[Path, np.ndarray | None] = {}
+    images: dict[Path, np.ndarray | None] = {}
     for line in dict.fromkeys(libraries):
         whole = find_file(path.parent, line)
         for name in [line] if whole else _words(line):
             if library := whole or find_file(path.parent, name):
-                for material, value in _read_library(library, pictures).items():
+                for material, value in _read_library(library, images).items():
                     materials.setdefault(material, value)
             else:
                 warnings.warn(f"{path.name}: there is no material file {name!r}", stacklevel=1)
     return materials
 
 
-def _read_library(path: Path, pictures: dict[Path, np.ndarray | None]) -> dict[str, _Material]:
+def _read_library(path: Path, images: dict[Path, np.ndarray | None]) -> dict[str, _Material]:
     materials: dict[str, _Material] = {}
     material = _Material()
     for key, rest in _statements(path):
@@ -231,20 +231,20 @@ def _read_library(path: Path, pictures: dict[Path, np.ndarray | None]) -> dict[s
             elif lower == "map_d":
                 material.mask = rest.strip()
             elif lower == "map_kd":
-                _add_picture(material, path, rest, pictures)
+                _add_image(material, path, rest, images)
         except (ValueError, IndexError):
             warnings.warn(f"{path.name}: the line {key} {rest.strip()!r} cannot be read", stacklevel=1)
     for material in materials.values():
         if material.mask and (material.file is None or find_file(path.parent, material.mask) != material.file):
             warnings.warn(f"{path.name}: the opacity in {material.mask!r} is left out", stacklevel=1)
             material.mask = ""
-        if material.picture is not None and not material.mask:  # many pictures carry something else there
-            material.picture = material.picture[:, :, :3]
+        if material.image is not None and not material.mask:  # many images carry something else there
+            material.image = material.image[:, :, :3]
     return materials
 
 
-def _add_picture(material: _Material, path: Path, rest: str, pictures: dict[Path, np.ndarray | None]) -> None:
-    """Reads a line such as "-s 2 2 1 -clamp on my picture.png"."""
+def _add_image(material: _Material, path: Path, rest: str, images: dict[Path, np.ndarray | None]) -> None:
+    """Reads a line such as "-s 2 2 1 -clamp on my image.png"."""
     words, at = rest.split(), 0
     while at < len(words) and words[at].lower() in OPTIONS:
         option, most, values = words[at].lower(), OPTIONS[words[at].lower()], []
@@ -260,19 +260,19 @@ def _add_picture(material: _Material, path: Path, rest: str, pictures: dict[Path
         elif option == "-o" and numbers:
             material.offset = (numbers[0], numbers[1] if len(numbers) > 1 else 0.0)
         elif option == "-mm" and numbers[:2] not in ([0.0], [0.0, 1.0]):
-            warnings.warn(f"{path.name}: the option -mm of a picture is ignored", stacklevel=1)
+            warnings.warn(f"{path.name}: the option -mm of a image is ignored", stacklevel=1)
     name = rest.split(maxsplit=at)[at].strip()
     file = find_file(path.parent, name)
     if file is None:
-        warnings.warn(f"{path.name}: there is no picture {name!r}", stacklevel=1)
+        warnings.warn(f"{path.name}: there is no image {name!r}", stacklevel=1)
         return
-    if file not in pictures:
+    if file not in images:
         try:
-            pictures[file] = read_picture(file)
+            images[file] = read_image(file)
         except ValueError as error:
-            pictures[file] = None
-            warnings.warn(f"{path.name}: the picture {name!r} is left out: {error}", stacklevel=1)
-    material.picture, material.file = pictures[file], file
+            images[file] = None
+            warnings.warn(f"{path.name}: the image {name!r} is left out: {error}", stacklevel=1)
+    material.image, material.file = images[file], file
 
 
 def _is_number(word: str) -> bool:

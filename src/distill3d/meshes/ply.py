@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from distill3d.meshes.images import find_file, read_image
 from distill3d.meshes.mesh import Mesh, joined
-from distill3d.meshes.pictures import find_file, read_picture
 from distill3d.meshes.polygons import triangulate
 
 PREFIXES = ("diffuse_", "vertex_", "face_", "color_", "colour_", "ambient_", "scalar_")
@@ -149,7 +149,7 @@ def _texture(
     index: np.ndarray,
     faces: np.ndarray,
 ) -> dict[str, Any]:
-    """The UV map, of vertices or of corners (as MeshLab writes it), and the pictures that a comment names."""
+    """The UV map, of vertices or of corners (as MeshLab writes it), and the images that a comment names."""
     names = None
     if face is not None:
         names = next((name for name in face.dtype.names or () if name.lower() == "texcoord"), None)
@@ -165,16 +165,16 @@ def _texture(
             return {}
         uv = np.stack([np.asarray(columns[name], np.float64) for name in pair], axis=1)[index]
         uv_faces = faces
-    pictures = []
+    images = []
     for comment in comments:
         key, _, name = comment.partition(" ")
         if key.lower() == "texturefile":
             file = find_file(path.parent, name)
             if file is None:
-                warnings.warn(f"{path.name}: there is no picture {name!r}", stacklevel=1)
+                warnings.warn(f"{path.name}: there is no image {name!r}", stacklevel=1)
                 return {"uv": uv, "uv_faces": uv_faces}
-            pictures.append(read_picture(file)[:, :, :3])
+            images.append(read_image(file)[:, :, :3])
     number = None
-    if len(pictures) > 1 and face is not None and "texnumber" in (face.dtype.names or ()):
-        number = np.asarray(face["texnumber"], np.int64).clip(-1, len(pictures) - 1)
-    return {"uv": uv, "uv_faces": uv_faces, "textures": tuple(pictures), "texture_of": number}
+    if len(images) > 1 and face is not None and "texnumber" in (face.dtype.names or ()):
+        number = np.asarray(face["texnumber"], np.int64).clip(-1, len(images) - 1)
+    return {"uv": uv, "uv_faces": uv_faces, "textures": tuple(images), "texture_of": number}

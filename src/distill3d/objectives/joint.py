@@ -53,12 +53,12 @@ def jsd(
                 f"{guide.name} has samples {list(guide.sample_shape)}, {query.prior.name} "
                 f"{list(query.prior.sample_shape)}: load both with one image size"
             )
-        told = Conditioning(query.conditioning.positive, query.conditioning.negative)
-        if told.positive.camera is not None:
-            told = told.with_camera(told.positive.camera, negative=not guide.camera_guidance)
+        conditioning = Conditioning(query.conditioning.positive, query.conditioning.negative)
+        if conditioning.positive.camera is not None:
+            conditioning = conditioning.with_camera(conditioning.positive.camera, negative=not guide.camera_guidance)
         levels = coefficients(guide.schedule, query.t, query.x)
         x_t = levels[0] * query.x + levels[1] * draw.normal(query.x, query.generator)
-        e, nfe = estimate(replace(query, prior=guide, conditioning=told), x_t)
+        e, nfe = estimate(replace(query, prior=guide, conditioning=conditioning), x_t)
         return from_eps("x0", e, x_t, *levels), nfe
 
     def prediction(query: Query, x_t: Tensor) -> tuple[Tensor, int]:

@@ -206,7 +206,7 @@ def nfsd(
     def late(query: Query) -> Tensor:
         return (query.t >= 0.2).to(query.t)
 
-    return _told_nothing(_guided_against(scale, {fixed_text(negative_prompt): late}, low, high), negative_prompt)
+    return _unconditional(_guided_against(scale, {fixed_text(negative_prompt): late}, low, high), negative_prompt)
 
 
 def csd(
@@ -228,14 +228,14 @@ def csd(
     if stage not in ("form", "refine"):
         raise ValueError(f"unknown stage {stage!r}: choose form or refine")
     if negative_prompt is None:
-        return _told_nothing(_guided_against(scale, {negative: 1.0}, low, high))
+        return _unconditional(_guided_against(scale, {negative: 1.0}, low, high))
 
     def share(query: Query) -> Tensor:
         done = min(query.step / max(query.total - 1, 1), 1.0)
         return query.t.new_tensor(negative_weight * (min(2 * done, 1.0) if stage == "form" else 1 - done / 2))
 
     compared = {negative: lambda query: 1 - share(query), fixed_text(negative_prompt): share}
-    return _told_nothing(_guided_against(scale, compared, low, high), negative_prompt)
+    return _unconditional(_guided_against(scale, compared, low, high), negative_prompt)
 
 
 def sds_bridge(
@@ -267,7 +267,7 @@ def sds_bridge(
     return replace(bridge, prediction=prediction, suffixes=(target_suffix, source_suffix), texts=("",))
 
 
-def _told_nothing(objective: Objective, *texts: str) -> Objective:
+def _unconditional(objective: Objective, *texts: str) -> Objective:
     """The objective with the empty text as its negative one; it needs these texts too."""
     shown = objective.prediction
     return replace(objective, prediction=lambda query, x_t: shown(without_negative(query), x_t), texts=("", *texts))
@@ -325,8 +325,8 @@ def vsd(
     it is not a step behind (L2-VSD, Lin et al. 2025, without its linearization). Constants: its re-implementation in
     threestudio, which switches after 5000 of 25000 steps.
 
-    The student starts as the prior told the prompt, so that g is at first that of csd(scale - 1), and stays near it
-    until the student has learned: after 200 lessons at a rate of 1e-4 the two differ by 2 to 5 %.
+    The student starts as the prior conditioned on the prompt, so g is at first that of csd(scale - 1). It stays near
+    that until the student has learned: after 200 training steps at a rate of 1e-4 the two differ by 2 to 5 %.
     """
     return Objective(
         noise=noise.gaussian(),

@@ -57,15 +57,15 @@ def student(model: Student, camera: float = 1.0, steps: int = 1, lookahead: bool
     check_count("student_steps", steps)
     kinds = [with_camera for with_camera, amount in ((True, camera), (False, 1 - camera)) if amount > 0]
 
-    def lessons(query: Query) -> int:
+    def train(query: Query) -> int:
         return sum(model.learn(query.x, query.conditioning, query.generator) for _ in range(steps))
 
     def reference(query: Query, x_t: Tensor, kappa: Tensor) -> tuple[Tensor, int]:
-        b, nfe = len(x_t), lessons(query) if lookahead else 0
+        b, nfe = len(x_t), train(query) if lookahead else 0
         rows = torch.arange(b, device=x_t.device).repeat(len(kinds))
         with_camera = torch.tensor(kinds, device=x_t.device).repeat_interleave(b)
         e = model.predict(x_t[rows], query.t[rows], query.conditioning[rows], with_camera)
         out = cfg(e[b:], e[:b], camera) if len(kinds) == 2 else e
-        return out, len(rows) + (nfe if lookahead else lessons(query))
+        return out, len(rows) + (nfe if lookahead else train(query))
 
     return reference

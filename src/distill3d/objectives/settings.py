@@ -238,9 +238,9 @@ class _Trained(ScaledTime):
                 f"{prior.name} is not one"
             )
         student = Student(prior, generator, learning_rate=self.student_rate)
-        if (lessons := steps * self.student_steps) * self.student_rate < 0.1 * PUBLISHED_TRAINING:
+        if (training_steps := steps * self.student_steps) * self.student_rate < 0.1 * PUBLISHED_TRAINING:
             warnings.warn(
-                f"{lessons} training steps of {self.student_rate:g} teach the student little, so that "
+                f"{training_steps} training steps of {self.student_rate:g} teach the student little, so that "
                 f"{type(self).__name__} is close to CSD at scale {self.scale - 1:g}: raise the steps, student_steps or "
                 "student_rate (published: 25000 of 1e-4)",
                 stacklevel=1,

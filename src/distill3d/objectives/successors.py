@@ -75,8 +75,8 @@ def asd(scale: float = 7.5, gap: float = 0.1) -> Objective:
         low = 0.5 + (0.02 - 0.5) * min(query.step / query.total, 1.0)
         t = (query.t + gap * _uniform(query) * (query.t - low).clamp(min=0)).clamp(max=1)
         alpha, sigma = coefficients(query.prior.schedule, t, x_t)
-        told = replace(query.conditioning, perp=None, perp_weights=None)
-        return guided_prediction(query.prior, alpha * query.x + sigma * kappa, t, told, 1.0)
+        conditioning = replace(query.conditioning, perp=None, perp_weights=None)
+        return guided_prediction(query.prior, alpha * query.x + sigma * kappa, t, conditioning, 1.0)
 
     return Objective(
         noise=noise.gaussian(),
@@ -193,19 +193,23 @@ class Trajectories:
 
     def _trajectories(self, query: Query) -> tuple[Tensor, Tensor, int]:
         """Samples and noises [B, K, ...] at the K times, and the NFE of those that had to be simulated."""
-        told, x = query.conditioning, query.x
-        stride = 1 if told.positive.camera is None else len(x)
+        conditioning, x = query.conditioning, query.x
+        stride = 1 if conditioning.positive.camera is None else len(x)
         if self.first is None:
             self.first = draw.normal(x[::stride], draw.per_group(query.generator, stride))
-        own = told.perp is not None or told.positive.control is not None or query.prior.camera_conditioned
-        texts = [_bytes(told.positive.hidden[i]) + _bytes(told.negative.hidden[i]) for i in range(len(x))]
+        own = (
+            conditioning.perp is not None or conditioning.positive.control is not None or query.prior.camera_conditioned
+        )
+        texts = [
+            _bytes(conditioning.positive.hidden[i]) + _bytes(conditioning.negative.hidden[i]) for i in range(len(x))
+        ]
         keys: list[object] = [i if own else (i // stride, text) for i, text in enumerate(texts)]
         missing = [i for i, key in enumerate(keys) if key not in self._known and key not in keys[:i]]
         nfe = 0
         if missing:
             rows = torch.tensor(missing, device=x.device)
             start = self.first.to(x).repeat_interleave(stride, 0)[rows]
-            samples, noises, nfe = self._simulate(query.prior, told[rows], start)
+            samples, noises, nfe = self._simulate(query.prior, conditioning[rows], start)
             self._known |= {keys[i]: (samples[k], noises[k]) for k, i in enumerate(missing)}
         found = [self._known[key] for key in keys]
         if own:
@@ -276,8 +280,8 @@ class Segments:
             (x_e, e, s), schedule = self._path, query.prior.schedule
             eps, nfe = predict(query, x_t)
             x_s = ddim.ddim_step(x_t, eps, schedule, query.t, s)
-            told = without_negative(query).conditioning
-            e_u, more = guided_prediction(query.prior, x_s, s, told, 0.0)
+            conditioning = without_negative(query).conditioning
+            e_u, more = guided_prediction(query.prior, x_s, s, conditioning, 0.0)
             consistency = ddim.ddim_step(x_s, e_u, schedule, s, e) - x_e
             guidance = x_e - ddim.ddim_step(x_t, eps, schedule, query.t, e)
             return eps, nfe + more, eps - (consistency + (self.scale + 1) * guidance)

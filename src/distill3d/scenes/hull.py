@@ -81,8 +81,7 @@ def start_from_hull(scene: Scene, hull: Hull) -> None:
     """
     from distill3d.scenes.voxels import VoxelField
 
-    mesh = hull.mesh()
     if isinstance(scene, VoxelField):  # soft, so that the fit can still carve it
         scene.init_from_occupancy(hull.query)
     else:
-        scene.init_from_mesh(mesh)
+        scene.init_from_mesh(hull.mesh())

@@ -156,10 +156,15 @@ class VoxelField(nn.Module, FieldScene):
         """Takes occupancy [N] and color [N, 3] in [0, 1] at points [N, 3] from a function, in place.
 
         The raw density goes linearly from `EMPTY` to `OPAQUE`: soft enough for an optimizer to carve it.
+
+        Raises:
+            ValueError: where the occupancy is 0.5 or less everywhere; the field then stays as it is.
         """
         axis = torch.linspace(-self.half_size, self.half_size, self.resolution).to(self.raw)
         z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
         occupancy, color = query(torch.stack((x, y, z), dim=-1).view(-1, 3))
+        if not bool((occupancy > 0.5).any()):
+            raise ValueError("there is no object to start from: the occupancy is 0.5 or less everywhere")
         raw = EMPTY + (OPAQUE - EMPTY) * occupancy.view_as(self.blob)
         self.raw[..., 0] = raw.to(self.raw) - self.blob
         self.raw[..., 1:] = color_logits(color.view(*self.blob.shape, 3)).to(self.raw)

@@ -1,7 +1,7 @@
 """Trains the critic: does an image look like a toy of this world, or like a failed object?
 
 It sees true renders, half of them slightly soft as renders of fitted fields are, and corrupted ones; see `corruptions`.
-What is done to an image after that is the same for both, so that it tells nothing.
+What is done to an image after that is the same for both, so that it gives nothing away.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from distill3d.cameras import BACKGROUND
 from distill3d.toybox.corruptions import blur, corrupt, smooth_noise, uniform
-from distill3d.toybox.fitting import Fit, mixed_precision, train
+from distill3d.toybox.fitting import Fit, initialize, mixed_precision, train
 from distill3d.toybox.groups import Groups, load_groups, render_all_groups
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "toybox"
@@ -113,12 +113,7 @@ def train_critic(folder: Path, fit: Fit, groups: Groups, autoencoder: Any) -> Cr
     """
     network: Any = CriticNetwork()
     network.to(memory_format=torch.channels_last)
-    chance = torch.Generator().manual_seed(77)
-    for name, parameter in network.named_parameters():
-        if parameter.ndim > 1:
-            nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=chance)
-        elif name.endswith("bias"):
-            nn.init.zeros_(parameter)
+    initialize(network, seed=77)
     nn.init.zeros_(network.head.weight)
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:

@@ -39,6 +39,16 @@ def mixed_precision() -> Iterator[None]:
         yield
 
 
+def initialize(network: nn.Module, seed: int) -> None:
+    """Draws the weights for rectifiers (He et al. 2015), in place; biases are zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in network.named_parameters():
+        if parameter.ndim > 1:
+            nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+
+
 def train(
     name: str, network: nn.Module, fit: Fit, loss_of: Callable[[int, torch.Generator], Tensor], folder: Path
 ) -> nn.Module:

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill3d.priors.components.matting import MattingNetwork
-from distill3d.toybox.fitting import Fit, mixed_precision, train
+from distill3d.toybox.fitting import Fit, initialize, mixed_precision, train
 from distill3d.toybox.groups import Groups
 
 BATCH = 32
@@ -53,12 +53,7 @@ def train_matting(folder: Path, fit: Fit, groups: Groups, autoencoder: Any) -> M
     """
     network: Any = MattingNetwork()
     network.to(memory_format=torch.channels_last)
-    chance = torch.Generator().manual_seed(66)
-    for name, parameter in network.named_parameters():
-        if parameter.ndim > 1:
-            nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=chance)
-        elif name.endswith("bias"):
-            nn.init.zeros_(parameter)
+    initialize(network, seed=66)
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))

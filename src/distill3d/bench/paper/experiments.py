@@ -131,7 +131,7 @@ def noises(setting: Setting, image_size: int) -> tuple[Variant, ...]:
 def surfaces(setting: Setting, image_size: int) -> tuple[Variant, ...]:
     """Noise that stays in 3D, with the scale and the times of SDI, against random noise and inversion.
 
-    SDI by inversion acts like a larger scale than it is told (`effective_guidance`, of an inversion of n steps). Random
+    SDI by inversion acts like a larger scale than its own (`effective_guidance`, of an inversion of n steps). Random
     noise is compared at both, and so is inversion: as it is, and so that the scale is the effective guidance.
     """
     sdi = dataclasses.replace(setting.sdi, nominal=False)

@@ -1,4 +1,4 @@
-"""Pictures of any kind as sRGB bytes."""
+"""Images of any kind as sRGB bytes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 
-def read_picture(file: str | os.PathLike[str] | IO[bytes]) -> UInt8[np.ndarray, "h w c"]:
-    """A picture as [H, W, 3] sRGB, or [H, W, 4] if it has an alpha channel or a transparent color.
+def read_image(file: str | os.PathLike[str] | IO[bytes]) -> UInt8[np.ndarray, "h w c"]:
+    """A image as [H, W, 3] sRGB, or [H, W, 4] if it has an alpha channel or a transparent color.
 
     Gray values and 16 or 32 bits are brought to 8 bits; values in float are taken as [0, 1].
 
