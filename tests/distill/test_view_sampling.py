@@ -8,6 +8,7 @@ import torch
 from distill3d.diffusion import ddim
 from distill3d.diffusion.guidance import Guided
 from distill3d.diffusion.schedule import coefficients
+from distill3d.distill.divergence import Diverged
 from distill3d.distill.loop import optimize
 from distill3d.distill.objects import object_run
 from distill3d.distill.recipes import LAPTOP, ViewSampling
@@ -92,6 +93,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one(prior, tmp_path):
     assert progress[-1].nfe == 5 * 2 * 8
     times = [p.t for p in progress]
     assert times == sorted(times[:4]) + sorted(times[4:], reverse=True) and times[4] == pytest.approx(0.98 * 0.6)
+
+
+@pytest.mark.parametrize(("level", "step"), [(0, 0), (1, 4)])
+def test_samples_that_are_not_finite_end_a_run_before_the_scene_sees_them(level, step, prior, monkeypatch):
+    hull = replace(SMALL, sampling=replace(SMALL.sampling, hull=True))
+    run, predict = run_of(prior, hull), prior.predict
+    monkeypatch.setattr(
+        prior, "predict", lambda x_t, *rest: predict(x_t, *rest) * (torch.nan if run.targets.level == level - 1 else 1)
+    )
+    states = [{name: value.clone() for name, value in run.module.state_dict().items()}]
+
+    def keep(progress):
+        states.append({name: value.clone() for name, value in run.module.state_dict().items()})
+
+    with pytest.raises(Diverged, match=f"in step {step} the prediction of the network"):
+        optimize(run, range(8), keep)
+    assert len(states) == step + 1
+    assert all(torch.equal(value, states[-1][name]) for name, value in run.module.state_dict().items())
 
 
 def test_groups_are_predicted_as_if_alone_in_any_order(prior):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from distill3d.distill.divergence import Diverged
 from distill3d.distill.recipes import DISTILL, method_settings
 from distill3d.export.options import ExportOptions
 from distill3d.objectives import (
@@ -27,7 +28,7 @@ from distill3d.objectives import (
 )
 from distill3d.priors.loading import load_prior
 from distill3d.priors.mixture import MixturePrior
-from distill3d.runs.folder import Diverged, RunFolder
+from distill3d.runs.folder import RunFolder
 from distill3d.runs.objects import Config, generate, load_scene, read_config, resume
 from distill3d.types import Rendering, Scene, SceneOptions
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from distill3d import cameras
 from distill3d.bench.protocol import Protocol, Task
+from distill3d.distill.divergence import Diverged
 from distill3d.distill.loop import ObjectRun, OnStep
 from distill3d.distill.objects import object_run
 from distill3d.evaluation.cost import Meter
@@ -31,7 +32,7 @@ from distill3d.files import replacing
 from distill3d.priors.components.folder import is_out_of_memory
 from distill3d.runs.checkpoint import checkpointed_steps
 from distill3d.runs.config import resolved
-from distill3d.runs.folder import Diverged, RunFolder
+from distill3d.runs.folder import RunFolder
 from distill3d.runs.objects import Config
 from distill3d.types import Prior, Rendering, Scene
 

@@ -102,11 +102,11 @@ def parse(argv: Sequence[str]) -> Command:
 
 def _explain(error: Exception) -> int:
     """One line for a run that diverged or ran out of memory; other errors are raised again."""
+    from distill3d.distill.divergence import Diverged
     from distill3d.priors.components.folder import MEMORY_ADVICE, is_out_of_memory
-    from distill3d.runs.folder import Diverged
 
     if isinstance(error, Diverged):
-        _say(f"the run diverged: {error}; try a lower --learning-rate")
+        _say("; ".join((f"the run diverged {error}", *getattr(error, "__notes__", ()))))
         return 3
     if isinstance(error, RuntimeError | MemoryError) and is_out_of_memory(error):
         _say(f"out of memory: {MEMORY_ADVICE}")

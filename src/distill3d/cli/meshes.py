@@ -67,7 +67,8 @@ class Texture:
         if problem := uv_problem(read_mesh(self.mesh, self.up)):
             print(f"making a UV map for {self.mesh.name}: {problem}")
         with object_bar(config.recipe.steps, "texturing") as on_step:
-            return report(generate(config, self.output.out, force=self.output.force, on_step=on_step))
+            retries = self.quality.retries
+            return report(generate(config, self.output.out, force=self.output.force, retries=retries, on_step=on_step))
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ class Refine:
     """Where to compute: cpu, cuda, cuda:1, mps; default: where the run was."""
     dtype: Dtype = None
     """Precision of the prior's network; default: the run's."""
+    retries: int = 0
+    """How often a run that diverges goes on from its last checkpoint with another seed."""
     out: Folder = None
     """Folder in which the new run's folder is made; default: the one that holds the run."""
 
@@ -121,4 +124,4 @@ class Refine:
         )
         with object_bar(recipe.steps, "refining") as on_step:
             out = self.out or self.folder.resolve().parent
-            return report(generate(config, out, force=True, on_step=on_step))
+            return report(generate(config, out, force=True, retries=self.retries, on_step=on_step))

@@ -68,9 +68,14 @@ class Quality:
     """Use Perp-Neg, against faces on all sides (the Janus problem)."""
     no_perp_neg: Flag = False
     """Do not use Perp-Neg."""
+    retries: int = 0
+    """How often a run that diverges goes on from its last checkpoint with another seed."""
 
     def changes(self) -> dict[str, object]:
-        """The settings that these flags change, by path; None changes nothing. `method` is for `object_config`."""
+        """The settings that these flags change, by path; None changes nothing.
+
+        `method` is for `object_config`, `retries` for `generate`.
+        """
         if self.perp_neg and self.no_perp_neg:
             raise ValueError("--perp-neg and --no-perp-neg exclude each other")
         return {
@@ -174,7 +179,9 @@ class Generate:
             config = replace(config, prompt=prompt)
             prior, second = load_priors(config, prior, second)
             with object_bar(config.recipe.steps, "distilling") as on_step:
-                result = generate(config, self.output.out, on_step=on_step, prior=prior, second=second)
+                result = generate(
+                    config, self.output.out, retries=self.quality.retries, on_step=on_step, prior=prior, second=second
+                )
             if status := report(result):
                 return status
         return 0
@@ -188,13 +195,15 @@ class Resume:
     """The run's folder."""
     device: Name = None
     """Where to compute: cpu, cuda, cuda:1, mps; default: where the run was."""
+    retries: int = 0
+    """How often a run that diverges goes on from its last checkpoint with another seed."""
 
     def run(self) -> int:
         """Takes the steps that are missing; returns the exit status."""
         from distill3d.runs.objects import read_config, resume
 
         with object_bar(read_config(run_folder(self.folder)).recipe.steps, "distilling") as on_step:
-            result = resume(self.folder, on_step, device=self.device)
+            result = resume(self.folder, on_step, device=self.device, retries=self.retries)
         return report(result)
 
 

@@ -6,7 +6,7 @@ This is where scenes and diffusion meet. `ObjectRun` is the state of a run in 3D
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from distill3d.diffusion.schedule import expand
 from distill3d.distill import regularizers
+from distill3d.distill.divergence import PARAMETER, PENALTY, PREDICTION, check_step
 from distill3d.distill.recipes import Recipe
 from distill3d.distill.supervision import (
     GeometryObjective,
@@ -50,6 +51,7 @@ class Progress:
     nfe: int  # network evaluations so far
     shape: float = 0.0  # weighted loss of the second objective
     seconds: float = 0.0  # since the start of the run
+    retry: int = 0  # how often the run went on from a checkpoint with another seed, since it had diverged
 
 
 OnStep = Callable[[Progress], None]
@@ -63,7 +65,11 @@ class Run(Protocol):
         ...
 
     def loss(self, step: int) -> tuple[Tensor, Progress]:
-        """The total loss, a scalar with gradients, and the numbers to log; `nfe` is that of this step alone."""
+        """The total loss, a scalar with gradients, and the numbers to log; `nfe` is that of this step alone.
+
+        Raises:
+            Diverged: for numbers that are not finite.
+        """
         ...
 
 
@@ -71,6 +77,9 @@ def optimize(run: Run, steps: range, on_step: OnStep, nfe: int = 0) -> None:
     """Takes `steps` of a run. `nfe` network evaluations were spent before them.
 
     `on_step` is called after each step; if it raises, the loop ends with the parameters in a consistent state.
+
+    Raises:
+        Diverged: at a step whose numbers are not finite, with the parameters as they were before it.
     """
     for step in steps:
         optimizer = run.optimizer_at(step)
@@ -153,7 +162,8 @@ class ObjectRun:
         if self.geometry is not None:
             second, rows = self.geometry.loss(step, rendering, cameras, self.generator)
             nfe += rows
-        penalty = torch.stack([loss.new_zeros(()), *self.penalties(step, rendering, cameras).values()]).sum()
+        terms = self.penalties(step, rendering, cameras)
+        penalty = torch.stack([loss.new_zeros(()), *terms.values()]).sum()
         progress = Progress(
             step=step,
             t=float(guidance.t.mean()),
@@ -163,7 +173,20 @@ class ObjectRun:
             nfe=nfe,
             shape=float(second.detach()),
         )
+
+        def parts() -> Iterator[tuple[str, Tensor]]:
+            yield from self.named_parameters()
+            yield from (("the rendering", rendering.rgb), ("the encoded rendering", x))
+            yield from ((PREDICTION, guidance.prediction), ("the gradient", guidance.gradient))
+            yield from (("the loss", loss), *((f"{PENALTY} {name}", term) for name, term in terms.items()))
+            yield "the second objective", second
+
+        check_step(progress, parts())
         return loss + penalty + second, progress
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameters and buffers under the names by which errors call them."""
+        return ((f"{PARAMETER} {name}", value) for name, value in self.module.state_dict().items())
 
     @property
     def pulls(self) -> bool:

@@ -18,11 +18,13 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from itertools import chain
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from distill3d.distill.divergence import PENALTY, PREDICTION, Diverged, check_step, first_not_finite
 from distill3d.distill.loop import ObjectRun, Progress
 from distill3d.distill.recipes import Recipe
 from distill3d.distill.supervision import condition_views, noise_texels
@@ -106,7 +108,7 @@ class SamplingRun(ObjectRun):
         """See `Run`: the difference from the targets of some views over random colors, and the regularizers."""
         level, nfe, targets = self.level_at(step), 0, self.targets
         if level != targets.level:
-            nfe = self._sample_without_scene() if level == 0 else self._sample_with_scene(level - 1)
+            nfe = self._sample_without_scene(step) if level == 0 else self._sample_with_scene(step, level - 1)
             targets.level = level
         assert targets.cutouts is not None
         rows = torch.randperm(len(self.cameras), generator=self.generator)[: self.recipe.views]
@@ -117,14 +119,16 @@ class SamplingRun(ObjectRun):
         )
         difference = rendering.rgb - (cutouts[:, :3] + (1 - cutouts[:, 3:]) * colors[:, :, None, None])
         loss = difference.square().mean() + L1_WEIGHT * difference.abs().mean()
-        penalty = torch.stack([loss.new_zeros(()), *self.penalties(step, rendering, cameras).values()]).sum()
+        terms = self.penalties(step, rendering, cameras)
+        penalty = torch.stack([loss.new_zeros(()), *terms.values()]).sum()
         opacity = float(rendering.opacity.detach().mean())
-        return loss + penalty, Progress(
-            step, targets.t, float(loss.detach()), float(penalty.detach()), opacity=opacity, nfe=nfe
-        )
+        progress = Progress(step, targets.t, float(loss.detach()), float(penalty.detach()), opacity=opacity, nfe=nfe)
+        named = [(f"{PENALTY} {name}", term) for name, term in terms.items()]
+        check_step(progress, chain(self.named_parameters(), [("the rendering", rendering.rgb), *named]))
+        return loss + penalty, progress
 
     @torch.no_grad()
-    def _sample_without_scene(self) -> int:
+    def _sample_without_scene(self, step: int) -> int:
         """Targets from the prior alone, and the scene's start; returns the NFE.
 
         The scene lies in a ball that all views show completely, so what is outside of its outline is background: these
@@ -140,8 +144,7 @@ class SamplingRun(ObjectRun):
         for level in range(total):
             guidance = self._guidance(objective, x, blank, level, total)
             x, nfe = torch.where(inside, moved(objective, x, guidance), ground), nfe + guidance.nfe
-        images = prior.decode(x).clamp(0, 1)
-        self._set_targets(images, images, t=0.0)
+        self._set_targets(step, x, x, t=0.0)
         if self.settings.hull:
             assert self.targets.cutouts is not None
             radius = self.settings.distance * math.sin(math.radians(self.settings.fov) / 2)
@@ -153,7 +156,7 @@ class SamplingRun(ObjectRun):
         return nfe
 
     @torch.no_grad()
-    def _sample_with_scene(self, level: int) -> int:
+    def _sample_with_scene(self, step: int, level: int) -> int:
         """Targets from the renderings of all views; returns the NFE."""
         prior, background = self.prior, self._background(CHUNK).rgb[:, :, 0, 0]
         normals = prior.control == "normal"
@@ -166,8 +169,7 @@ class SamplingRun(ObjectRun):
         rendering = concatenated(parts)
         x = prior.encode(rendering.rgb)
         guidance = self._guidance(self.objective, x, rendering, level, self.settings.levels)
-        images = prior.decode(moved(self.objective, x, guidance)).clamp(0, 1)
-        self._set_targets(images, prior.decode(guidance.x0).clamp(0, 1), float(guidance.t.mean()))
+        self._set_targets(step, moved(self.objective, x, guidance), guidance.x0, float(guidance.t.mean()))
         return guidance.nfe
 
     def _guidance(self, objective: Objective, x: Tensor, rendering: Rendering, step: int, total: int) -> Guidance:
@@ -191,8 +193,12 @@ class SamplingRun(ObjectRun):
         finally:
             self.prior.join(before)
 
-    def _set_targets(self, images: Tensor, estimates: Tensor, t: float) -> None:
-        """Cuts the object out of images [V, 3, S, S]; its coverage is that in `estimates`, without noise."""
+    def _set_targets(self, step: int, x: Tensor, x0: Tensor, t: float) -> None:
+        """Cuts the object out of the images of x [V, ...]; its coverage is that in those of x0, without noise."""
+        if first_not_finite([("x", x)]):  # before the scene starts from them
+            raise Diverged(step, first_not_finite(self.named_parameters()) or PREDICTION)
+        images = self.prior.decode(x).clamp(0, 1)
+        estimates = images if x0 is x else self.prior.decode(x0).clamp(0, 1)
         matte = self.prior.matte(estimates)
         matte = border_matte(estimates) if matte is None else matte
         behind = (1 - matte) * self.settings.background

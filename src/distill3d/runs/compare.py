@@ -81,6 +81,7 @@ def compare(
     `size` is the pixels per side of each image in the sheet. Ctrl-C is passed on, and leaves a folder without a table.
 
     Raises:
+        Diverged: for numbers that are not finite.
         ValueError: for anything wrong with the prompt, the recipes, the prior or the output folder, before anything is
             written.
     """
@@ -102,6 +103,9 @@ def compare(
         made[method] = finish(run, partial(on_step, method))
         if made[method].interrupted:
             raise KeyboardInterrupt
+        if (diverged := made[method].diverged) is not None:
+            diverged.add_note(f"method: {method}")
+            raise diverged
     rows = measure(made, config.prompt, judge)
     result = Comparison(folder.path, rows)
     side = size or max(prior.image_size, 192)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
-import math
 import platform
 import re
 import secrets
@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,8 +20,10 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 import distill3d
+from distill3d.distill.divergence import PARAMETER, Diverged, first_not_finite
 from distill3d.distill.loop import OnStep, Progress, Run, optimize
 from distill3d.files import explain, replacing
 from distill3d.runs.checkpoint import (
@@ -38,10 +41,6 @@ T = TypeVar("T")
 
 class Trainable(Run, Checkpointed, Protocol):
     """A run that can be trained in a folder."""
-
-
-class Diverged(ArithmeticError):
-    """A step gave numbers that are not finite; the last checkpoint is from before it."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +134,11 @@ class RunFolder:
             return f"its last checkpoint is of an earlier step ({explain(error)})"
         return f"its {done} steps are kept in {place.path}: type  distill3d resume {place.path}"
 
+    def check(self) -> None:
+        """Raises OSError where the folder is no longer there: nobody would find what is written to it."""
+        if not self.path.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "the run folder was removed", str(self.path))
+
     def history(self) -> list[dict[str, Any]]:
         """The logged steps as dicts of `Progress`, up to the first line that was cut off."""
         steps: list[dict[str, Any]] = []
@@ -158,41 +162,63 @@ class RunFolder:
 
             yield append
 
-    def train(self, run: Trainable, total: int, on_step: OnStep = lambda progress: None) -> Training:
+    def train(self, run: Trainable, total: int, on_step: OnStep = lambda progress: None, retries: int = 0) -> Training:
         """Takes the steps of a run up to `total`, from the folder's checkpoint if there is one.
 
         Writes a checkpoint at the start, every minute and at the end. Ctrl-C ends the loop after the present step,
         with a checkpoint; a second Ctrl-C ends it at once.
 
+        Args:
+            retries: how often a run that diverges goes on from its last checkpoint, each time with the next seed; the
+                log then counts them as `retry`.
+
         Raises:
-            Diverged: at a step with numbers that are not finite.
+            Diverged: at a step with numbers that are not finite. The checkpoint and the run's parameters are finite.
             ValueError: for a damaged checkpoint.
         """
-        done, before = 0, []
-        if has_checkpoint(self.checkpoint):
+        for retry in range(retries):
+            try:
+                return self._train(run, total, on_step, retry)
+            except Diverged as error:
+                warnings.warn(f"the run diverged {error}: retry {retry + 1} of {retries} follows", stacklevel=1)
+        try:
+            return self._train(run, total, on_step, retries)
+        except Diverged:
+            if first_not_finite(run.module.state_dict().items()):
+                load_checkpoint(self.checkpoint, run)
+            raise
+
+    def _train(self, run: Trainable, total: int, on_step: OnStep, retry: int) -> Training:
+        done, before, begun = 0, [], has_checkpoint(self.checkpoint)
+        if begun:
             done = load_checkpoint(self.checkpoint, run)
             before = self.history()[:done]  # steps that were logged after the checkpoint are taken again
         nfe, spent = (before[-1]["nfe"], before[-1]["seconds"]) if before else (0, 0.0)
+        earlier = before[-1].get("retry", 0) if before else 0
+        if retry:  # retry r of a run draws from its seed + r
+            run.generator.manual_seed(run.generator.initial_seed() + retry)
+        retry += earlier
         began = saved = time.monotonic()
         consistent, interrupted, last = True, False, None
 
         def save() -> None:
             nonlocal saved
+            if culprit := first_not_finite(_tensors(run)):  # what no loss has shown: a point out of sight, a moment
+                raise Diverged(done - 1, culprit)
+            self.check()
             try:
                 save_checkpoint(self.checkpoint, run, done)
             except OSError as error:
                 raise OSError(f"{explain(error)}; {self._rescue(run, done)}") from error
             saved = time.monotonic()
 
-        if not done:
+        if not begun:
             save()
         with self.log(before) as append, interrupts_between_steps() as check_interrupt:
 
             def after(progress: Progress) -> None:
                 nonlocal done, consistent, last
-                if not all(map(math.isfinite, (progress.loss, progress.penalty, progress.opacity, progress.shape))):
-                    raise Diverged(f"the numbers of step {progress.step} are not finite")
-                last = replace(progress, seconds=round(spent + time.monotonic() - began, 3))
+                last = replace(progress, seconds=round(spent + time.monotonic() - began, 3), retry=retry)
                 done, consistent = progress.step + 1, True
                 append(last)
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -210,6 +236,18 @@ class RunFolder:
             save()
         nfe, seconds = (last.nfe, last.seconds) if last else (nfe, spent)
         return Training(done, nfe, seconds, interrupted)
+
+
+def _tensors(run: Trainable) -> Iterator[tuple[str, Tensor]]:
+    """Everything of a run that a checkpoint holds, by name."""
+    for name, value in run.module.state_dict().items():
+        yield f"{PARAMETER} {name}", value
+    for name, parameter in run.module.named_parameters():
+        for key, value in run.optimizer.state.get(parameter, {}).items():
+            yield f"the optimizer's {key} of {name}", value
+    if run.state is not None:
+        for name, value in run.state.state_dict().items():
+            yield f"the objective's {name}", value
 
 
 def slug(text: str) -> str:

@@ -20,6 +20,7 @@ from distill3d.diffusion.ddim import ddim_step
 from distill3d.diffusion.guidance import Guided
 from distill3d.diffusion.random import normal
 from distill3d.diffusion.schedule import coefficients, from_eps
+from distill3d.distill.divergence import PARAMETER, PREDICTION, Diverged, check_step, first_not_finite
 from distill3d.distill.image_recipes import DDIM, STARTS, ImageRecipe, image_recipe
 from distill3d.distill.loop import OnStep, Progress, optimize
 from distill3d.export import video
@@ -53,6 +54,7 @@ class Images:
     nfe: int
     seconds: float
     interrupted: bool = False
+    diverged: Diverged | None = None  # why the run ended early; the images are those of its last finite step
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,10 @@ class ImageResult:
 
 
 class ImageRun(Protocol):
-    """A way to make images: `run` makes them, and an exception of `on_step` may end it after any step."""
+    """A way to make images: `run` makes them, and an exception of `on_step` may end it after any step.
+
+    `Diverged` ends it with the images of the step before.
+    """
 
     nfe: int  # network evaluations before the first step
 
@@ -111,7 +116,13 @@ class Sampling:
             if step + 1 < len(times):
                 x = ddim_step(x, eps, schedule, t, times[step + 1])
             loss = 0.5 * float((self._x0 - before).square().mean())
-            on_step(Progress(step, float(t.mean()), loss, penalty=0.0, opacity=1.0, nfe=model.nfe))
+            progress = Progress(step, float(t.mean()), loss, penalty=0.0, opacity=1.0, nfe=model.nfe)
+            try:
+                check_step(progress, [(PREDICTION, eps)])
+            except Diverged:
+                self._x0 = before
+                raise
+            on_step(progress)
 
     def x(self) -> Tensor:
         """See `ImageRun`."""
@@ -138,6 +149,7 @@ class Distillation:
         values, self.nfe = _start(recipe, prior, self.conditioning, generator)
         project = encodable(prior.encode, prior.decode) if recipe.project else None
         self.scene = ImageScene(values, unit_range if self.pixels else project)
+        self._finite = self.scene.values.detach().clone()  # the values before the last update
         parameters = self.scene.parameters()
         if recipe.rate is None:  # the loss is 0.5 mean(...): this learning rate undoes the mean, and x <- x - g
             self._optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=float(values.numel()))
@@ -146,7 +158,15 @@ class Distillation:
 
     def run(self, on_step: OnStep) -> None:
         """See `ImageRun`."""
-        optimize(self, range(self.recipe.steps), on_step)
+        last, values = self.recipe.steps - 1, [(f"{PARAMETER} image", self.scene.values)]
+        try:
+            optimize(self, range(last + 1), on_step)
+            if culprit := first_not_finite(values):
+                raise Diverged(last, culprit)
+        except Diverged:
+            if first_not_finite(values):
+                self.scene.values.data.copy_(self._finite)
+            raise
 
     def optimizer_at(self, step: int) -> torch.optim.Optimizer:
         """See `distill.loop.Run`."""
@@ -161,7 +181,11 @@ class Distillation:
             x, self.prior, self.conditioning, step=step, total=total, generator=self.generator
         )
         loss = attach(x, guidance.gradient)
-        return loss, Progress(step, float(guidance.t.mean()), float(loss.detach()), 0.0, 1.0, guidance.nfe)
+        progress = Progress(step, float(guidance.t.mean()), float(loss.detach()), 0.0, 1.0, guidance.nfe)
+        names = (f"{PARAMETER} image", "the encoded image", PREDICTION, "the gradient")
+        check_step(progress, zip(names, (self.scene.values, x, guidance.prediction, guidance.gradient), strict=True))
+        self._finite = self.scene.values.detach().clone()
+        return loss, progress
 
     @torch.no_grad()
     def x(self) -> Tensor:
@@ -203,8 +227,8 @@ def prepare(
 
 
 def finish(run: ImageRun, on_step: OnStep = lambda progress: None) -> Images:
-    """Takes all steps of a run; Ctrl-C ends it early with the images of the last step."""
-    began, last, interrupted = time.monotonic(), None, False
+    """Takes all steps of a run; Ctrl-C and divergence end it early with the images of the last finite step."""
+    began, last, interrupted, diverged = time.monotonic(), None, False, None
 
     def after(progress: Progress) -> None:
         nonlocal last
@@ -215,8 +239,10 @@ def finish(run: ImageRun, on_step: OnStep = lambda progress: None) -> Images:
         run.run(after)
     except KeyboardInterrupt:
         interrupted = True
+    except Diverged as error:
+        diverged = error
     steps, nfe, seconds = (last.step + 1, last.nfe, last.seconds) if last else (0, run.nfe, 0.0)
-    return Images(run.x(), run.images(), steps, nfe, seconds, interrupted)
+    return Images(run.x(), run.images(), steps, nfe, seconds, interrupted, diverged)
 
 
 def generate_image(
@@ -237,6 +263,7 @@ def generate_image(
     Raises:
         ValueError: for anything wrong with the prompt, the prior, the recipe or the output folder, before anything is
             written.
+        Diverged: for numbers that are not finite; image.png then is that of the last finite step.
     """
     if prior is None:
         check_prompt(config.prompt, config.prior, force)
@@ -256,7 +283,11 @@ def generate_image(
 
         made = finish(run, after)
     result = ImageResult(folder.path, made)
+    folder.check()
     video.save_image(result.image, to_size(made.images[0], size))
+    if made.diverged is not None:
+        made.diverged.add_note(f"the image of step {made.steps} is {result.image}")
+        raise made.diverged
     return result
 
 

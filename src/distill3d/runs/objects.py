@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from distill3d.distill.divergence import Diverged
 from distill3d.distill.loop import ObjectRun, OnStep
 from distill3d.distill.objects import object_run
 from distill3d.distill.recipes import LAPTOP, PRIORS, Recipe
@@ -119,6 +120,7 @@ def generate(
     out: str | Path = "runs",
     *,
     force: bool = False,
+    retries: int = 0,
     on_step: OnStep = lambda progress: None,
     prior: Prior | None = None,
     second: Prior | None = None,
@@ -130,11 +132,13 @@ def generate(
     Args:
         config: a configuration, or just a prompt. Its recipe may hold an objective and a scene of your own.
         force: run even if the bundled prior does not know the prompt.
+        retries: how often a run that diverges goes on from its last checkpoint with another seed.
         prior, second: priors that are loaded already, or your own; default: those that the configuration names.
 
     Raises:
         ValueError: for anything wrong with the prompt, the prior, the objective or the output folder, before anything
             is written.
+        Diverged: for numbers that are not finite; the artifacts then show the last finite state.
     """
     config = Config(config) if isinstance(config, str) else config
     if prior is None:
@@ -149,7 +153,7 @@ def generate(
     folder = RunFolder.create(out, config.prompt)
     own = config.recipe.scene.with_own_files(folder.path)
     folder.write_config("object", replace(config, recipe=replace(config.recipe, scene=own)))
-    return _finish(run, folder, on_step)
+    return _finish(run, folder, on_step, retries)
 
 
 def resume(
@@ -160,15 +164,18 @@ def resume(
     scene: SceneOptions | None = None,
     objective: Method | None = None,
     device: str | None = None,
+    retries: int = 0,
 ) -> Result:
     """Continues a run from its checkpoint and writes its artifacts again.
 
     Args:
         prior, scene, objective: needed where the run used your own; they cannot be read from its folder.
         device: where to compute; default: the device of the run.
+        retries: as for `generate`.
 
     Raises:
         ValueError: where the folder is no run or has no checkpoint.
+        Diverged: as for `generate`.
     """
     config, run_folder = read_config(Path(folder), scene, objective), RunFolder(Path(folder))
     if not has_checkpoint(run_folder.checkpoint):
@@ -176,7 +183,7 @@ def resume(
     config = replace(config, device=device or config.device)
     prior, second = load_priors(config, prior)
     run = object_run(config.recipe, config.prompts, prior, config.seed, second)
-    return _finish(run, run_folder, on_step)
+    return _finish(run, run_folder, on_step, retries)
 
 
 def read_config(folder: Path, scene: SceneOptions | None = None, objective: Method | None = None) -> Config:
@@ -226,8 +233,13 @@ def render_views(scene: Scene, views: int, size: int, elevation: float = 15.0) -
     return torch.stack(list(video.turntable_frames(scene, views, size, elevation))).clamp(0, 1)
 
 
-def _finish(run: ObjectRun, folder: RunFolder, on_step: OnStep) -> Result:
-    training, began = folder.train(run, run.recipe.steps, on_step), time.monotonic()
+def _finish(run: ObjectRun, folder: RunFolder, on_step: OnStep, retries: int) -> Result:
+    try:
+        training, began = folder.train(run, run.recipe.steps, on_step, retries), time.monotonic()
+    except Diverged as error:
+        write_artifacts(folder.path, run.scene, run.recipe)
+        error.add_note(f"its last finite state is in {folder.path}: type  distill3d resume {folder.path} --retries 1")
+        raise
     try:
         files = write_artifacts(folder.path, run.scene, run.recipe)
     except OSError as error:

@@ -165,6 +165,7 @@ def make_sample(path: Path, study: Study, row: Row, prompt: str, prior: Prior) -
         raise KeyboardInterrupt
     with replacing(path) as draft, draft.open("wb") as file:
         image = made.images[0].float().cpu().numpy()
+        image = image if made.diverged is None else np.full_like(image, np.nan)
         np.savez(file, image=image, cost=[made.seconds, float(made.nfe)])
 
 
