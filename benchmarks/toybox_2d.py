@@ -2,11 +2,12 @@
 
     python benchmarks/toybox_2d.py --out bench2d [--methods ddim,sds:7.5,sdi] [--steps 150] [--picture FILE]
 
-`sds:7.5` is a method at another guidance scale than its own, `sds:7.5@0.02` at another learning rate, too, `sdi:5:1` is
-SDI of the effective guidance 5, inverted at 1, and `cfd+project` decodes, clamps and encodes the latents before each step. `--prompts 16 --skip 100` are prompts
-for tuning, none of the first 100. Every method is one cell, a file in the output folder; finished cells are not made
-again. `--steps` is for the family's methods; DDIM and SDI keep their own. The reference is DDIM from two other seeds;
-DDIM's own distance to it is what chance alone gives. The PSNR is to DDIM's picture from the same noise.
+`sds:7.5` is a method at another guidance scale than its own, `sds:7.5@0.02` at another learning rate, too, `sdi:5:1`
+is SDI of the effective guidance 5, inverted at 1, and `cfd+project` decodes, clamps and encodes the latents before
+each step. `--prompts 16 --skip 100` are prompts for tuning, none of the first 100. Every method is one cell, a file in
+the output folder; finished cells are not made again. `--steps` is for the family's methods; DDIM and SDI keep their
+own. The reference is DDIM from two other seeds; DDIM's own distance to it is what chance alone gives. The PSNR is to
+DDIM's picture from the same noise.
 """
 
 from __future__ import annotations

@@ -76,7 +76,8 @@ def test_no_corrupted_image_is_a_true_one(views):
 def test_training_resumes_and_packs_what_the_critic_reads(groups, tmp_path):
     autoencoder = AutoencoderTiny.from_pretrained(critic.BUNDLED / "vae").float().eval()
     fit = Fit(2, 1e-3, warmup=1, save_every=1)
-    whole = critic.train_critic(tmp_path, fit, groups, autoencoder)
+    failures = groups.cutouts[:, 0]
+    whole = critic.train_critic(tmp_path, fit, groups, failures, autoencoder)
     folder = critic.pack_critic(tmp_path, whole, groups, autoencoder)
     layers = torch.from_numpy(groups.cutouts).flatten(0, 1).movedim(-1, 1).float() / 255
     images = layers[:, :3] + 0.9 * (1 - layers[:, 3:])
@@ -86,3 +87,17 @@ def test_training_resumes_and_packs_what_the_critic_reads(groups, tmp_path):
     assert read.accepts(images).float().mean() >= 0.5
     with pytest.raises(ValueError, match="holds no critic"):
         ToyCritic(tmp_path)
+
+
+def test_half_of_the_bad_images_are_views_of_failed_objects(groups, tmp_path):
+    """Where all failures are empty, and only then, images without an object are among the bad ones."""
+    autoencoder = AutoencoderTiny.from_pretrained(critic.BUNDLED / "vae").float().eval()
+    empty = np.zeros((3, 64, 64, 4), dtype=np.uint8)
+    images, labels = critic.draw_critic_batch(groups, empty, chance(), autoencoder)
+    blank = images.flatten(2).std(2).amax(1) < 0.05  # the background is one gray, up to noise and the autoencoder
+    assert int(blank.sum()) == round(critic.FAILED * critic.BATCH / 2) and not labels[blank].any()
+    assert int(labels.sum()) == critic.BATCH // 2
+    with pytest.raises(ValueError, match="no views of failed objects"):
+        critic.load_failures(tmp_path)
+    np.savez(tmp_path / "one.npz", cutouts=empty)
+    assert np.array_equal(critic.load_failures(tmp_path), empty)

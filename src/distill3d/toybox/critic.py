@@ -1,7 +1,8 @@
 """Trains the critic: does an image look like a toy of this world, or like a failed object?
 
-It sees true renders, half of them slightly soft as renders of fitted fields are, and corrupted ones; see `corruptions`.
-What is done to an image after that is the same for both, so that it gives nothing away.
+It sees true renders, half of them slightly soft as renders of fitted fields are, and bad ones: corrupted renders (see
+`corruptions`), and views of objects that distillation spoiled (`benchmarks/toybox_critic.py collect` writes them). What
+is done to an image after that is the same for all, so that it gives nothing away.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ SIZE = 64  # of the images
 FILE = "model.safetensors"
 CHANNELS = (24, 48, 96, 96)  # of the network's levels, from half the resolution down
 BATCH = 32
+FAILED = 0.5  # fraction of the bad images that are views of failed objects
 DECODED = 4  # images of a batch that pass through the autoencoder
 GRAYS = (0.5, 1.0)
 HELD_OUT = 0.1  # fraction of the toys, the last ones, for calibration
@@ -53,8 +55,22 @@ class CriticNetwork(nn.Module):
         return self.head(torch.cat((features.mean((2, 3)), features.amax((2, 3))), dim=1))[:, 0]
 
 
-def _layers(groups: Groups, toys: np.ndarray, views: np.ndarray) -> Float[Tensor, "b 4 h w"]:
-    return torch.from_numpy(groups.cutouts[toys, views]).movedim(-1, 1).float().div_(255)
+def _layers(cutouts: np.ndarray) -> Float[Tensor, "b 4 h w"]:
+    return torch.from_numpy(cutouts).movedim(-1, 1).float().div_(255)
+
+
+def load_failures(folder: Path) -> np.ndarray:
+    """Views of failed objects, uint8 [N, 64, 64, 4] of premultiplied color and coverage: `folder`/*.npz, `cutouts`.
+
+    Raises:
+        ValueError: where the folder holds none.
+    """
+    files = sorted(folder.glob("*.npz"))
+    if not files:
+        raise ValueError(
+            f"{folder} holds no views of failed objects; make them with benchmarks/toybox_critic.py collect"
+        )
+    return np.concatenate([np.load(path)["cutouts"] for path in files])
 
 
 def soften(layers: Float[Tensor, "b 4 h w"], generator: torch.Generator) -> Float[Tensor, "b 4 h w"]:
@@ -77,16 +93,19 @@ def through(autoencoder: Any, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor,
 
 @torch.no_grad()
 def draw_critic_batch(
-    groups: Groups, generator: torch.Generator, autoencoder: Any
+    groups: Groups, failures: np.ndarray, generator: torch.Generator, autoencoder: Any
 ) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, " b"]]:
-    """Images over gray backgrounds and their labels: the first half are true renders, the rest are corrupted."""
+    """Images over gray backgrounds and their labels: the first half are true renders, the rest are bad."""
     rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
     toys, views = rng.integers(len(groups.cutouts), size=BATCH), rng.integers(groups.cutouts.shape[1], size=BATCH)
-    layers, half = _layers(groups, toys, views), BATCH // 2
+    layers, half = _layers(groups.cutouts[toys, views]), BATCH // 2
     # Another view of the same toy, at times a view of another toy.
     turned = (views[half:] + rng.integers(1, groups.cutouts.shape[1], size=half)) % groups.cutouts.shape[1]
-    others = _layers(groups, np.where(rng.random(half) < 0.5, toys[:half], toys[half:]), turned)
-    layers = torch.cat((layers[:half], corrupt(layers[half:], others, generator)))
+    others = _layers(groups.cutouts[np.where(rng.random(half) < 0.5, toys[:half], toys[half:]), turned])
+    bad = corrupt(layers[half:], others, generator)
+    failed = round(FAILED * half)
+    bad[:failed] = _layers(failures[rng.integers(len(failures), size=failed)])
+    layers = torch.cat((layers[:half], bad))
     layers = soften(layers, generator)
     layers = torch.where(uniform(0, 1, generator, BATCH) < 0.5, layers.flip(-1), layers)
     shift = torch.randint(-3, 4, (2,), generator=generator).tolist()
@@ -105,10 +124,11 @@ def split(groups: Groups) -> tuple[Groups, Groups]:
     return Groups(*(getattr(groups, n)[:count] for n in names)), Groups(*(getattr(groups, n)[count:] for n in names))
 
 
-def train_critic(folder: Path, fit: Fit, groups: Groups, autoencoder: Any) -> CriticNetwork:
+def train_critic(folder: Path, fit: Fit, groups: Groups, failures: np.ndarray, autoencoder: Any) -> CriticNetwork:
     """Trains the network with a binary cross-entropy; resumes from `folder`/critic.pt if it exists.
 
     Args:
+        failures: views of failed objects, as from `load_failures`.
         autoencoder: the frozen AutoencoderTiny.
     """
     network: Any = CriticNetwork()
@@ -117,7 +137,7 @@ def train_critic(folder: Path, fit: Fit, groups: Groups, autoencoder: Any) -> Cr
     nn.init.zeros_(network.head.weight)
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
-        images, labels = draw_critic_batch(groups, generator, autoencoder)
+        images, labels = draw_critic_batch(groups, failures, generator, autoencoder)
         with mixed_precision():
             logits = network(images.contiguous(memory_format=torch.channels_last))
         return F.binary_cross_entropy_with_logits(logits.float(), labels)
@@ -152,10 +172,15 @@ def pack_critic(folder: Path, network: CriticNetwork, held_out: Groups, autoenco
 
 
 def run(folder: Path, fit: Fit, processes: int) -> Path:
-    """Renders the groups, trains, calibrates and packs, and returns the folder of the weights; resumable."""
+    """Renders the groups, trains, calibrates and packs, and returns the folder of the weights; resumable.
+
+    Raises:
+        ValueError: where `folder`/failures holds no views of failed objects.
+    """
     from diffusers import AutoencoderTiny
 
     autoencoder = AutoencoderTiny.from_pretrained(BUNDLED / "vae", local_files_only=True).float().eval()
+    failures = load_failures(folder / "failures")
     render_all_groups(folder / "groups", processes)
     seen, held_out = split(load_groups(folder / "groups"))
-    return pack_critic(folder, train_critic(folder, fit, seen, autoencoder), held_out, autoencoder)
+    return pack_critic(folder, train_critic(folder, fit, seen, failures, autoencoder), held_out, autoencoder)
