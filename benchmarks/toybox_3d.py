@@ -24,6 +24,7 @@ from distill3d.cameras import BACKGROUND, ELEVATION, turntable
 from distill3d.distill.loop import Progress, optimize
 from distill3d.distill.objects import object_run
 from distill3d.distill.recipes import DISTILL, PRIORS, RECIPES, Recipe, method_settings
+from distill3d.evaluation.critic import toy_rate
 from distill3d.evaluation.evaluator import Evaluator, ToyboxJudge
 from distill3d.evaluation.ground_truth import foreground_mask, silhouette_iou
 from distill3d.evaluation.images import edge_concentration, sharpness
@@ -95,6 +96,7 @@ def judge_cell(pictures: torch.Tensor, kind: str, color: str, judge: ToyboxJudge
     return {
         "janus": janus_rate(pictures, azimuths, text[0], judge),
         "lost_back": lost_back(pictures, azimuths, text[0], judge),
+        "toy": toy_rate(pictures),
         "right": float(verdict.both.float().mean()),
         "kind": float(verdict.kind.float().mean()),
         "color": float(verdict.color.float().mean()),
@@ -109,9 +111,9 @@ def judge_cell(pictures: torch.Tensor, kind: str, color: str, judge: ToyboxJudge
 def table(cells: list[dict], names: list[str]) -> str:
     """Markdown: a row a run."""
     lines = [
-        "| run | both right | held-out pairs | score (judge) | score (`evaluator_clip`) | sharpness | edges | "
+        "| run | toy | both right | held-out pairs | score (judge) | score (`evaluator_clip`) | sharpness | edges | "
         "silhouette IoU | veil | Janus | lost back | empty or full | CPU seconds | rows |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in names:
         rows = [c for c in cells if c["run"] == name]
@@ -124,7 +126,7 @@ def table(cells: list[dict], names: list[str]) -> str:
         held = [r["right"] for r in rows if r["held_out"]]
         bad = sum(not 0.02 < r["filled"] < 0.9 for r in rows)
         lines.append(
-            f"| {name} | {100 * mean('right'):.1f} % | {100 * np.mean(held or [float('nan')]):.1f} % | "
+            f"| {name} | {100 * mean('toy'):.0f} % | {100 * mean('right'):.1f} % | {100 * np.mean(held or [float('nan')]):.1f} % | "
             f"{mean('score'):.1f} | {mean('clip_score'):.1f} | "
             f"{mean('sharpness'):.2f} | {mean('edges'):.2f} | {mean('iou'):.3f} | "
             f"{mean('veil'):.2f} | {mean('janus'):.2f} | "

@@ -6,7 +6,9 @@
 1. Kind, color and view: the bundled judge classifies samples in groups of four views 90 degrees apart.
 2. Camera error: the angle between the azimuth of the camera and that of the true render that is most similar to the
    sample, with cameras 90 and 45 degrees apart (groups of four and eight views).
-3. Both for pairs of kind and color from the training data and for held-out pairs, and for true renders that were
+3. Consistency: the visual hull of the silhouettes of eight views, every one of which must contain it, is seen from
+   eight other sides and compared with true shapes (IoU). Views that contradict each other leave a smaller hull.
+4. All for pairs of kind and color from the training data and for held-out pairs, and for true renders that were
    encoded and decoded, which show the limits of the measurement.
 
 Two minutes: --prompts 8 --seeds 1 --cameras 8.
@@ -15,6 +17,7 @@ Two minutes: --prompts 8 --seeds 1 --cameras 8.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +31,11 @@ from distill3d.cameras import FOV, orbit
 from distill3d.diffusion import ddim
 from distill3d.diffusion.guidance import Guided
 from distill3d.evaluation.evaluator import ToyboxJudge
+from distill3d.evaluation.ground_truth import silhouette_iou, silhouettes
 from distill3d.export.video import contact_sheet, save_image
 from distill3d.priors.loading import load_prior
 from distill3d.priors.stable_diffusion import MultiViewPrior
+from distill3d.scenes.hull import Hull
 from distill3d.toybox.captions import COLOR_NAMES, KIND_NAMES, Claim, held_out_pairs, sentence
 from distill3d.toybox.world import View, build, cutout, draw
 from distill3d.types import Conditioning
@@ -148,6 +153,25 @@ def camera_errors(groups: Tensor, chosen: Sequence[Prompt], azimuths: Tensor, fo
     return ((torch.stack(found) - azimuths + 180) % 360 - 180).abs()
 
 
+@torch.inference_mode()
+def hull_agreement(prior: MultiViewPrior, groups: Tensor, chosen: Sequence[Prompt], azimuths: Tensor) -> Tensor:
+    """IoU [N] of the silhouettes of the groups' visual hulls, from between their cameras, with those of true shapes."""
+    agreement = []
+    for images, prompt, row in zip(groups, chosen, azimuths, strict=True):
+        matte = prior.matte(images)
+        assert matte is not None
+        cameras = orbit(row, ELEVATION, DISTANCE, FOV)
+        radius = DISTANCE * math.sin(math.radians(FOV) / 2)
+        between = orbit(row + (row[1] - row[0]) / 2, ELEVATION, DISTANCE, FOV)
+        try:
+            mesh = Hull(cameras, torch.cat((images * matte, matte), dim=1), radius, tolerance=0).mesh()
+            masks = silhouettes(mesh, between, images.shape[-1])
+            agreement.append(silhouette_iou(masks, between, prompt.kind))
+        except ValueError:  # the views have no common part
+            agreement.append(0.0)
+    return torch.tensor(agreement)
+
+
 def judge_groups(judge: ToyboxJudge, groups: Tensor, chosen: Sequence[Prompt], azimuths: Tensor) -> dict[str, Tensor]:
     """Whether kind, color, both and view are correct, each bool [N, V]."""
     verdicts = [
@@ -223,6 +247,11 @@ def main() -> None:
         errors = camera_errors(groups[rows], measured, azimuths[rows], folder)
         report(f"samples, {spacing} degrees", measured, None, errors)
         report_kinds(errors, measured)
+        if views == 8:
+            true = true_groups(prior, few, azimuths[: len(few)])
+            for name, some in (("true renders", true), ("samples", groups[: len(few)])):
+                hulls = hull_agreement(prior, some, few, azimuths[: len(few)])
+                print(f"{name}, hull of eight views: IoU {hulls.mean():.3f} from between", flush=True)
 
 
 if __name__ == "__main__":

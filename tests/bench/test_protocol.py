@@ -11,9 +11,10 @@ from distill3d.bench.budget import nfe_of_a_step, with_budget
 from distill3d.bench.prompts import prompt_list, toybox_prompts
 from distill3d.bench.protocol import Protocol, Variant, locked, open_folder
 from distill3d.distill.loop import ObjectRun, optimize
-from distill3d.distill.recipes import DISTILL, Supervision
+from distill3d.distill.objects import object_run
+from distill3d.distill.recipes import DISTILL, Supervision, ViewSampling
 from distill3d.distill.regularizers import WeightSchedule
-from distill3d.objectives import METHODS, SDI
+from distill3d.objectives import CFD, METHODS, SDI
 from distill3d.priors.loading import load_prior
 from distill3d.runs.objects import Config, load_priors
 from distill3d.toybox.captions import KIND_NAMES, held_out_pairs, read_prompt
@@ -144,6 +145,19 @@ def test_the_price_includes_the_second_objective(kl_folder):
     prior, _ = load_priors(config)
     optimize(ObjectRun(recipe, config.prompts, prior), range(4), progress.append)
     assert nfe_of_a_step(Variant("both", recipe), prior) == progress[-1].nfe / 4
+
+
+def test_the_price_of_sampled_views_is_that_of_a_real_run(kl_folder):
+    """All views at each noise level; more steps would not take more, so they have no budget of NFE."""
+    sampling = ViewSampling(rings=((3, 15.0, 0.0),), group=1, joint_levels=0, hull=False, levels=2)
+    recipe = dataclasses.replace(small("sds"), objective=CFD(), steps=4, sampling=sampling)
+    config, progress = Config("a cat", recipe, prior=str(kl_folder)), []
+    prior, _ = load_priors(config)
+    optimize(object_run(recipe, config.prompts, prior), range(4), progress.append)
+    variant = Variant("sampled", recipe)
+    assert nfe_of_a_step(variant, prior) == progress[-1].nfe / 4
+    with pytest.raises(ValueError, match="use --budget steps"):
+        with_budget([variant], "nfe", prior)
 
 
 def test_a_budget_of_nfe_gives_each_its_steps(kl_folder):

@@ -42,6 +42,8 @@ def with_budget(variants: Sequence[Variant], budget: str, prior: Prior) -> tuple
         raise ValueError(f"the budget must be steps, nfe or a number of network evaluations (NFE), got {budget!r}")
 
     def spending(variant: Variant) -> Variant:
+        if variant.recipe.sampling is not None:
+            raise ValueError(f"{variant.name} takes as many NFE whatever its steps: use --budget steps")
         price = nfe_of_a_step(variant, prior)
         steps = int(allowed / price + 1e-6)
         if steps < 1:
@@ -59,7 +61,14 @@ def nfe_of_a_step(variant: Variant, prior: Prior) -> float:
     objective = _dry(recipe.objective, null, total, generator)
     second = _dry(recipe.supervision.objective, null, total, generator)
     prompts = ViewPrompts("anything", perp_neg=recipe.perp_neg)
-    nfe = 0
+    sampling, nfe = recipe.sampling, 0
+    if sampling is not None:  # a call for all views at each level
+        views = sampling.cameras()
+        conditioning = prompts.conditioning(views.azimuth, views.elevation, null.embed)
+        x = torch.zeros(len(views), *null.sample_shape)
+        calls = sampling.joint_levels + sampling.levels
+        rows = objective.guidance(x, null, conditioning, step=0, total=total, generator=generator).nfe
+        return rows * calls / recipe.steps
     for step in range(total):
         views = recipe.cameras.sample(recipe.views, generator)
         conditioning = prompts.conditioning(views.azimuth, views.elevation, null.embed)

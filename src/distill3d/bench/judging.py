@@ -36,7 +36,7 @@ QUANTITIES: dict[str, Quantity] = {**METRICS, DIVERSITY.name: DIVERSITY}
 HEADLINE = (  # the most informative metrics, in the order of the tables
     *("clip_score", "clip_r_precision", "clip_iqa_quality", "clip_iqa_sharpness", "clip_iqa_real", "image_reward"),
     *("sharpness", "edge_concentration", "spectrum_gap", "saturation", "janus_rate", "lost_back"),
-    *("silhouette_iou", "chamfer", "diversity", "diverged", "seconds", "nfe", "peak_memory"),
+    *("toy_rate", "silhouette_iou", "chamfer", "diversity", "diverged", "seconds", "nfe", "peak_memory"),
 )
 
 

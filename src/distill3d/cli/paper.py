@@ -177,10 +177,11 @@ class Noise(Experiment):
 
 @dataclass(frozen=True)
 class Surface(Experiment):
-    """Noise that stays on the object in 3D, or per view or camera, and random and inverted noise. About 25 minutes.
+    """Noise that stays on the object in 3D, or per view or camera, random and inverted noise. About 30 minutes.
 
     3 toys, one seed, 200 steps. All have the scale and the times of SDI; random noise also has the guidance that SDI
-    amounts to, and inversion the guidance that its scale says. Tables, a report and surface.png.
+    amounts to, and inversion the guidance that its scale says. The last row samples a set of views with the object in
+    the loop. Tables, a report and surface.png.
     """
 
 

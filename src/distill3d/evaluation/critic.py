@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+BUNDLED = Path(__file__).parents[1] / "assets" / "toybox" / "evaluator_critic"
 
 
 class ToyCritic:
@@ -17,8 +20,8 @@ class ToyCritic:
     Images are [B, 3, H, W] in [0, 1] of one toy each on a plain gray background between 0.5 and 1.
     """
 
-    def __init__(self, folder: str | Path, device: torch.device | str = "cpu"):
-        """Loads the weights of a folder.
+    def __init__(self, folder: str | Path = BUNDLED, device: torch.device | str = "cpu"):
+        """Loads the weights of a folder, by default the bundled ones.
 
         Raises:
             ValueError: if the folder holds no critic.
@@ -48,3 +51,13 @@ class ToyCritic:
     def accepts(self, images: Float[Tensor, "b 3 h w"]) -> Bool[Tensor, " b"]:
         """Which images are accepted: those whose score is at least one half."""
         return self.score(images) >= 0.5
+
+
+@lru_cache(maxsize=1)
+def _bundled() -> ToyCritic:
+    return ToyCritic()
+
+
+def toy_rate(images: Float[Tensor, "v 3 h w"]) -> float:
+    """Fraction of the views that the bundled critic takes for a toy of the toy world, in [0, 1]."""
+    return float(_bundled().accepts(images).float().mean())

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from distill3d.evaluation.critic import toy_rate
 from distill3d.evaluation.distances import frechet_distance, kernel_distance
 from distill3d.evaluation.evaluator import Evaluator
 from distill3d.evaluation.ground_truth import chamfer_to_truth, silhouette_iou, true_kind
@@ -178,6 +179,7 @@ METRICS: dict[str, Metric] = {
         Metric("view_accuracy", "higher", "", VIEWS, view_accuracy),
         Metric("neighbor_similarity", "higher", "", ("images", "evaluator"), neighbor_similarity),
         Metric("warp_error", "lower", "", ("images", "depth", "opacity", "cameras"), warp_error),
+        Metric("toy_rate", "higher", "", ("images", "kind"), lambda images, kind: toy_rate(images)),
         Metric("silhouette_iou", "higher", "", ("opacity", "cameras", "kind"), _silhouette_iou),
         Metric("chamfer", "lower", "world units", ("mesh", "kind"), chamfer_to_truth),
         Metric("diverged", "lower", "", ("divergence",), lambda reason: float(bool(reason))),

@@ -97,6 +97,9 @@ def test_noise_on_the_surface_is_compared_at_one_scale_and_at_the_times_of_sdi()
     # What an inversion of five steps makes of the scale, and random noise at that scale.
     assert changed(variants["random, guidance of SDI"], variants["random noise"]) == {"scale"}
     assert variants["random, guidance of SDI"].recipe.objective.scale == pytest.approx((7.5 - 0.4) / 0.6)
+    loop = variants.pop("sampling loop").recipe
+    assert loop.objective == CFD(7.5) and loop.sampling is not None and loop.steps == DISTILL.steps
+    assert (loop.sampling.start, loop.sampling.joint_levels) == (DISTILL.objective.start, 0)
     stays = [v for v in variants.values() if not isinstance(v.recipe.objective, SDI)]
     assert {(type(v.recipe.objective), v.recipe.objective.noise) for v in stays} == {
         (CFD, "constant"), (CFD, "surface"), (SDICached, "camera"), (SDICached, "surface")

@@ -22,6 +22,7 @@ SCALES = (1.0, 7.5, 30.0, 100.0)
 CFG_PLUS_PLUS = 0.6  # the scale of CFG++ that looks like a guidance of 7.5
 LABELS = {"flowdreamer": "FlowDreamer", "hifa": "HiFA", "mvdream": "MVDream", "sds_bridge": "SDS-Bridge"}
 FULL_VIEWS, VIEWS = 50, 24
+FITTED = 3  # steps of the sampling loop at each noise level
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +133,8 @@ def surfaces(setting: Setting, image_size: int) -> tuple[Variant, ...]:
     """Noise that stays in 3D, with the scale and the times of SDI, against random noise and inversion.
 
     SDI by inversion acts like a larger scale than its own (`effective_guidance`, of an inversion of n steps). Random
-    noise is compared at both, and so is inversion: as it is, and so that the scale is the effective guidance.
+    noise is compared at both, and so is inversion: as it is, and so that the scale is the effective guidance. The last
+    row samples views with the scene in the loop instead (`ViewSampling`), with about as many rows as inversion takes.
     """
     sdi = dataclasses.replace(setting.sdi, nominal=False)
     c = (sdi.inversion_steps - 1) / (2 * sdi.inversion_steps)
@@ -147,7 +149,20 @@ def surfaces(setting: Setting, image_size: int) -> tuple[Variant, ...]:
         "inversion at nominal guidance": dataclasses.replace(sdi, nominal=True),
         "DDIM inversion (SDI)": sdi,
     }
-    return tuple(setting.variant(name, objective) for name, objective in settings.items())
+    return (*(setting.variant(name, objective) for name, objective in settings.items()), sampling_loop(setting))
+
+
+def sampling_loop(setting: Setting) -> Variant:
+    """Sampling of views with the scene in the loop from noise on, at the scale of SDI; for any prior."""
+    laptop = RECIPES["laptop"]
+    assert laptop.sampling is not None
+    steps = setting.recipe.steps
+    levels = max(1, steps // FITTED)
+    sampling = dataclasses.replace(
+        laptop.sampling, joint_levels=0, hull=False, first=0.0, levels=levels, start=setting.sdi.start
+    )
+    objective = CFD(setting.sdi.scale)
+    return Variant("sampling loop", dataclasses.replace(laptop, steps=steps, objective=objective, sampling=sampling))
 
 
 def guidance_scales(setting: Setting, scales: Sequence[float] = SCALES) -> tuple[Variant, ...]:
