@@ -126,7 +126,8 @@ def table(cells: list[dict], names: list[str]) -> str:
         held = [r["right"] for r in rows if r["held_out"]]
         bad = sum(not 0.02 < r["filled"] < 0.9 for r in rows)
         lines.append(
-            f"| {name} | {100 * mean('toy'):.0f} % | {100 * mean('right'):.1f} % | {100 * np.mean(held or [float('nan')]):.1f} % | "
+            f"| {name} | {100 * mean('toy'):.0f} % | {100 * mean('right'):.1f} % | "
+            f"{100 * np.mean(held or [float('nan')]):.1f} % | "
             f"{mean('score'):.1f} | {mean('clip_score'):.1f} | "
             f"{mean('sharpness'):.2f} | {mean('edges'):.2f} | {mean('iou'):.3f} | "
             f"{mean('veil'):.2f} | {mean('janus'):.2f} | "

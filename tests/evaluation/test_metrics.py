@@ -16,6 +16,7 @@ from distill3d.evaluation.distances import frechet_distance, kernel_distance
 from distill3d.evaluation.evaluator import ToyboxJudge
 from distill3d.evaluation.ground_truth import silhouette_iou, silhouettes, true_mesh
 from distill3d.evaluation.metrics import METRICS, RunResult, measure
+from distill3d.toybox.corruptions import lump, mottle
 from distill3d.toybox.world import View, build, draw
 
 PROMPTS = ("a red duck", "a blue car", "a green hat")
@@ -110,6 +111,14 @@ def brighter_every_other_view(result: RunResult) -> RunResult:
     return dataclasses.replace(result, images=result.images + torch.tensor([0.0, 0.3]).repeat(3).view(-1, 1, 1, 1))
 
 
+def lumps(result: RunResult) -> RunResult:
+    """A smooth blob with mottled colors in place of each view's object."""
+    layers = torch.cat((result.images - 0.9 * (1 - result.opacity), result.opacity), dim=1)
+    generator = torch.Generator().manual_seed(0)
+    bad = mottle(lump(layers, layers, generator), layers, generator)
+    return dataclasses.replace(result, images=bad[:, :3] + 0.9 * (1 - bad[:, 3:]))
+
+
 def shifted(result: RunResult) -> RunResult:
     mesh = dataclasses.replace(result.mesh, vertices=result.mesh.vertices + np.array([0.2, 0.0, 0.0]))
     return dataclasses.replace(result, opacity=result.opacity.roll(8, -1), mesh=mesh)
@@ -141,6 +150,7 @@ WORSE = {
     "view_accuracy": [front_everywhere],
     "neighbor_similarity": [another_object_every_other_view],
     "warp_error": [brighter_every_other_view],
+    "toy_rate": [lumps],
     "silhouette_iou": [shifted],
     "chamfer": [shifted],
     "diverged": [failed],
