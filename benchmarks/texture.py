@@ -26,6 +26,7 @@ from distill3d.cameras import turntable
 from distill3d.distill.recipes import LAPTOP_TEXTURE
 from distill3d.evaluation.evaluator import ToyboxJudge
 from distill3d.export.video import contact_sheet, save_image
+from distill3d.files import nan_as_null
 from distill3d.meshes.files import read_mesh, save_mesh
 from distill3d.meshes.mesh import Mesh, placed, weld
 from distill3d.priors.loading import load_prior
@@ -187,9 +188,9 @@ def main() -> None:
             "seconds": seconds,
         }
         rows.append(row)
-        print(json.dumps(row), flush=True)
+        print(json.dumps(nan_as_null(row), allow_nan=False), flush=True)
         sheet.append(pictures[::2])
-    (arguments.out / "texture.json").write_text(json.dumps(rows, indent=1))
+    (arguments.out / "texture.json").write_text(json.dumps(nan_as_null(rows), indent=1, allow_nan=False))
     own = [row["color"] for row in rows if row["kind"] is not None]
     print(f"right color, toybox kinds: {100 * np.mean(own):.1f} % of {VIEWS} views of {len(own)}")
     if arguments.picture:

@@ -30,7 +30,7 @@ from distill3d.evaluation.ground_truth import foreground_mask, silhouette_iou
 from distill3d.evaluation.images import edge_concentration, sharpness
 from distill3d.evaluation.views import janus_rate, lost_back
 from distill3d.export.video import contact_sheet, save_image
-from distill3d.files import replacing
+from distill3d.files import nan_as_null, replacing
 from distill3d.priors.loading import load_prior
 from distill3d.prompts import ViewPrompts
 from distill3d.runs.config import to_plain
@@ -160,7 +160,7 @@ def main() -> None:
         if not path.exists():
             pictures, cost = make(priors[prior], kind, color, recipe, seed)
             with replacing(path) as draft:
-                np.savez(draft, pictures=pictures.numpy(), cost=json.dumps(cost))
+                np.savez(draft, pictures=pictures.numpy(), cost=json.dumps(cost, allow_nan=False))
         saved = np.load(path)
         pictures, cost = torch.from_numpy(saved["pictures"]), json.loads(str(saved["cost"]))
         cell = judge_cell(pictures, kind, color, judge, clip) | cost
@@ -169,7 +169,9 @@ def main() -> None:
         if name == names[0] and seed == seeds[0]:
             sheet.append(pictures[::2])
     recipes = {name: to_plain(recipe) for name, (recipe, _) in settings.items()}
-    (arguments.out / "cells.json").write_text(json.dumps({"cells": cells, "recipes": recipes}, indent=1))
+    (arguments.out / "cells.json").write_text(
+        json.dumps(nan_as_null({"cells": cells, "recipes": recipes}), indent=1, allow_nan=False)
+    )
     print("\n" + table(cells, names))
     if arguments.picture:
         save_image(arguments.picture, contact_sheet(torch.cat(sheet), columns=12))

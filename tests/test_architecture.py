@@ -220,6 +220,23 @@ def test_owned_chance_is_allowed(line):
     assert not chance_errors("priors/latent.py", line)
 
 
+def json_errors(name: str, source: str) -> list[str]:
+    """Calls that would write NaN and Infinity, which no strict reader of JSON takes."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    calls = [call for call in calls if ast.unparse(call.func) in ("json.dump", "json.dumps", "dumps", "dump")]
+    return [f"{name}:{c.lineno}" for c in calls if "allow_nan=False" not in [ast.unparse(k) for k in c.keywords]]
+
+
+def test_json_is_strict():
+    scripts = {path.name: path.read_text() for path in ROOT.parents[1].glob("benchmarks/*.py")}
+    assert not [e for name, source in {**SOURCES, **scripts}.items() for e in json_errors(name, source)]
+
+
+@pytest.mark.parametrize("line", ["json.dumps(x)", "dump(x, file)", "json.dumps(x, allow_nan=True)"])
+def test_loose_json_is_seen(line):
+    assert len(json_errors("files.py", line)) == 1 and not json_errors("files.py", "json.dumps(x, allow_nan=False)")
+
+
 def test_files_can_be_read_in_one_go():
     lengths = {name: len(source.splitlines()) for name, source in SOURCES.items()}
     assert not {name: n for name, n in lengths.items() if n > 400}

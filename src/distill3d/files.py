@@ -1,7 +1,8 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and what is written to them."""
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,15 @@ def explain(error: OSError) -> str:
     if error.strerror is None:
         return str(error).splitlines()[0] if str(error) else type(error).__name__
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+
+
+def nan_as_null(value: object) -> object:
+    """A value with None for every float that is not finite: JSON has no name for them."""
+    if isinstance(value, dict):
+        return {key: nan_as_null(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [nan_as_null(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

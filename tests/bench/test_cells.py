@@ -1,10 +1,13 @@
 """One cell: it is whole or not there, goes on after an interrupt, and a failure is an outcome."""
 
 import dataclasses
+import json
+import math
 import os
 import shutil
 import signal
 
+import numpy as np
 import pytest
 import torch
 
@@ -169,3 +172,18 @@ def test_a_damaged_cell_is_told_in_one_line(finished, tmp_path):
     for read in (lambda: read_views(folder, whole), lambda: read_maps(folder), lambda: read_outcome(folder)):
         with pytest.raises(ValueError, match="delete its folder"):
             read()
+
+
+def test_a_score_without_a_value_is_null_on_disk_and_nan_again_when_read(finished, tmp_path):
+    whole, out, _ = finished
+    shutil.copytree(out / "cells", tmp_path / "cells")
+    folder = tmp_path / "cells" / whole.tasks()[0].folder
+    np.savez(
+        folder / "maps.npz", opacity=np.zeros((4, 1, 16, 16), np.uint8), depth=np.zeros((4, 1, 16, 16), np.float16)
+    )
+    (cell,) = score(tmp_path, whole, Judges(), ("warp_error",))
+    assert math.isnan(cell.scores["warp_error"])
+    assert json.loads((folder / "scores.json").read_text())["scores"]["warp_error"] is None
+    stamp = (folder / "scores.json").stat().st_mtime_ns
+    (again,) = score(tmp_path, whole, Judges(), ("warp_error",))
+    assert math.isnan(again.scores["warp_error"]) and (folder / "scores.json").stat().st_mtime_ns == stamp

@@ -279,3 +279,9 @@ def test_a_damaged_config_of_a_run_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps([1]))
     with pytest.raises(ValueError, match="json cannot be read"):
         config("--config", str(tmp_path / "config.json"))
+
+
+@pytest.mark.parametrize("words", [("--learning-rate", "nan"), ("--set", "recipe.objective.scale=inf")])
+def test_settings_are_finite_numbers(words):
+    with pytest.raises(ValueError, match="finite number"):
+        config(*words)

@@ -89,7 +89,7 @@ def make_cell(out: Path, protocol: Protocol, task: Task, prior: Prior, on_step: 
         failure=failure,
     )
     with replacing(folder.path / "cell.json") as draft:
-        draft.write_text(json.dumps(dataclasses.asdict(outcome), indent=1))
+        draft.write_text(json.dumps(dataclasses.asdict(outcome), indent=1, allow_nan=False))
     (out / "cells").mkdir(exist_ok=True)
     folder.path.rename(out / "cells" / task.folder)
     return outcome

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from distill3d.evaluation.ground_truth import true_kind
 from distill3d.evaluation.language import knows_iqa
 from distill3d.evaluation.metrics import METRICS, Quantity, RunResult, check_metrics, measure
 from distill3d.evaluation.views import has_back_views
-from distill3d.files import replacing
+from distill3d.files import nan_as_null, replacing
 from distill3d.meshes.files import read_mesh
 from distill3d.priors.components.hub import BUNDLED
 
@@ -250,14 +251,15 @@ def _scores(
     folder: Path, outcome: Outcome, protocol: Protocol, judges: Judges, names: Sequence[str]
 ) -> dict[str, float]:
     """The scores of one cell: those on disk that are still valid, and the others measured now."""
-    conditions = json.dumps([judges.fingerprint, sorted(protocol.prompts)])
+    conditions = json.dumps([judges.fingerprint, sorted(protocol.prompts)], allow_nan=False)
     key = hashlib.sha256(conditions.encode()).hexdigest()[:16]
     path, kept = folder / "scores.json", {}
     try:
         content = json.loads(path.read_text())
         kept = content["scores"] if content["key"] == key else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+        kept = {name: math.nan if value is None else float(value) for name, value in kept.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        kept = {}
     wanted = dict.fromkeys([*(name for name in names if name in METRICS), "diverged"])  # always counted
     new = [name for name in wanted if name not in kept]
     if new:
@@ -266,7 +268,7 @@ def _scores(
             new = [name for name in new if not result.missing(METRICS[name])]
         kept = {**kept, **measure(result, new)}
         with replacing(path) as draft:
-            draft.write_text(json.dumps({"key": key, "scores": kept}))
+            draft.write_text(json.dumps(nan_as_null({"key": key, "scores": kept}), allow_nan=False))
     return {name: kept[name] for name in wanted if name in kept}
 
 

@@ -119,11 +119,11 @@ def open_folder(out: Path, protocol: Protocol) -> None:
         "conditions": protocol.conditions(),
         "variants": {variant.name: to_plain(variant) for variant in protocol.variants},
     }
-    wanted = json.loads(json.dumps(wanted))  # what will be read back: lists instead of tuples
+    wanted = json.loads(json.dumps(wanted, allow_nan=False))  # what will be read back: lists instead of tuples
     if begun:
         wanted["variants"] = _compatible(out, wanted)
     with replacing(out / "bench.json") as draft:
-        draft.write_text(json.dumps(wanted, indent=2))
+        draft.write_text(json.dumps(wanted, indent=2, allow_nan=False))
 
 
 def check_folder(out: Path) -> bool:
@@ -182,4 +182,4 @@ def _differences(was: Any, now: Any, path: str = "") -> Iterator[tuple[str, str,
         for key in [*was, *(k for k in now if k not in was)]:
             yield from _differences(was.get(key), now.get(key), f"{path}.{key}" if path else key)
     elif was != now:
-        yield path, json.dumps(was), json.dumps(now)
+        yield path, json.dumps(was, allow_nan=False), json.dumps(now, allow_nan=False)

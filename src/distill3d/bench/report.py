@@ -79,7 +79,7 @@ def write_report(
             *(interval_plot(table, metric, heading(metric)) for metric in table.columns),
         ],
         prompts=_prompts(out, protocol, table, cells, histories),
-        settings=json.dumps({k: v for k, v in to_plain(protocol).items() if k != "prompts"}, indent=1),
+        settings=json.dumps({k: v for k, v in to_plain(protocol).items() if k != "prompts"}, indent=1, allow_nan=False),
         version=distill3d.__version__,
         css=(PAGE / "page.css").read_text(encoding="utf-8"),
         js=(PAGE / "page.js").read_text(encoding="utf-8"),

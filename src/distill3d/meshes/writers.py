@@ -112,7 +112,7 @@ def write_glb(path: Path, mesh: Mesh, name: str) -> list[Path]:
         attributes[key] = accessor(values, VERTICES, **more, **({"normalized": True} if key == "COLOR_0" else {}))
     primitive = {"attributes": attributes, "indices": accessor(faces.reshape(-1).astype("<u4"), INDICES), "material": 0}
     tree |= {"meshes": [{"name": name, "primitives": [primitive]}], "buffers": [{"byteLength": len(blob)}]}
-    text = json.dumps(tree, separators=(",", ":")).encode()
+    text = json.dumps(tree, separators=(",", ":"), allow_nan=False).encode()
     text += b" " * (-len(text) % 4)
     head = struct.pack("<4sIII4s", b"glTF", 2, 28 + len(text) + len(blob), len(text), b"JSON")
     with replacing(path) as draft:

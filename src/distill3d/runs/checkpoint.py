@@ -97,7 +97,7 @@ def save_checkpoint(folder: Path, run: Checkpointed, step: int) -> None:
         except SafetensorError as error:  # what it raises on a full disk
             raise OSError(f"cannot write {new / name}: {error}") from error
     state = {"step": step, "generator": run.generator.get_state().tolist()}
-    (new / STATE).write_text(json.dumps(state))
+    (new / STATE).write_text(json.dumps(state, allow_nan=False))
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 FORMAT = 1  # of config.json and of run folders; raised when they are written differently
 T = TypeVar("T")
 C = TypeVar("C", bound="PriorConfig")
-NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+NAMES = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text"}
 
 # The classes that a field may hold, by the type in its annotation.
 FAMILIES: dict[object, tuple[type, ...]] = {
@@ -118,7 +119,7 @@ def _exactly(value: object, kind: type[T]) -> T:
     """A number or a text of this type; cattrs alone would convert, "false" to True for instance."""
     if kind is float and type(value) is int:
         return kind(value)
-    if type(value) is not kind:
+    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"{NAMES[kind]} is needed, got {value!r}")
     return value
 

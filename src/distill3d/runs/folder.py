@@ -93,7 +93,7 @@ class RunFolder:
         }
         content = {"format": FORMAT, "kind": kind, **to_plain(config), "versions": versions}
         with replacing(self.path / "config.json") as draft:
-            draft.write_text(json.dumps(content, indent=2))
+            draft.write_text(json.dumps(content, indent=2, allow_nan=False))
 
     def read_config(self, kind: str, config: type[T]) -> T:
         """The configuration of a run of this kind ("object", "image" or "comparison").
@@ -153,11 +153,11 @@ class RunFolder:
     def log(self, before: list[dict[str, Any]] | None = None) -> Iterator[OnStep]:
         """Opens the log, truncated to the steps `before`; yields a function that appends a line."""
         with replacing(self.metrics) as draft:
-            draft.write_text("".join(json.dumps(line) + "\n" for line in before or []))
+            draft.write_text("".join(json.dumps(line, allow_nan=False) + "\n" for line in before or []))
         with self.metrics.open("a") as file:
 
             def append(progress: Progress) -> None:
-                file.write(json.dumps(dataclasses.asdict(progress)) + "\n")
+                file.write(json.dumps(dataclasses.asdict(progress), allow_nan=False) + "\n")
                 file.flush()
 
             yield append

@@ -167,7 +167,7 @@ def pack_critic(folder: Path, network: CriticNetwork, held_out: Groups, autoenco
     network = network.half().float()
     save_file({name: value.half().contiguous() for name, value in network.state_dict().items()}, target / FILE)
     threshold = calibrate(network, held_out, autoencoder)
-    (target / "config.json").write_text(json.dumps({"threshold": round(threshold, 3)}) + "\n")
+    (target / "config.json").write_text(json.dumps({"threshold": round(threshold, 3)}, allow_nan=False) + "\n")
     return target
 
 

@@ -224,7 +224,7 @@ def pack_multiview(folder: Path, unet: UNet2DConditionModel, matting: MattingNet
     save_matting(matting, target / "matting")
     file = target / "unet" / "config.json"
     config = {k: v for k, v in json.loads(file.read_text()).items() if k != "_name_or_path"}
-    file.write_text(json.dumps(config | {VIEWS_KEY: views, CAMERA_DROPOUT_KEY: True}, indent=2))
+    file.write_text(json.dumps(config | {VIEWS_KEY: views, CAMERA_DROPOUT_KEY: True}, indent=2, allow_nan=False))
     return target
 
 

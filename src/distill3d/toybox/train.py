@@ -263,7 +263,7 @@ def pack(folder: Path, clip: Any, autoencoder: Any, unet: Any, judge: Any) -> Pa
     for part, keys in {"vae": ("_name_or_path", "block_out_channels"), "unet": ("_name_or_path",)}.items():
         file = target / part / "config.json"
         kept = {k: v for k, v in json.loads(file.read_text()).items() if k not in keys}
-        file.write_text(json.dumps(kept, indent=2))
+        file.write_text(json.dumps(kept, indent=2, allow_nan=False))
     for name, model in (("evaluator_clip", clip), ("evaluator_judge", judge)):
         model.half().save_pretrained(target / name)
         tokenizer.save_pretrained(target / name)

@@ -96,7 +96,7 @@ class Study(RunConfig):
         """The file name of an image, one for each way to make it."""
         shared = {n: v for n, v in to_plain(self).items() if n not in ("prompts", "scale", "steps")}
         own = {"recipe": to_plain(row.recipe), "shift": row.shift, "prompt": prompt, "version": distill3d.__version__}
-        digest = hashlib.sha256(json.dumps([own, shared], sort_keys=True).encode()).hexdigest()[:12]
+        digest = hashlib.sha256(json.dumps([own, shared], sort_keys=True, allow_nan=False).encode()).hexdigest()[:12]
         return f"{slug(row.name)}-{self.seed + row.shift}-{digest}.npz"
 
 
