@@ -1,6 +1,7 @@
 """What a user may change of a prior: each option against what it promises."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -116,11 +117,56 @@ def test_lora_for_text_encoders_is_told(kl_folder, tmp_path):
         load(kl_folder, lora=(str(file),))
 
 
-def test_numbers_that_are_none_are_refused(fails, kl_folder, tmp_path):
+def test_a_scale_that_is_no_number_is_refused(fails, kl_folder, tmp_path):
     file, _ = lora_file(tmp_path / "style.safetensors", load(kl_folder).network, "unet")
     fails(kl_folder, "scale of LoRA weights must be a finite number", lora=(f"{file}:nan",))
-    save_file({key: value * torch.nan for key, value in load_file(file).items()}, file)
-    fails(kl_folder, "UNet2DConditionModel has weights that are not finite", lora=(str(file),))
+
+
+def spoil(file, value=torch.nan):
+    """Makes one number of a file not finite; returns the tensor's name."""
+    tensors = load_file(file)
+    name = sorted(tensors)[len(tensors) // 2]
+    tensors[name].view(-1)[-1] = value
+    save_file(tensors, file, metadata={"format": "pt"})
+    return name
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "lora", "token", "controlnet"])
+def test_a_number_in_a_file_that_is_not_finite_is_refused_with_file_and_tensor(
+    part, fails, kl_folder, controlnet, tmp_path
+):
+    folder, options = shutil.copytree(kl_folder, tmp_path / "model"), {}
+    if part == "lora":
+        file, _ = lora_file(tmp_path / "style.safetensors", load(kl_folder).network, "unet")
+        options = {"lora": (str(file),)}
+    elif part == "token":
+        file = tmp_path / "word.safetensors"
+        save_file({"word": noise(2, 16)}, file)
+        options = {"token": (str(file),)}
+    elif part == "controlnet":
+        (file,) = shutil.copytree(controlnet, tmp_path / "net").glob("*.safetensors")
+        options = {"controlnet": str(file.parent)}
+    else:
+        (file,) = (folder / part).glob("*.safetensors")
+    name = spoil(file, torch.inf if part == "vae" else torch.nan)
+    message = f"{re.escape(str(file))}: the tensor {re.escape(name)} has values that are not finite"
+    if part in ("text_encoder", "token"):  # read with the first text
+        with pytest.raises(ValueError, match=message):
+            load(folder, **options).embed(["a word"])
+    else:
+        fails(folder, message, **options)
+
+
+def test_weights_and_texts_beyond_a_precision_say_which_precision_helps(fails, kl_folder, tmp_path):
+    folder = shutil.copytree(kl_folder, tmp_path / "model")
+    (file,) = (folder / "unet").glob("*.safetensors")
+    spoil(file, 1e6)
+    load(folder)
+    with pytest.raises(ValueError, match=r"not finite in torch.float16: .*; try --dtype bfloat16"):
+        load_prior(folder, dtype="float16")
+    save_file({"word": torch.full((1, 16), 3e38)}, tmp_path / "word.safetensors")  # its mean overflows in float32
+    with pytest.raises(ValueError, match=r"text encoder gives numbers that are not finite for 'a word'"):
+        load(kl_folder, token=(str(tmp_path / "word.safetensors"),)).embed(["a word"])
 
 
 @pytest.mark.parametrize("size", [None, [8, 12], "8", 0])

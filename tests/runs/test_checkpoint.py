@@ -49,22 +49,37 @@ def test_a_refined_field_is_restored_into_a_coarse_one(folder):
     assert other.module.resolution == 9 and torch.equal(other.module.raw, run.module.raw)
 
 
+class Memory:
+    """What an objective has learned."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state):
+        self.value = state["value"]
+
+
 def test_what_the_objective_learned_is_restored(folder):
-    class Memory:
-        def __init__(self, value):
-            self.value = value
-
-        def state_dict(self):
-            return {"value": self.value}
-
-        def load_state_dict(self, state):
-            self.value = state["value"]
-
     run, other = Small(), Small()
     run.state, other.state = (Memory(torch.full((2,), v)) for v in (3.0, 0.0))
     save_checkpoint(folder, run, 1)
     load_checkpoint(folder, other)
     assert torch.equal(other.state.value, torch.full((2,), 3.0))
+
+
+@pytest.mark.parametrize(("place", "tensor"), [("scene", "raw"), ("optimizer", "0.exp_avg_sq"), ("objective", "value")])
+def test_numbers_that_are_not_finite_are_refused_with_file_and_tensor(place, tensor, folder):
+    run, other = Small(), Small()
+    run.state, other.state = Memory(torch.ones(2)), Memory(torch.ones(2))
+    run.walk(1)
+    moments = run.optimizer.state[run.module.raw]["exp_avg_sq"]
+    {"scene": run.module.raw.data, "optimizer": moments, "objective": run.state.value}[place].view(-1)[1] = torch.inf
+    save_checkpoint(folder, run, 1)
+    with pytest.raises(ValueError, match=rf"{place}.safetensors: the tensor {tensor} has values that are not finite"):
+        load_checkpoint(folder, other)
 
 
 @pytest.mark.parametrize("files", range(4), ids=["nothing", "scene", "optimizer", "all"])

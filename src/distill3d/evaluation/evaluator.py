@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from distill3d.priors.components.folder import quiet
+from distill3d.priors.components.folder import check_finite, quiet
 
 VIT_B_32 = "openai/clip-vit-base-patch32"  # the model behind most published CLIP scores
 BATCH = 64  # images per forward pass: bounds the memory of a long turntable
@@ -44,6 +44,7 @@ class Evaluator:
         except OSError as error:
             raise ValueError(f"{folder} is not a CLIP folder: {str(error).splitlines()[0]}") from error
         self.model = model.eval().requires_grad_(False)
+        check_finite(model.named_parameters(), self.folder)
         torch.nn.Module.to(self.model, self.device)  # transformers' own `to` hides its arguments from type checkers
         self.size: int = model.config.to_dict()["vision_config"]["image_size"]
         self._mean, self._std, self._mode = _preprocessing(self.folder / "preprocessor_config.json")

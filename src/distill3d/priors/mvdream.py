@@ -72,7 +72,9 @@ class MVDreamFolder(ModelFolder):
             weights |= {f"class_embedding.{name}": w for name, w in read_weights(self.path / CAMERA).items()}
         network_class = libraries()[0].UNet2DConditionModel
         weights = {name: w.to(self.dtype) for name, w in weights.items()}
-        return build_model(network_class, config, weights, str(self.path / "unet"))
+        network = build_model(network_class, config, weights, str(self.path / "unet"))
+        network.source = tuple(file for name in ("unet", CAMERA) for file in (self.path / name).glob("*.safetensors"))
+        return network
 
     @property
     def _is_own(self) -> bool:

@@ -86,6 +86,8 @@ class SingleFile(ModelFolder):
             parameters = component.named_parameters() if isinstance(component, nn.Module) else ()
             if missing := [key for key, p in parameters if p.is_meta]:
                 raise ValueError(f"{file} has no weights for {name}: {', '.join(missing[:3])} missing")
+            if isinstance(component, nn.Module):
+                component.source = (self.checkpoint,)  # for `freeze`
         return components
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from distill3d.objectives import Stateful
+from distill3d.priors.components.folder import check_finite
 
 SCENE, OPTIMIZER = "scene.safetensors", "optimizer.safetensors"
 OBJECTIVE, STATE = "objective.safetensors", "state.json"
@@ -164,9 +165,11 @@ def _read(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"the checkpoint file {path} is damaged: {str(error).splitlines()[0]}") from error
+    check_finite(tensors.items(), path)
+    return tensors
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill3d.priors.components.folder import check_weights, first_line, load_model, quiet, read_json
+from distill3d.priors.components.folder import (
+    check_files,
+    check_finite,
+    check_weights,
+    first_line,
+    load_model,
+    quiet,
+    read_json,
+)
 
 # Parts of the names of weights in adapters that are not the product of two matrices.
 OTHER_ADAPTERS = {"dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", ".hada_": "LoHa", ".lokr_": "LoKr"}
@@ -34,7 +42,7 @@ def path_and_scale(text: str) -> tuple[Path, float]:
 
 
 def check_lora(path: Path) -> None:
-    """Raises ValueError for adapters that are no plain LoRA, and warns of weights for text encoders."""
+    """Raises ValueError for adapters that are no plain LoRA or not finite, and warns of weights for text encoders."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -46,6 +54,7 @@ def check_lora(path: Path) -> None:
         kind = next((kind for part, kind in OTHER_ADAPTERS.items() if part in name), None)
         if kind is not None:
             raise ValueError(f"{path} is an adapter of kind {kind} ({name}), which is not supported: use a plain LoRA")
+    check_files([path])
     if any(name.startswith(TEXT_LORA) for name in names):
         warnings.warn(f"{path.name}: the LoRA weights for text encoders are ignored", stacklevel=1)
 
@@ -97,6 +106,7 @@ def read_token(text: str, encoders: list[str]) -> tuple[str, dict[str, Tensor]]:
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"textual-inversion file {path} is damaged: {first_line(error)}") from None
+    check_finite(tensors.items(), path)
     if len(encoders) == 1 and len(tensors) == 1:
         ((key, value),) = tensors.items()
         own = key if key not in ("emb_params", "clip_l", "clip_g") else f"<{path.stem}>"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -136,6 +136,7 @@ def load_model(model_class: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     if info["missing_keys"]:
         some = ", ".join(sorted(info["missing_keys"])[:3])
         raise ValueError(f"weights in {folder} do not match its config.json: {some} missing")
+    network.source = tuple(sorted(folder.glob("*.safetensors")))  # for `freeze`
     return network
 
 
@@ -177,15 +178,36 @@ def _variant(files: Sequence[str]) -> str | None:
 def freeze(network: M, device: str | torch.device, dtype: torch.dtype) -> M:
     """Moves a network to its device, in evaluation mode and without gradients.
 
-    Raises ValueError when memory runs out, and for weights that are not finite in this dtype.
+    Raises ValueError when memory runs out, and for weights that are not finite: with the file and the tensor if the
+    network was loaded here, else they are not finite in this dtype only.
     """
     with explain_out_of_memory(f"{type(network).__name__} on {device}"):
         # nn.Module's own `to`: the one of diffusers warns about float32 layers even if there are none.
         nn.Module.to(network, device=device, dtype=dtype)
         for name, value in network.named_parameters():
             if not value.is_meta and not bool(value.isfinite().all()):
-                raise ValueError(f"{type(network).__name__} has weights that are not finite: {name}; in {dtype}")
+                check_files(getattr(network, "source", ()))
+                raise ValueError(
+                    f"{type(network).__name__} has weights that are not finite in {dtype}: {name}; try --dtype "
+                    "bfloat16 or float32"
+                )
         return network.eval().requires_grad_(False)
+
+
+def check_finite(tensors: Iterable[tuple[str, Tensor]], file: Path) -> None:
+    """Raises ValueError for a tensor of a file with values that are not finite, with both names."""
+    for name, value in tensors:
+        if not bool(value.float().isfinite().all()):
+            raise ValueError(f"{file}: the tensor {name} has values that are not finite; download or save it again")
+
+
+def check_files(files: Iterable[Path]) -> None:
+    """Raises ValueError as `check_finite` for the tensors of safetensors files, one in memory at a time."""
+    from safetensors import safe_open
+
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            check_finite(((name, file.get_tensor(name)) for name in file.keys()), path)  # noqa: SIM118
 
 
 def is_out_of_memory(error: BaseException) -> bool:

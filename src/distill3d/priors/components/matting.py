@@ -82,4 +82,5 @@ def load_matting(folder: Path, device: torch.device) -> MattingNetwork | None:
         network.load_state_dict(load_file(folder / FILE))
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ValueError(f"weights in {folder} are damaged: {str(error).splitlines()[0]}") from error
+    network.source = (folder / FILE,)  # for `freeze`
     return freeze(network, device, torch.float32)

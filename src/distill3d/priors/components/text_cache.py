@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distill3d.files import replacing
+from distill3d.priors.components.folder import check_finite
 from distill3d.priors.components.text_encoders import TextEncoders
 from distill3d.types import Condition
 
@@ -39,8 +40,9 @@ class DiskCache:
 
         try:
             tensors = load_file(self.path(text))
+            check_finite(tensors.items(), self.path(text))
             return Condition(tensors["hidden"], tensors.get("pooled"))
-        except (OSError, SafetensorError, KeyError):
+        except (OSError, SafetensorError, KeyError, ValueError):
             return None
 
     def write(self, text: str, embedding: Condition) -> None:
@@ -75,7 +77,7 @@ class TextCache:
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Condition:
-        """One row per text; ValueError if the encoders cannot be loaded."""
+        """One row per text; ValueError if the encoders cannot be loaded, or if their numbers are not finite."""
         for text in dict.fromkeys(texts):
             if text not in self._known:
                 self._known[text] = self._find(text)
@@ -99,6 +101,10 @@ class TextCache:
         found = None if self.disk is None else self.disk.read(text)
         if found is None:
             found = _each(self.encoders().encode(text), _at_least_float32)
+            if not all(bool(x.isfinite().all()) for x in (found.hidden, found.pooled) if x is not None):
+                raise ValueError(
+                    f"the text encoder gives numbers that are not finite for {text!r}: try --dtype float32"
+                )
             if self.disk is not None:
                 self.disk.write(text, found)
         return _each(found, lambda x: x.to(self.device))
