@@ -1,13 +1,19 @@
-"""Files that appear whole or not at all, and what is written to them."""
+"""Files that appear whole or not at all, what is written to them, and folders that one process writes at a time."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+PARTIAL = ".partial-"  # folders of unfinished files: .partial-<process>-<random>
+_open: set[Path] = set()  # those of this process
 
 
 def explain(error: OSError) -> str:
@@ -26,12 +32,30 @@ def nan_as_null(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def sync(path: Path) -> None:
+    """Waits until a file, or the list of names in a folder, is on the disk and survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot for folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary name beside `path`, with its suffix, and renames it to `path` on success.
 
-    A reader sees the old file or the new one, never a part; after an error nothing is left behind. Missing
-    parent folders are made.
+    A reader sees the old file or the new one, never a part, also after a power cut; after an error nothing is left
+    behind, and what killed processes left beside it is removed. Missing parent folders are made.
 
     Raises:
         OSError: "cannot write PATH: ..." where that fails.
@@ -39,9 +63,64 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
-            draft = Path(folder) / path.name
-            yield draft
-            draft.replace(path)
+        remove_partial(path.parent)
+        with tempfile.TemporaryDirectory(prefix=f"{PARTIAL}{os.getpid()}-", dir=path.parent) as name:
+            folder = Path(name)
+            _open.add(folder)
+            try:
+                yield folder / path.name
+                sync(folder / path.name)
+                (folder / path.name).replace(path)
+            finally:
+                _open.discard(folder)
+        sync(path.parent)
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror or explain(error)}") from error
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes the unfinished files in a folder whose process has ended."""
+    for path in folder.glob(f"{PARTIAL}*"):
+        process = path.name.removeprefix(PARTIAL).partition("-")[0]
+        if path not in _open and not (process.isdecimal() and _runs(int(process))):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether another process of this number is running. Our own number is that of an earlier one, in a container."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes off a folder, made if needed; the lock is released when the process ends.
+
+    Raises:
+        ValueError: where another process holds it.
+        OSError: where the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock", blocking=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(NotImplementedError):  # a file system without locks
+            lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"another process is at work in {folder}: wait until it has ended, or choose another folder"
+        ) from None
+    except OSError as error:
+        raise OSError(f"cannot write to {folder}: {error.strerror or explain(error)}") from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -85,7 +85,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(prior, tmp_path):
     optimize(whole, range(8), progress.append)
     optimize(first, range(5), lambda _: None)
     save_checkpoint(tmp_path / "checkpoint", first, 5)
-    assert load_checkpoint(tmp_path / "checkpoint", second) == 5
+    assert load_checkpoint(tmp_path / "checkpoint", second).step == 5
     optimize(second, range(5, 8), lambda _: None)
     for a, b in zip(whole.scene.parameters(), second.scene.parameters(), strict=True):
         assert torch.equal(a, b)

@@ -1,9 +1,14 @@
-"""Save, load, continue: the same as without an interruption."""
+"""Save, load, continue: the same as without an interruption, and nothing less after a kill or a flipped bit."""
+
+import json
+import os
+import shutil
+import sys
 
 import pytest
 import torch
 
-from distill3d.runs.checkpoint import checkpointed_steps, has_checkpoint, load_checkpoint, load_module, save_checkpoint
+from distill3d.runs.checkpoint import load_checkpoint, load_module, read_state, save_checkpoint, tidy
 from distill3d.scenes.voxels import VoxelField, VoxelOptions
 
 
@@ -36,7 +41,7 @@ def test_a_continued_run_equals_an_uninterrupted_one(folder):
     run.walk(5)
     save_checkpoint(folder, run, 5)
     run.walk(4)
-    assert load_checkpoint(folder, other) == checkpointed_steps(folder) == 5
+    assert load_checkpoint(folder, other) == read_state(folder) and read_state(folder).step == 5
     other.walk(4)
     assert torch.equal(run.module.raw, other.module.raw)
 
@@ -82,43 +87,88 @@ def test_numbers_that_are_not_finite_are_refused_with_file_and_tensor(place, ten
         load_checkpoint(folder, other)
 
 
-@pytest.mark.parametrize("files", range(4), ids=["nothing", "scene", "optimizer", "all"])
-def test_a_kill_while_saving_leaves_the_checkpoint_before(folder, files, monkeypatch):
-    """Killed after any of the writes, or between the two renames: there is always a whole checkpoint."""
-    import pathlib
+def killed(action, operation):
+    """Does something in another process, killed just before its n-th file operation; whether it came so far."""
+    process = os.fork()
+    if not process:
+        seen = 0
 
-    import safetensors.torch
+        def count(event, arguments):
+            nonlocal seen
+            seen += event == "open" or event.startswith("os.")
+            if seen > operation:
+                os._exit(9)
 
-    run, other = Small(), Small()
+        sys.addaudithook(count)
+        action()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+
+
+def test_a_kill_at_any_moment_leaves_a_complete_checkpoint(folder):
+    first, second, other = Small(), Small(), Small()
+    first.walk(1)
+    second.walk(2)
+    save_checkpoint(folder, first, 1)
+    kept, operation = [], 0
+    while True:
+        before = shutil.copytree(folder, folder.with_name("before"))
+        died = killed(lambda: save_checkpoint(folder, second, 2), operation)
+        step = load_checkpoint(folder, other).step
+        assert torch.equal(other.module.raw, {1: first, 2: second}[step].module.raw)
+        kept.append(step)
+        tidy(folder)
+        assert sorted(path.name for path in folder.parent.iterdir()) == ["before", "checkpoint"]
+        assert load_checkpoint(folder, other).step == step
+        shutil.rmtree(folder)
+        before.rename(folder)
+        if not died:
+            break
+        operation += 1
+    assert kept == sorted(kept) and kept.count(1) > 8 and kept.count(2) > 4  # before the switch and after it
+
+
+def test_one_that_cannot_be_written_leaves_no_part(folder, monkeypatch):
+    run = Small()
     save_checkpoint(folder, run, 1)
-    before = run.module.raw.detach().clone()
-    run.walk(1)
-    written = []
 
-    class Killed(BaseException):
-        pass
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
 
-    def save_file(tensors, path, original=safetensors.torch.save_file):
-        if len(written) == files:
-            raise Killed
-        written.append(path)
-        original(tensors, path)
-
-    def rename(path, target, original=pathlib.Path.rename):
-        if files == 3 and path.name == "checkpoint.new":
-            raise Killed
-        return original(path, target)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(safetensors.torch, "save_file", save_file)
-        patch.setattr(pathlib.Path, "rename", rename)
-        if files == 2:
-            patch.setattr(pathlib.Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(Killed()))
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
         save_checkpoint(folder, run, 2)
-    assert has_checkpoint(folder) and load_checkpoint(folder, other) == 1
-    assert torch.equal(other.module.raw, before)
-    save_checkpoint(folder, run, 2)  # and the next one succeeds
-    assert load_checkpoint(folder, other) == 2 and [p.name for p in folder.parent.iterdir()] == ["checkpoint"]
+    assert read_state(folder).step == 1 and [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.parametrize("name", ["scene.safetensors", "optimizer.safetensors", "state.json"])
+def test_one_flipped_bit_is_noticed(name, folder):
+    run = Small()
+    run.walk(1)
+    save_checkpoint(folder, run, 1)
+    content = (folder / name).read_bytes()
+    for place in range(0, len(content), len(content) // 50):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        (folder / name).write_bytes(changed)
+        with pytest.raises(ValueError, match=r"damaged|has format") as error:
+            load_checkpoint(folder, run)
+        assert "\n" not in str(error.value)
+    (folder / name).write_bytes(content)
+    assert load_checkpoint(folder, run).step == 1
+
+
+def test_other_formats_and_unknown_fields_are_named(folder):
+    from distill3d.runs import checkpoint
+
+    save_checkpoint(folder, Small(), 1)
+    content = json.loads((folder / "state.json").read_text())
+    del content["sha256"]
+    for change, message in (({"format": 3}, "has format 3"), ({"color": 1}, "color")):
+        changed = content | change
+        (folder / "state.json").write_text(json.dumps(changed | {"sha256": checkpoint._checksum(changed)}))
+        with pytest.raises(ValueError, match=message):
+            load_checkpoint(folder, Small())
 
 
 @pytest.mark.parametrize("name", ["scene.safetensors", "optimizer.safetensors", "state.json"])

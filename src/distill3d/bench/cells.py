@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,9 +29,10 @@ from distill3d.distill.objects import object_run
 from distill3d.evaluation.cost import Meter
 from distill3d.export.options import ExportOptions
 from distill3d.export.video import contact_sheet, save_image
-from distill3d.files import replacing
+from distill3d.files import replacing, sync
+from distill3d.interrupts import Interrupted
 from distill3d.priors.components.folder import is_out_of_memory
-from distill3d.runs.checkpoint import checkpointed_steps
+from distill3d.runs.checkpoint import DamagedCheckpoint, has_checkpoint, read_state
 from distill3d.runs.config import resolved
 from distill3d.runs.folder import RunFolder
 from distill3d.runs.objects import Config
@@ -63,6 +65,18 @@ def make_cell(out: Path, protocol: Protocol, task: Task, prior: Prior, on_step: 
         KeyboardInterrupt: after the state was saved; the same call continues from there.
     """
     folder = RunFolder(out / "work" / task.folder)
+    outcome = read_outcome(folder.path)  # there if it was killed before the folder was moved
+    if outcome is None:
+        outcome = _make(folder, protocol, task, prior, on_step)
+    shutil.rmtree(folder.checkpoint, ignore_errors=True)
+    (out / "cells").mkdir(exist_ok=True)
+    folder.path.rename(out / "cells" / task.folder)
+    sync(out / "cells")
+    return outcome
+
+
+def _make(folder: RunFolder, protocol: Protocol, task: Task, prior: Prior, on_step: OnStep) -> Outcome:
+    """The object of a task in a folder of work, with cell.json as the last of its files."""
     config = resolved(protocol.config(task))
     with Meter(prior.device) as meter:
         try:
@@ -74,7 +88,6 @@ def make_cell(out: Path, protocol: Protocol, task: Task, prior: Prior, on_step: 
             if not is_out_of_memory(error):
                 raise
             failure = "out of memory"
-    shutil.rmtree(folder.checkpoint, ignore_errors=True)
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.write_config("object", config)
     last = (folder.history() or [{"step": -1, "seconds": 0.0, "nfe": 0}])[-1]
@@ -90,8 +103,6 @@ def make_cell(out: Path, protocol: Protocol, task: Task, prior: Prior, on_step: 
     )
     with replacing(folder.path / "cell.json") as draft:
         draft.write_text(json.dumps(dataclasses.asdict(outcome), indent=1, allow_nan=False))
-    (out / "cells").mkdir(exist_ok=True)
-    folder.path.rename(out / "cells" / task.folder)
     return outcome
 
 
@@ -173,13 +184,23 @@ def photographed(scene: Scene, protocol: Protocol) -> Rendering:
 
 
 def _trained(work: RunFolder, config: Config, prior: Prior, on_step: OnStep) -> ObjectRun:
-    """The finished run of a configuration, from the start or from the checkpoint in its folder."""
-    if checkpointed_steps(work.checkpoint) > len(work.history()):
-        shutil.rmtree(work.path)  # the log was cut off (full disk, power loss): its measurements cannot be continued
-    run = object_run(config.recipe, config.prompts, prior, config.seed)
+    """The finished run of a configuration, from the checkpoint in its folder or from the start.
+
+    A damaged checkpoint, or a log that is not its own, cannot be continued: the run is made again, with a warning.
+    """
     work.path.mkdir(parents=True, exist_ok=True)
-    if work.train(run, config.recipe.steps, on_step).interrupted:
-        raise KeyboardInterrupt
+    work.tidy()
+    try:
+        if has_checkpoint(work.checkpoint) and not work.intact(read_state(work.checkpoint)):
+            raise DamagedCheckpoint(f"{work.metrics} is damaged")
+        run = object_run(config.recipe, config.prompts, prior, config.seed)
+        training = work.train(run, config.recipe.steps, on_step)
+    except DamagedCheckpoint as error:
+        warnings.warn(f"{error}; this object is made again from its first step", stacklevel=1)
+        shutil.rmtree(work.path)
+        return _trained(work, config, prior, on_step)
+    if training.interrupted:
+        raise Interrupted(training.interrupted)
     return run
 
 

@@ -6,7 +6,6 @@ Methods, prompts and seeds can be added to a folder later; conditions that decid
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -158,23 +157,6 @@ def _compatible(out: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     for path, was, now in _differences({**conditions, **kept}, {**wanted["conditions"], **new}):
         raise ValueError(f"{out} holds a bench of another configuration: {path} was {was}, is {now}; {other}")
     return {**variants, **wanted["variants"]}
-
-
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Holds the lock of the folder, made if needed; it is released when the process ends.
-
-    Raises:
-        ValueError: where another process holds it, or the folder cannot be written.
-    """
-    from filelock import FileLock, Timeout
-
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with FileLock(out / ".lock", blocking=False):
-            yield
-    except Timeout:
-        raise ValueError(f"another bench is running in {out}: wait for it, or choose another --out") from None
 
 
 def _differences(was: Any, now: Any, path: str = "") -> Iterator[tuple[str, str, str]]:

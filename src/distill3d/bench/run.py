@@ -10,12 +10,12 @@ from pathlib import Path
 from distill3d.bench import check_libraries, tables
 from distill3d.bench.cells import Outcome, make_cell, read_outcome
 from distill3d.bench.judging import Judges, Scored, diversities, score
-from distill3d.bench.protocol import Protocol, Task, check_folder, locked, open_folder
+from distill3d.bench.protocol import Protocol, Task, check_folder, open_folder
 from distill3d.bench.report import write_report
 from distill3d.distill.loop import Progress
 from distill3d.distill.objects import object_run
 from distill3d.distill.supervision import prompts_for, run_texts
-from distill3d.files import replacing
+from distill3d.files import locked, replacing
 from distill3d.types import Prior
 
 OnStep = Callable[[Task, Progress], None]

@@ -161,7 +161,7 @@ class Image:
             print(f"{made.steps} steps in {duration(made.seconds)} with {made.nfe:,} NFE: {image}")
             if made.interrupted:
                 print("interrupted; this is the image of the last step", file=sys.stderr)
-                return 130
+                return 128 + made.interrupted
         return 0
 
 

@@ -1,8 +1,8 @@
 """The command line: `distill3d generate "a red mushroom"` and the other commands.
 
 Exit status: 0 done; 2 something wrong with what was asked for, in one line; 3 the run diverged; 4 the run ended without
-a mesh; 1 an error of distill3d itself, with a traceback; 130 after Ctrl-C, with the state saved and the artifacts
-written.
+a mesh; 1 an error of distill3d itself, with a traceback; 130, 143 or 129 after Ctrl-C, SIGTERM or
+SIGHUP, with the state saved and the artifacts written.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from distill3d.cli.objects import Export, Generate, Render, Resume
 from distill3d.cli.paper import Paper
 from distill3d.cli.recipes import Recipes
 from distill3d.files import explain
+from distill3d.interrupts import raise_on_signals, signal_of
 
 DESCRIPTION = """Text to 3D by score distillation from a frozen 2D diffusion model.
 
@@ -49,6 +50,7 @@ class Command(Protocol):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `distill3d`; ends the process with its exit status."""
+    raise_on_signals()
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
@@ -68,9 +70,9 @@ def run(argv: Sequence[str]) -> int:
     _show_warnings()
     try:
         return command.run()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         _say("interrupted")
-        return 130
+        return 128 + signal_of(error)
     except BrokenPipeError:  # the reader of a pipe, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

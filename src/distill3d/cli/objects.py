@@ -386,11 +386,11 @@ def report(result: Result) -> int:
         f"files in {duration(result.export_seconds)}:"
     )
     for path in sorted(result.folder.iterdir()):
-        if path.is_file():
+        if path.is_file() and not path.name.startswith("."):
             print(f"  {path}")
     if result.interrupted:
         print(f"interrupted; continue with: distill3d resume {shlex.quote(str(result.folder))}", file=sys.stderr)
-        return 130
+        return 128 + result.interrupted
     if not result.files:
         print(f"distill3d: {result.folder} has no mesh", file=sys.stderr)
         return 4

@@ -19,6 +19,7 @@ from distill3d.distill.loop import Progress
 from distill3d.evaluation.images import saturation, sharpness
 from distill3d.export import video
 from distill3d.files import replacing
+from distill3d.interrupts import Interrupted
 from distill3d.priors.components.hub import BUNDLED
 from distill3d.runs.config import RunConfig, resolved
 from distill3d.runs.folder import RunFolder
@@ -102,7 +103,7 @@ def compare(
     for method, run in runs.items():
         made[method] = finish(run, partial(on_step, method))
         if made[method].interrupted:
-            raise KeyboardInterrupt
+            raise Interrupted(made[method].interrupted)
         if (diverged := made[method].diverged) is not None:
             diverged.add_note(f"method: {method}")
             raise diverged

@@ -24,6 +24,7 @@ from distill3d.distill.divergence import PARAMETER, PREDICTION, Diverged, check_
 from distill3d.distill.image_recipes import DDIM, STARTS, ImageRecipe, image_recipe
 from distill3d.distill.loop import OnStep, Progress, optimize
 from distill3d.export import video
+from distill3d.interrupts import interrupts_between_steps, signal_of
 from distill3d.objectives import attach
 from distill3d.priors.loading import load_prior
 from distill3d.runs.config import RunConfig, resolved
@@ -53,7 +54,7 @@ class Images:
     steps: int  # finished
     nfe: int
     seconds: float
-    interrupted: bool = False
+    interrupted: int = 0  # the number of the signal that ended it early
     diverged: Diverged | None = None  # why the run ended early; the images are those of its last finite step
 
 
@@ -228,19 +229,21 @@ def prepare(
 
 def finish(run: ImageRun, on_step: OnStep = lambda progress: None) -> Images:
     """Takes all steps of a run; Ctrl-C and divergence end it early with the images of the last finite step."""
-    began, last, interrupted, diverged = time.monotonic(), None, False, None
+    began, last, interrupted, diverged = time.monotonic(), None, 0, None
+    with interrupts_between_steps() as check_interrupt:
 
-    def after(progress: Progress) -> None:
-        nonlocal last
-        last = replace(progress, nfe=progress.nfe + run.nfe, seconds=round(time.monotonic() - began, 3))
-        on_step(last)
+        def after(progress: Progress) -> None:
+            nonlocal last
+            last = replace(progress, nfe=progress.nfe + run.nfe, seconds=round(time.monotonic() - began, 3))
+            on_step(last)
+            check_interrupt()
 
-    try:
-        run.run(after)
-    except KeyboardInterrupt:
-        interrupted = True
-    except Diverged as error:
-        diverged = error
+        try:
+            run.run(after)
+        except KeyboardInterrupt as error:
+            interrupted = signal_of(error)
+        except Diverged as error:
+            diverged = error
     steps, nfe, seconds = (last.step + 1, last.nfe, last.seconds) if last else (0, run.nfe, 0.0)
     return Images(run.x(), run.images(), steps, nfe, seconds, interrupted, diverged)
 

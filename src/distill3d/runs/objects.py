@@ -65,7 +65,7 @@ class Result:
     folder: Path
     steps: int  # finished
     nfe: int  # network evaluations
-    interrupted: bool
+    interrupted: int  # the number of the signal that ended it early, as of Ctrl-C; else 0
     seconds: float  # of the loop
     export_seconds: float  # of the preview, the video and the files
     files: tuple[Path, ...]  # what the scene was exported to; empty if there is no surface
@@ -127,7 +127,8 @@ def generate(
 ) -> Result:
     """Makes an object and writes its run folder below `out`.
 
-    Ctrl-C ends the loop after the present step, a second one at once; the artifacts are written in both cases.
+    Ctrl-C ends the loop after the present step, a second one at once; the artifacts are written in both cases. The
+    command line hears SIGTERM and SIGHUP, too.
 
     Args:
         config: a configuration, or just a prompt. Its recipe may hold an objective and a scene of your own.
@@ -145,15 +146,12 @@ def generate(
         check_prompt(config.prompt, config.prior, force)
     config = resolved(config)
     prior, second = load_priors(config, prior, second)
-    run = object_run(config.recipe, config.prompts, prior, config.seed, second)
-    if config.init is not None:
-        mesh = rotated(read_mesh(config.init, config.init_up), config.init_turn)
-        run.scene.init_from_mesh(placed(mesh, place(mesh, min(RADIUS, config.recipe.cameras.visible_radius))))
-        run.restart_optimizer()
+    run = _start(config, prior, second)
     folder = RunFolder.create(out, config.prompt)
-    own = config.recipe.scene.with_own_files(folder.path)
-    folder.write_config("object", replace(config, recipe=replace(config.recipe, scene=own)))
-    return _finish(run, folder, on_step, retries)
+    with folder.locked():
+        own = config.recipe.scene.with_own_files(folder.path)
+        folder.write_config("object", replace(config, recipe=replace(config.recipe, scene=own)))
+        return _finish(run, folder, on_step, retries)
 
 
 def resume(
@@ -166,7 +164,7 @@ def resume(
     device: str | None = None,
     retries: int = 0,
 ) -> Result:
-    """Continues a run from its checkpoint and writes its artifacts again.
+    """Continues a run from its checkpoint, or from the start if there is none yet, and writes its artifacts.
 
     Args:
         prior, scene, objective: needed where the run used your own; they cannot be read from its folder.
@@ -174,16 +172,18 @@ def resume(
         retries: as for `generate`.
 
     Raises:
-        ValueError: where the folder is no run or has no checkpoint.
+        ValueError: where the folder is no run, its checkpoint is missing or damaged, or another process is at work.
         Diverged: as for `generate`.
     """
     config, run_folder = read_config(Path(folder), scene, objective), RunFolder(Path(folder))
-    if not has_checkpoint(run_folder.checkpoint):
-        raise ValueError(f"{folder} has no checkpoint to continue from")
-    config = replace(config, device=device or config.device)
-    prior, second = load_priors(config, prior)
-    run = object_run(config.recipe, config.prompts, prior, config.seed, second)
-    return _finish(run, run_folder, on_step, retries)
+    with run_folder.locked():
+        begun = has_checkpoint(run_folder.checkpoint)
+        if not begun and run_folder.history():
+            raise ValueError(f"{folder} has no checkpoint to continue from")
+        config = replace(config, device=device or config.device)
+        prior, second = load_priors(config, prior)
+        run = _start(replace(config, init=None) if begun else config, prior, second)
+        return _finish(run, run_folder, on_step, retries)
 
 
 def read_config(folder: Path, scene: SceneOptions | None = None, objective: Method | None = None) -> Config:
@@ -231,6 +231,16 @@ def write_artifacts(folder: Path, scene: Scene, recipe: Recipe) -> tuple[Path, .
 def render_views(scene: Scene, views: int, size: int, elevation: float = 15.0) -> Tensor:
     """Images [views, 3, size, size] of evenly spaced views around a scene, the first from the front."""
     return torch.stack(list(video.turntable_frames(scene, views, size, elevation))).clamp(0, 1)
+
+
+def _start(config: Config, prior: Prior, second: Prior | None) -> ObjectRun:
+    """A run before its first step."""
+    run = object_run(config.recipe, config.prompts, prior, config.seed, second)
+    if config.init is not None:
+        mesh = rotated(read_mesh(config.init, config.init_up), config.init_turn)
+        run.scene.init_from_mesh(placed(mesh, place(mesh, min(RADIUS, config.recipe.cameras.visible_radius))))
+        run.restart_optimizer()
+    return run
 
 
 def _finish(run: ObjectRun, folder: RunFolder, on_step: OnStep, retries: int) -> Result:

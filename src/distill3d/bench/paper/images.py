@@ -22,12 +22,12 @@ from torch import Tensor
 
 import distill3d
 from distill3d.bench import tables
-from distill3d.bench.protocol import locked
 from distill3d.distill.image_recipes import DEFAULT_SCALE, ImageRecipe, image_recipe
 from distill3d.evaluation.distances import kernel_distance
 from distill3d.evaluation.evaluator import Evaluator
 from distill3d.evaluation.metrics import METRICS, Quantity, RunResult, measure
-from distill3d.files import replacing
+from distill3d.files import locked, replacing
+from distill3d.interrupts import Interrupted
 from distill3d.runs.config import RunConfig, to_plain
 from distill3d.runs.folder import slug
 from distill3d.runs.images import make_images
@@ -162,7 +162,7 @@ def make_sample(path: Path, study: Study, row: Row, prompt: str, prior: Prior) -
     generator = torch.Generator().manual_seed(study.seed + row.shift)
     made = make_images(prior, [prompt], row.recipe, generator)
     if made.interrupted:
-        raise KeyboardInterrupt
+        raise Interrupted(made.interrupted)
     with replacing(path) as draft, draft.open("wb") as file:
         image = made.images[0].float().cpu().numpy()
         image = image if made.diverged is None else np.full_like(image, np.nan)
