@@ -8,8 +8,8 @@
 `collect` takes the objects whose silhouettes are unlike those of true toys (IoU below `--below`) and writes
 `failures/failures.npz` into the training folder. `measure` reports which share of true renders that training did not
 see the critic accepts, as they are and through the autoencoder, which share of each corruption it rejects, and what
-it says of a sheet of objects (tiles of 64 pixels, 2 apart) and of cells of `toybox_3d.py`. The critic is the bundled
-one or that of `--critic FOLDER`.
+it says of a sheet with one object of each kind (`--picture` of `toybox_3d.py`) and of cells of `toybox_3d.py`. The
+critic is the bundled one or that of `--critic FOLDER`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from torch import Tensor
 from distill3d.bench.cells import read_maps, read_outcome
 from distill3d.cameras import BACKGROUND, turntable
 from distill3d.evaluation.critic import ToyCritic
-from distill3d.evaluation.ground_truth import silhouette_iou, true_kind
+from distill3d.evaluation.ground_truth import foreground_mask, silhouette_iou, true_kind
+from distill3d.toybox.captions import KIND_NAMES
 from distill3d.toybox.corruptions import CORRUPTIONS
 from distill3d.toybox.critic import BUNDLED, split, through
 from distill3d.toybox.groups import load_groups
 
 OPAQUE = 0.5
+SOFT = 0.06  # difference from the background that counts as covered on a sheet, whose opacity was not kept
 GAP = 2  # pixels between the tiles of a sheet
 MEASURED = 128  # of the held-out toys, the last ones; the first ones set the threshold
 
@@ -72,8 +74,8 @@ def tiles(path: Path, size: int, gap: int = GAP) -> Tensor:
     )
 
 
-def measure(critic: ToyCritic, folder: Path, sheet: Path | None, views: int, cells: list[Path]) -> None:
-    """Prints what the critic accepts and rejects."""
+def measure(critic: ToyCritic, folder: Path, sheet: Path | None, views: int, cells: list[Path], below: float) -> None:
+    """Prints what the critic accepts and rejects. The sheet has one object of each kind, `views` views of each."""
     autoencoder = AutoencoderTiny.from_pretrained(BUNDLED / "vae", local_files_only=True).float().eval()
     _, held_out = split(load_groups(folder / "groups"))
     layers = torch.from_numpy(held_out.cutouts[-MEASURED:]).movedim(-1, 2).float() / 255
@@ -90,9 +92,16 @@ def measure(critic: ToyCritic, folder: Path, sheet: Path | None, views: int, cel
         answers = ~critic.accepts(bad[:, :3] + (1 - bad[:, 3:]) * BACKGROUND)
         print(f"{name} rejected:", share([answers]))
     if sheet is not None:
-        answers = ~critic.accepts(tiles(sheet, critic.size))
-        objects = answers.view(-1, views).float().mean(1) > 0.5
-        print(f"{sheet.name}: views rejected {share([answers])}, objects {int(objects.sum())} of {len(objects)}")
+        images = tiles(sheet, critic.size).unflatten(0, (-1, views))
+        rejected = torch.stack([~critic.accepts(each) for each in images])
+        quality = [
+            silhouette_iou(foreground_mask(each, BACKGROUND, SOFT), turntable(views), kind)
+            for each, kind in zip(images, KIND_NAMES, strict=True)
+        ]
+        bad = torch.tensor(quality) < below
+        print(f"{sheet.name}: views rejected {share([rejected])}", end=", ")
+        print(f"of the {int(bad.sum())} objects below {below:g} {share([rejected[bad]])}, of the others", end=" ")
+        print(share([rejected[~bad]]))
     for path in cells:
         groups: dict[str, list[Tensor]] = {}
         for file in sorted(path.glob("*.npz")):
@@ -120,7 +129,7 @@ def main() -> None:
         collect(arguments.benches, arguments.folder, arguments.below)
     else:
         critic = ToyCritic(arguments.critic)
-        measure(critic, arguments.folder, arguments.sheet, arguments.views, arguments.cells)
+        measure(critic, arguments.folder, arguments.sheet, arguments.views, arguments.cells, arguments.below)
 
 
 if __name__ == "__main__":

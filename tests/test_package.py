@@ -25,5 +25,6 @@ def test_the_wheel_leaves_out_what_only_training_reads():
         "unet/diffusion_pytorch_model.safetensors",
         "vae/diffusion_pytorch_model.safetensors",
     )
-    parts = {"toybox": (*both, "evaluator_judge/model.safetensors"), "toybox-mv": (*both, "matting/model.safetensors")}
+    judges = ("evaluator_critic/model.safetensors", "evaluator_judge/model.safetensors")
+    parts = {"toybox": (*both, *judges), "toybox-mv": (*both, "matting/model.safetensors")}
     assert kept == {f"src/distill3d/assets/{name}/{part}" for name, files in parts.items() for part in files}

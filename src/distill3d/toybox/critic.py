@@ -36,7 +36,7 @@ ACCEPTED = 0.98  # fraction of held-out true renders above the threshold
 
 
 class CriticNetwork(nn.Module):
-    """A convolutional classifier of 0.3 M parameters from images in [0, 1] to logits, positive for true renders."""
+    """A convolutional classifier of 0.43 M parameters from images in [0, 1] to logits, positive for true renders."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -36,7 +36,7 @@ FITS = {
     "unet": Fit(9000, 8e-4, decay=0.4, weight_decay=1e-2),
     "multiview": Fit(4600, 6e-4, decay=0.5, ema=0.998, weight_decay=1e-2, save_every=100),
     "matting": Fit(900, 1.5e-3, warmup=50, decay=0.5, ema=0.995, save_every=50),
-    "critic": Fit(2000, 1.5e-3, warmup=20, decay=0.6, ema=0.98, save_every=50),
+    "critic": Fit(3000, 1.5e-3, warmup=20, decay=0.6, ema=0.98, save_every=50),
 }
 BATCH = {"clip": 128, "judge": 128, "autoencoder": 32, "decoder": 32, "unet": 32}
 PROMPT_DROPOUT = 0.1  # fraction of rows without a caption, for classifier-free guidance
