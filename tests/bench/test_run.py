@@ -1,7 +1,11 @@
 """The loop: Ctrl-C leaves a report of what is there, and a bench can grow."""
 
 import dataclasses
+import json
 import re
+import resource
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +52,55 @@ def test_an_interrupt_leaves_a_report_and_the_rest_is_made_later(protocol, prior
     made.clear()
     run_bench(tmp_path, dataclasses.replace(protocol, seeds=(0, 1)), prior, Judges(), METRICS, listeners=listeners)
     assert [seed for _, seed, new in made if new] == [1, 1]
+
+
+@pytest.fixture
+def limit():
+    """limit(megabytes): how much more address space this process gets, or as much as it likes (None)."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+
+    def set_limit(megabytes):
+        status = Path("/proc/self/status").read_text()
+        size = int(re.search(r"VmSize:\s+(\d+)", status)[1]) * 1024
+        soft = before[0] if megabytes is None else size + megabytes * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (soft, before[1]))
+
+    yield set_limit
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
+def test_a_cell_without_memory_is_made_again_at_the_end_of_the_sweep(protocol, prior, tmp_path, limit):
+    scene = dataclasses.replace(SMALL.scene, refine=((0.5, 12.0),))  # 144^3 points from the third step on
+    big = Variant("big", dataclasses.replace(SMALL, scene=scene, objective=SDS()))
+    protocol = dataclasses.replace(protocol, variants=(big, protocol.variants[0]))
+    steps, made = [], []
+
+    def on_step(task, progress):
+        steps.append((task.variant.name, progress.step))
+        limit(20 if len(steps) < 3 else None)
+
+    def on_cell(task, outcome, new):
+        made.append((task.variant.name, outcome.failure, new))
+
+    run_bench(tmp_path, protocol, prior, Judges(), METRICS, listeners=Listeners(on_step, on_cell))
+    assert made == [("SDI", "", True), ("big", "", True)]
+    assert [name for name, _ in steps] == ["big"] * 2 + ["SDI"] * 3 + ["big"] * 3
+
+    (folder,) = tmp_path.glob("cells/*big*")
+    outcome = json.loads((folder / "cell.json").read_text()) | {"failure": "out of memory"}
+    (folder / "cell.json").write_text(json.dumps(outcome))  # in an earlier call
+    made.clear()
+    run_bench(tmp_path, protocol, prior, Judges(), METRICS, listeners=Listeners(on_cell=on_cell))
+    assert made == [("SDI", "", False), ("big", "", True)]
+
+
+def test_a_folder_without_its_outcome_does_not_block_a_bench(protocol, prior, tmp_path):
+    run_bench(tmp_path, protocol, prior, Judges(), METRICS)
+    first = tmp_path / "cells" / protocol.tasks()[0].folder
+    (first / "cell.json").unlink()
+    found = run_bench(tmp_path, protocol, prior, Judges(), METRICS)
+    assert len(found.cells) == 2 and (first / "cell.json").is_file()
 
 
 def test_an_empty_volume_counts_as_diverged_whatever_is_measured(protocol, prior, tmp_path):

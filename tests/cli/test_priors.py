@@ -13,8 +13,8 @@ SMALL = ["--steps", "2", "--views-per-step", "1", "--frames", "2", "--set", "sce
          "objective.inversion_steps=2", "--set", "export.resolution=32", "--set", "export.fit=1"]  # fmt: skip
 
 
-def fails(capsys, arguments, *parts):
-    assert cli.run(arguments) == 2
+def fails(capsys, arguments, *parts, status=2):
+    assert cli.run(arguments) == status
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("distill3d: ") and all(part in line for part in parts), line
 
@@ -67,7 +67,7 @@ def test_errors_are_one_line_and_nothing_is_written(kl_folder, tmp_path, capsys,
 def test_out_of_memory_says_what_helps(kl_folder, tmp_path, capsys):
     """An image that no machine holds: torch's own error, in one line."""
     flags = ["--prior", str(kl_folder), "--image-size", str(2**24), "--steps", "1", "--out", str(tmp_path)]
-    fails(capsys, ["image", "a dot", *flags], "out of memory", "--dtype bfloat16", "--image-size")
+    fails(capsys, ["image", "a dot", *flags], "out of memory", "--dtype bfloat16", "--image-size", status=5)
 
 
 def test_doctor_shows_names_parts_memory_and_speed(kl_folder, capsys):

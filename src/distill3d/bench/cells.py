@@ -39,6 +39,7 @@ from distill3d.runs.objects import Config
 from distill3d.types import Prior, Rendering, Scene
 
 COLUMNS = 10  # of views.png
+OUT_OF_MEMORY = "out of memory"  # as a failure
 SMALL = ExportOptions(texture=None, faces=2_500, resolution=64)  # meshes that many fit into one page
 TURN_SIZE, STILL_SIZE, TURN_SECONDS = 128, 96, 5.0
 
@@ -68,8 +69,10 @@ def make_cell(out: Path, protocol: Protocol, task: Task, prior: Prior, on_step: 
     outcome = read_outcome(folder.path)  # there if it was killed before the folder was moved
     if outcome is None:
         outcome = _make(folder, protocol, task, prior, on_step)
-    shutil.rmtree(folder.checkpoint, ignore_errors=True)
+    if outcome.failure != OUT_OF_MEMORY:  # else it may go on from it later
+        shutil.rmtree(folder.checkpoint, ignore_errors=True)
     (out / "cells").mkdir(exist_ok=True)
+    shutil.rmtree(out / "cells" / task.folder, ignore_errors=True)  # remains without a cell.json
     folder.path.rename(out / "cells" / task.folder)
     sync(out / "cells")
     return outcome
@@ -84,10 +87,10 @@ def _make(folder: RunFolder, protocol: Protocol, task: Task, prior: Prior, on_st
             failure = make_artifacts(folder.path, scene, protocol)
         except Diverged:
             failure = "nan"
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            failure = "out of memory"
+            failure = OUT_OF_MEMORY
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.write_config("object", config)
     last = (folder.history() or [{"step": -1, "seconds": 0.0, "nfe": 0}])[-1]
@@ -104,6 +107,15 @@ def _make(folder: RunFolder, protocol: Protocol, task: Task, prior: Prior, on_st
     with replacing(folder.path / "cell.json") as draft:
         draft.write_text(json.dumps(dataclasses.asdict(outcome), indent=1, allow_nan=False))
     return outcome
+
+
+def reopen_cell(out: Path, task: Task) -> None:
+    """Makes a finished cell one in progress again, at its checkpoint."""
+    work = out / "work" / task.folder
+    shutil.rmtree(work, ignore_errors=True)
+    work.parent.mkdir(exist_ok=True)
+    (out / "cells" / task.folder).rename(work)
+    (work / "cell.json").unlink()
 
 
 def read_outcome(folder: Path) -> Outcome | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from distill3d.bench import check_libraries, tables
-from distill3d.bench.cells import Outcome, make_cell, read_outcome
+from distill3d.bench.cells import OUT_OF_MEMORY, Outcome, make_cell, read_outcome, reopen_cell
 from distill3d.bench.judging import Judges, Scored, diversities, score
 from distill3d.bench.protocol import Protocol, Task, check_folder, open_folder
 from distill3d.bench.report import write_report
@@ -55,6 +55,7 @@ def run_bench(
 ) -> Findings:
     """Makes the missing cells, judges all, and writes tables and report.
 
+    Cells that ran out of memory, now or in an earlier call, are made once more at the end, from their checkpoints.
     After an interrupt, tables and report are written for the finished cells, and the interrupt is raised again.
 
     Raises:
@@ -68,12 +69,20 @@ def run_bench(
         open_folder(out, protocol)
         (out / "cells").mkdir(exist_ok=True)
         try:
+            starved: list[Task] = []
             for task in protocol.tasks():
                 outcome = read_outcome(out / "cells" / task.folder)
                 made = outcome is None
                 if outcome is None:
                     outcome = make_cell(out, protocol, task, prior, lambda p, task=task: listeners.on_step(task, p))
-                listeners.on_cell(task, outcome, made)
+                if outcome.failure == OUT_OF_MEMORY:
+                    starved.append(task)
+                else:
+                    listeners.on_cell(task, outcome, made)
+            for task in starved:  # once more: another process may have had the memory
+                reopen_cell(out, task)
+                outcome = make_cell(out, protocol, task, prior, lambda p, task=task: listeners.on_step(task, p))
+                listeners.on_cell(task, outcome, True)
         except KeyboardInterrupt:
             if any((out / "cells").iterdir()):
                 conclude(out, protocol, judges, metrics, command)

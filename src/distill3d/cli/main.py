@@ -1,7 +1,7 @@
 """The command line: `distill3d generate "a red mushroom"` and the other commands.
 
 Exit status: 0 done; 2 something wrong with what was asked for, in one line; 3 the run diverged; 4 the run ended without
-a mesh; 1 an error of distill3d itself, with a traceback; 130, 143 or 129 after Ctrl-C, SIGTERM or
+a mesh; 5 out of memory; 1 an error of distill3d itself, with a traceback; 130, 143 or 129 after Ctrl-C, SIGTERM or
 SIGHUP, with the state saved and the artifacts written.
 """
 
@@ -24,6 +24,7 @@ from distill3d.cli.meshes import Refine, Texture
 from distill3d.cli.objects import Export, Generate, Render, Resume
 from distill3d.cli.paper import Paper
 from distill3d.cli.recipes import Recipes
+from distill3d.cli.shared import memory_advice
 from distill3d.files import explain
 from distill3d.interrupts import raise_on_signals, signal_of
 
@@ -76,16 +77,8 @@ def run(argv: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        _say(explain(error))
-        return 2
-    except (ValueError, ImportError) as error:
-        if isinstance(error, ImportError) and (error.name or "").startswith("distill3d"):
-            raise  # not an optional package that is missing
-        _say(str(error))
-        return 2
-    except (RuntimeError, MemoryError, ArithmeticError) as error:
-        return _explain(error)
+    except Exception as error:
+        return _explain(error, command)
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -102,18 +95,25 @@ def parse(argv: Sequence[str]) -> Command:
     return tyro.cli(reduce(or_, commands), prog="distill3d", description=DESCRIPTION, args=argv, config=config)
 
 
-def _explain(error: Exception) -> int:
-    """One line for a run that diverged or ran out of memory; other errors are raised again."""
+def _explain(error: Exception, command: Command) -> int:
+    """One line for an error that a user can do something about, and its status; others are raised again."""
     from distill3d.distill.divergence import Diverged
-    from distill3d.priors.components.folder import MEMORY_ADVICE, is_out_of_memory
+    from distill3d.priors.components.folder import is_out_of_memory
 
-    if isinstance(error, Diverged):
-        _say("; ".join((f"the run diverged {error}", *getattr(error, "__notes__", ()))))
-        return 3
-    if isinstance(error, RuntimeError | MemoryError) and is_out_of_memory(error):
-        _say(f"out of memory: {MEMORY_ADVICE}")
-        return 2
-    raise error
+    if is_out_of_memory(error):
+        line, status = f"out of memory: {memory_advice(command)}", 5
+    elif isinstance(error, Diverged):
+        line, status = f"the run diverged {error}", 3
+    elif isinstance(error, OSError):
+        line, status = explain(error), 2
+    elif isinstance(error, ImportError) and (error.name or "").startswith("distill3d"):
+        raise error  # not an optional package that is missing
+    elif isinstance(error, ValueError | ImportError):
+        line, status = str(error), 2
+    else:
+        raise error
+    _say("; ".join((line, *getattr(error, "__notes__", ()))))
+    return status
 
 
 def _say(message: str) -> None:

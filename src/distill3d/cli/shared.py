@@ -195,6 +195,38 @@ def _flags(command: Any) -> Iterator[str]:
             yield from (flag, *map(str, value if isinstance(value, tuple) else (value,)))
 
 
+# What to try when memory runs out, by the flag of a command that does it, the most effective ones first.
+MEMORY_FLAGS = {
+    "dtype": "--dtype bfloat16",
+    "offload": "--offload (on a GPU)",
+    "render_size": "a lower --render-size",
+    "views_per_step": "fewer --views-per-step",
+    "image_size": "a smaller --image-size",
+    "size": "a smaller --size",
+    "view_size": "a smaller --view-size",
+    "texture_size": "a smaller --texture-size",
+    "resolution": "a lower --resolution",
+    "frames": "fewer --frames",
+    "set": "--set prior_options.checkpointing=true",
+}
+
+
+def memory_advice(command: object) -> str:
+    """What to type so that a command needs less memory: the flags that it has."""
+    given, lowest = dict(_values(command)), (True, 1, "bfloat16")
+    texts = [text for name, text in MEMORY_FLAGS.items() if name in given and given[name] not in lowest]
+    if not texts:  # resume: the settings are those of the run
+        return "free some, or start again with lower settings, such as --render-size or --views-per-step"
+    return f"try {' or '.join(filter(None, (', '.join(texts[:-1]), texts[-1])))}"
+
+
+def _values(command: Any) -> Iterator[tuple[str, object]]:
+    """The flags of a command by the names of their fields, those of its groups included."""
+    for one in dataclasses.fields(command):
+        value = getattr(command, one.name)
+        yield from _values(value) if dataclasses.is_dataclass(value) else ((one.name, value),)
+
+
 @contextlib.contextmanager
 def counter(name: str, total: int) -> Iterator[Callable[[], None]]:
     """A progress bar on stderr that counts. Yields the function to call for each thing that is done."""

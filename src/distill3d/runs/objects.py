@@ -6,6 +6,7 @@ A run folder holds `config.json` (everything to repeat the run), `metrics.jsonl`
 
 from __future__ import annotations
 
+import shlex
 import time
 import warnings
 from dataclasses import dataclass, field, replace
@@ -19,11 +20,11 @@ from distill3d.distill.loop import ObjectRun, OnStep
 from distill3d.distill.objects import object_run
 from distill3d.distill.recipes import LAPTOP, PRIORS, Recipe
 from distill3d.export import video
-from distill3d.files import explain
 from distill3d.meshes.files import Up, read_mesh
 from distill3d.meshes.mesh import RADIUS, place, placed, rotated
 from distill3d.objectives import Method
 from distill3d.priors.base import resolve_device
+from distill3d.priors.components.folder import is_out_of_memory
 from distill3d.priors.components.hub import BUNDLED
 from distill3d.priors.loading import load_prior
 from distill3d.prompts import ViewPrompts
@@ -244,16 +245,17 @@ def _start(config: Config, prior: Prior, second: Prior | None) -> ObjectRun:
 
 
 def _finish(run: ObjectRun, folder: RunFolder, on_step: OnStep, retries: int) -> Result:
+    type_this = f"type  distill3d resume {shlex.quote(str(folder.path))}"
+    training = None
     try:
         training, began = folder.train(run, run.recipe.steps, on_step, retries), time.monotonic()
+        files = write_artifacts(folder.path, run.scene, run.recipe)
     except Diverged as error:
         write_artifacts(folder.path, run.scene, run.recipe)
-        error.add_note(f"its last finite state is in {folder.path}: type  distill3d resume {folder.path} --retries 1")
+        error.add_note(f"its last finite state is in {folder.path}: {type_this} --retries 1")
         raise
-    try:
-        files = write_artifacts(folder.path, run.scene, run.recipe)
-    except OSError as error:
-        raise OSError(
-            f"{explain(error)}; the run is kept in {folder.path}: type  distill3d resume {folder.path}"
-        ) from error
+    except Exception as error:
+        if training is not None or is_out_of_memory(error):  # `train` itself says what became of its checkpoint
+            error.add_note(f"the run is kept in {folder.path}: {type_this}")
+        raise
     return Result(folder.path, **vars(training), export_seconds=time.monotonic() - began, files=files)

@@ -7,6 +7,7 @@ through a pipeline, so that a safety checker or anything else that is not needed
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -119,7 +120,7 @@ def check_weights(folder: Path) -> None:
 def load_model(model_class: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """Loads a network from its folder; missing tensors are an error and never initialized at random.
 
-    Raises ValueError for weights that are missing, damaged or of another model, and when memory runs out.
+    Raises ValueError for weights that are missing, damaged or of another model.
     """
     files = [f.name for f in folder.glob("*.safetensors")]
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
@@ -178,7 +179,7 @@ def _variant(files: Sequence[str]) -> str | None:
 def freeze(network: M, device: str | torch.device, dtype: torch.dtype) -> M:
     """Moves a network to its device, in evaluation mode and without gradients.
 
-    Raises ValueError when memory runs out, and for weights that are not finite: with the file and the tensor if the
+    Raises ValueError for weights that are not finite: with the file and the tensor if the
     network was loaded here, else they are not finite in this dtype only.
     """
     with explain_out_of_memory(f"{type(network).__name__} on {device}"):
@@ -210,27 +211,33 @@ def check_files(files: Iterable[Path]) -> None:
             check_finite(((name, file.get_tensor(name)) for name in file.keys()), path)  # noqa: SIM118
 
 
+# What torch's CPU allocator, oneDNN, cuBLAS and safetensors' mmap say.
+NO_MEMORY = ("can't allocate memory", "not enough memory", "cannot allocate memory", "could not create a primitive")
+NO_MEMORY += ("cublas_status_alloc_failed", "out of memory")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch ran out of memory on any device: only some devices have an exception class for it."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
+    """Whether memory ran out on any device, in this error or one that it was raised from or while handling.
+
+    Only some devices and libraries have an exception class for it; a file that cannot be mapped is an OSError.
+    """
+    reason = error.__cause__ or error.__context__
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or (reason is not None and is_out_of_memory(reason)):
+        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError | OSError) and any(sign in str(error).lower() for sign in NO_MEMORY)
 
 
 @contextlib.contextmanager
 def explain_out_of_memory(what: str) -> Iterator[None]:
-    """Turns an out-of-memory error inside the block into a ValueError with advice."""
+    """Adds to an out-of-memory error inside the block what it was about."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ValueError(f"out of memory with {what}: {MEMORY_ADVICE}") from error
-
-
-MEMORY_ADVICE = (
-    "try --dtype bfloat16, a smaller --image-size, --set prior_options.checkpointing=true, --offload, or fewer views"
-)
+    except Exception as error:
+        if is_out_of_memory(error):
+            error.add_note(f"it was needed for {what}")
+        raise
 
 
 def first_line(error: BaseException) -> str:
