@@ -1,6 +1,7 @@
 # make demo    a 3D object from a sentence, from a fresh clone
 # make test    the tests
-# make check   format, lint, types, tests
+# make docs    the manual as a site: open site/index.html
+# make check   format, lint, types, tests, manual
 # make clean   removes the environment and what tools left behind (runs/ stays)
 #
 # PYTHON=python3.12   which interpreter makes the environment (3.11 to 3.13)
@@ -21,7 +22,7 @@ DEMO := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 PACKAGE := pyproject.toml constraints.txt
 
-.PHONY: demo test check clean
+.PHONY: demo test docs check clean
 .NOTPARALLEL:
 
 demo: $(DEMO)
@@ -30,14 +31,18 @@ demo: $(DEMO)
 test: $(DEV)
 	$(BIN)/python -m pytest -n $(JOBS)
 
+docs: $(DEV)
+	$(BIN)/mkdocs build --strict --quiet
+
 check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 # The installation is editable: a change in src/ needs no new one, only a change of what is depended on does.

@@ -52,7 +52,7 @@ def _packages() -> Iterator[str]:
     for requirement in importlib.metadata.requires("distill3d") or ():
         name = re.match(r"[\w.-]+", requirement)
         extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
-        if name is None or (extra and extra[1] == "dev"):
+        if name is None or (extra and extra[1] in ("dev", "docs")):
             continue
         missing = f"not installed (optional: pip install distill3d[{extra[1]}])" if extra else "MISSING"
         yield f"  {name[0]:<20} {_version(name[0]) or missing}"

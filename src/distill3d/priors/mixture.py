@@ -86,7 +86,7 @@ class MixturePrior(Prior):
     def predict(
         self, x_t: Float[Tensor, " n *x"], t: Float[Tensor, " n"], condition: Condition
     ) -> Float[Tensor, " n *x"]:
-        """The exact noise E[eps | x_t] [N, *sample_shape] in x_t's dtype, for t [N] and a condition of N rows.
+        """The exact noise [N, *sample_shape] in x_t's dtype, E[eps | x_t], for t [N] and a condition of N rows.
 
         x_t ~ sum_k w_k N(alpha m_k, alpha^2 s_k^2 + sigma^2), and eps = -sigma grad log p(x_t).
         """
