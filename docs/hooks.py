@@ -44,11 +44,9 @@ def commands_page() -> str:
 
 
 def plain_help(*command: str) -> str:
-    """The help of one command, 88 characters wide."""
+    """The help of one command, without the rules between its parts."""
     os.environ["COLUMNS"] = "92"
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert cli.run([*command, "--help"]) == 0
-    text = re.sub(r"^╭─ (.*?) ─*╮$", r"\1:", printed.getvalue(), flags=re.MULTILINE)
-    text = re.sub(r"^│ ?─+ ?│$|^╰─*╯$", "", text, flags=re.MULTILINE)
-    text = re.sub(r"^│(.*?) *│$", r" \1", text, flags=re.MULTILINE)
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
+    lines = (line.rstrip() for line in printed.getvalue().splitlines())
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(line for line in lines if set(line) != {" ", "-"})).strip()
