@@ -185,7 +185,8 @@ def test_every_page_is_in_the_menu():
     menu = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
     listed = re.findall(r"([\w/-]+\.md)$", menu, re.MULTILINE)
     there = {p.relative_to(DOCS).as_posix() for p in (*DOCS.rglob("*.md"), GENERATED)}
-    assert len(listed) == len(set(listed)) and set(listed) == there
+    assert len(listed) == len(set(listed))
+    assert set(listed) == there, f"give these a place in the nav of mkdocs.yml: {sorted(set(listed) ^ there)}"
 
 
 def test_the_reference_lists_every_public_name():
