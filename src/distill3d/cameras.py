@@ -63,10 +63,13 @@ def orbit(azimuth: Angle, elevation: Angle, distance: Angle, fov: Angle) -> Came
     return Cameras(pose, torch.deg2rad(fov), azimuth, elevation, distance)
 
 
+MOST_VIEWS = 10_000  # of a turntable
+
+
 def turntable(n: int, elevation: float = ELEVATION, distance: float = DISTANCE, fov: float = FOV) -> Cameras:
     """`n` views evenly around the object, the first from the front; angles in degrees."""
-    if n < 1:
-        raise ValueError(f"a turntable needs at least one view, got {n}")
+    if not 1 <= n <= MOST_VIEWS:
+        raise ValueError(f"a turntable needs at least one view, and at most {MOST_VIEWS}, got {n}")
     return orbit(torch.arange(n) * (360.0 / n), elevation, distance, fov)
 
 
@@ -226,8 +229,13 @@ def _columns(*values: Angle) -> list[Tensor]:
 
 def _check(elevation: Tensor, distance: Tensor, fov: Tensor) -> None:
     if not bool((elevation.abs() <= 90).all()):
-        raise ValueError(f"elevation must lie in [-90, 90] degrees, got {elevation.tolist()}")
+        raise ValueError(f"elevation must lie in [-90, 90] degrees, got {_span(elevation)}")
     if not bool((distance > 0).all()):
-        raise ValueError(f"distance must be above 0, got {distance.tolist()}")
+        raise ValueError(f"distance must be above 0, got {_span(distance)}")
     if not bool(((fov > 0) & (fov < 180)).all()):
-        raise ValueError(f"field of view must lie in (0, 180) degrees, got {fov.tolist()}")
+        raise ValueError(f"field of view must lie in (0, 180) degrees, got {_span(fov)}")
+
+
+def _span(values: Tensor) -> str:
+    low, high = float(values.min()), float(values.max())
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"

@@ -19,12 +19,15 @@ import torch
 from torch import Tensor
 
 from distill3d.types import Condition, Conditioning
+from distill3d.untrusted import CONTROL, read_text
 
 DIRECTIONS = ("front", "side", "back", "overhead")
 FRONT_LIMIT, BACK_LIMIT, OVERHEAD_LIMIT = 45.0, 135.0, 60.0  # degrees
 # Not after a digit: "(ratio 16:9)" and "(at 12:30)" are words.
 WEIGHT = re.compile(r"(?<!\d):(-?[0-9]*\.?[0-9]+)$")  # after a number it is a time, a ratio or a scale
 MAX_WEIGHT = 10.0
+MAX_LENGTH = 4000  # characters of a text; the longest that an encoder reads are 512 tokens
+MOST_FILE = 2**20  # bytes of a prompt file
 Embed = Callable[[Sequence[str]], Condition]
 
 
@@ -45,13 +48,21 @@ def read_prompts(text: str) -> list[str]:
     if not text.startswith("@"):
         return [text]
     try:
-        lines = Path(text[1:]).expanduser().read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
+        lines = read_text(Path(text[1:]).expanduser(), MOST_FILE).splitlines()
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
         raise ValueError(f"prompt file {text[1:]} cannot be read: {error}") from None
     prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not prompts:
         raise ValueError(f"prompt file {text[1:]} contains no prompt: write one per line")
     return prompts
+
+
+def check_text(text: str, what: str = "the prompt") -> None:
+    """Raises ValueError for a text that is too long, or that a terminal would obey instead of showing it."""
+    if len(text) > MAX_LENGTH:
+        raise ValueError(f"{what} has {len(text):,} characters ({text[:30]!r}...); the limit is {MAX_LENGTH}")
+    if found := CONTROL.search(text):
+        raise ValueError(f"{what} holds the character {found[0]!a}, which is no text: leave it out")
 
 
 def weighted_parts(text: str) -> list[tuple[str, float]]:
@@ -105,6 +116,10 @@ class ViewPrompts:
             raise ValueError(f"no view is called {', '.join(sorted(unknown))}: use {', '.join(DIRECTIONS)}")
         if not self.prompt.strip():
             raise ValueError('the prompt is empty; say what you want, for instance: "a red mushroom"')
+        check_text(self.prompt)
+        check_text(self.negative, "the negative prompt")
+        for direction, text in self.views.items():
+            check_text(text, f"the prompt of the {direction}")
 
     def text(self, direction: str) -> str:
         """The prompt as seen from a direction: "a red mushroom, front view", or what `views` has for it."""

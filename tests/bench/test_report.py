@@ -19,7 +19,7 @@ from distill3d.bench.judging import Scored
 from distill3d.bench.plots import Curve, interval_plot, line_plot
 from distill3d.bench.protocol import Protocol, Variant
 from distill3d.bench.report import write_report
-from distill3d.bench.tables import make_table
+from distill3d.bench.tables import cells_csv, make_table
 from distill3d.scenes.voxels import VoxelField, VoxelOptions
 
 FLAGS = [
@@ -160,6 +160,18 @@ def test_the_page_asks_for_nothing_outside(report):
     body = re.sub(r'<script type="text/plain".*?</script>', "", text, flags=re.S)
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)[^\"]*", body) and "http" not in re.sub("http-equiv", "", body)
     assert len(text) < 1_000_000
+
+
+def test_no_name_becomes_a_part_of_the_page(tmp_path):
+    """Neither HTML nor what a terminal obeys, whether it comes from a flag or from a file."""
+    evil = "x</pre></script><img src=x onerror=alert(1)>\x1b[31m"
+    protocol = Protocol((Variant(evil),), ("a ball",), views=6, size=32, prior=f"some/{evil}", negative="<i>'\"")
+    cells = [Scored(task, Outcome(evil, task.prompt, 0, 0, 1.0, 0, 0, evil), {}) for task in protocol.tasks()]
+    table = make_table((evil,), ("clip_score",), cells)
+    write_report(tmp_path / "report.html", tmp_path, protocol, table, cells, f"distill3d bench {evil}")
+    text = (tmp_path / "report.html").read_text()
+    assert "<img src=x" not in text and "<i>" not in text and "\x1b" not in text and text.count("&lt;img src=x") >= 4
+    assert "\x1b" not in cells_csv(table.metrics, cells)
 
 
 def drawn(svg: str, kind: str) -> list[list[tuple[float, float]]]:

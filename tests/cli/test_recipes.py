@@ -56,7 +56,19 @@ def test_every_recipe_is_written_as_toml(of, capsys):
     assert "unknown recipe 'soup'; allowed: " in capsys.readouterr().err
 
 
-def test_a_reader_that_has_enough_is_no_error():
-    command = f"{sys.executable} -m distill3d recipes --all | head -1"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=os.environ)
-    assert (done.returncode, done.stderr) == (0, "") and "laptop" in done.stdout
+@pytest.mark.parametrize(
+    ("command", "status", "message"),
+    [
+        ("recipes --all | true; exit ${PIPESTATUS[0]}", 141, ""),  # as a program that the signal of the pipe ends
+        ("--help | true; exit ${PIPESTATUS[0]}", 141, ""),
+        ("recipes > /dev/full", 2, "distill3d: No space left on device\n"),
+        ("--version > /dev/full", 2, "distill3d: No space left on device\n"),
+        ("recipes > /dev/full 2> /dev/full", 2, ""),
+        ("recipes >&-", 0, ""),
+        ("recipes soup 2>&-", 2, ""),
+    ],
+)
+def test_output_that_cannot_be_written_ends_quietly(command, status, message):
+    line = ["bash", "-c", f"{sys.executable} -m distill3d {command}"]
+    done = subprocess.run(line, capture_output=True, text=True, env=os.environ)
+    assert (done.returncode, done.stderr) == (status, message)

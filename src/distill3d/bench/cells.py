@@ -11,7 +11,6 @@ import dataclasses
 import json
 import shutil
 import warnings
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,10 +32,11 @@ from distill3d.files import replacing, sync
 from distill3d.interrupts import Interrupted
 from distill3d.priors.components.folder import is_out_of_memory
 from distill3d.runs.checkpoint import DamagedCheckpoint, has_checkpoint, read_state
-from distill3d.runs.config import resolved
+from distill3d.runs.config import from_plain, resolved
 from distill3d.runs.folder import RunFolder
 from distill3d.runs.objects import Config
 from distill3d.types import Prior, Rendering, Scene
+from distill3d.untrusted import read_image_file, read_npz, read_text
 
 COLUMNS = 10  # of views.png
 OUT_OF_MEMORY = "out of memory"  # as a failure
@@ -128,17 +128,16 @@ def read_outcome(folder: Path) -> Outcome | None:
     if not path.is_file():
         return None
     try:
-        return Outcome(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        return from_plain(Outcome, json.loads(read_text(path)))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}; delete its folder to make the cell again") from None
 
 
 def read_views(folder: Path, protocol: Protocol) -> Tensor:
     """The views [views, 3, size, size] of a cell, in [0, 1]; ValueError where they are missing or damaged."""
     try:
-        with Image.open(folder / "views.png") as image:
-            sheet = torch.from_numpy(np.asarray(image.convert("RGB")).copy())
-    except OSError as error:
+        sheet = torch.from_numpy(np.asarray(read_image_file(folder / "views.png").convert("RGB")).copy())
+    except ValueError as error:
         raise ValueError(
             f"{folder / 'views.png'} cannot be read: {error}; delete its folder to make it again"
         ) from None
@@ -153,10 +152,10 @@ def read_views(folder: Path, protocol: Protocol) -> Tensor:
 def read_maps(folder: Path) -> tuple[Tensor, Tensor]:
     """Opacity and depth [views, 1, size, size] of a cell; ValueError where they are missing or damaged."""
     try:
-        with np.load(folder / "maps.npz") as maps:
-            opacity, depth = (torch.from_numpy(maps[name]).float() for name in ("opacity", "depth"))
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{folder / 'maps.npz'} cannot be read: {error}; delete its folder to make it again") from None
+        maps = read_npz(folder / "maps.npz")
+        opacity, depth = (torch.from_numpy(maps[name]).float() for name in ("opacity", "depth"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{error}; delete the folder {folder} to make it again") from None
     return opacity / 255, depth
 
 

@@ -31,6 +31,7 @@ from distill3d.evaluation.views import has_back_views
 from distill3d.files import nan_as_null, replacing
 from distill3d.meshes.files import read_mesh
 from distill3d.priors.components.hub import BUNDLED
+from distill3d.untrusted import read_image_file
 
 DIVERSITY = Quantity("diversity", "higher", "")  # measured over the seeds of a prompt, not from one cell
 QUANTITIES: dict[str, Quantity] = {**METRICS, DIVERSITY.name: DIVERSITY}
@@ -115,12 +116,12 @@ def read_reference(folder: Path, size: int) -> Float[Tensor, "m 3 size size"]:
     images = []
     for file in files:
         try:
-            with Image.open(file) as image:
-                side = min(image.size)
-                left, top = (image.width - side) // 2, (image.height - side) // 2
-                square = image.convert("RGB").crop((left, top, left + side, top + side))
-        except OSError as error:
+            image = read_image_file(file)
+        except ValueError as error:
             raise ValueError(f"{file} cannot be read: {error}; remove it from the reference folder") from None
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        square = image.convert("RGB").crop((left, top, left + side, top + side))
         images.append(np.asarray(square.resize((size, size), Image.Resampling.LANCZOS)).copy())
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
 

@@ -56,6 +56,7 @@ class Protocol(PriorConfig):
     background: float = BACKGROUND
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for what, given in (("method", self.names), ("prompt", self.prompts), ("seed", self.seeds)):
             if not given:
                 raise ValueError(f"a bench needs at least one {what}")

@@ -23,6 +23,7 @@ from distill3d.bench.tables import Table, heading, plain, readable
 from distill3d.files import replacing
 from distill3d.runs.config import to_plain
 from distill3d.runs.folder import RunFolder
+from distill3d.untrusted import printable
 
 PAGE = Path(__file__).parent / "page"
 CURVES = (("loss", "loss", True), ("opacity", "mean opacity", False))  # of metrics.jsonl: key, title, log axis
@@ -86,7 +87,7 @@ def write_report(
         viewer=_packed(viewer.encode()),
     )
     with replacing(path) as draft:
-        draft.write_text(page, encoding="utf-8")
+        draft.write_text(printable(page), encoding="utf-8")
 
 
 def _means(protocol: Protocol, cells: Sequence[Scored], histories: Mapping[Task, History], key: str) -> list[Curve]:

@@ -8,15 +8,14 @@ difficult a prompt is. Divergence is counted, and its interval is Wilson's.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distill3d.bench.judging import DIVERSITY, QUANTITIES, Scored
 from distill3d.evaluation.metrics import Quantity
+from distill3d.untrusted import csv_text
 
 CONFIDENCE = 0.95
 BINARY = ("diverged",)  # metrics that are 0 or 1 for each cell
@@ -195,7 +194,7 @@ def summary_csv(table: Table) -> str:
             difference = table.differences.get((variant, metric.name))
             numbers = [*_numbers(value), *_numbers(difference)]
             rows.append([variant, metric.name, metric.unit, metric.better, *numbers])
-    return _csv(["variant", "metric", "unit", "better", *names, *(f"difference_{name}" for name in names)], rows)
+    return csv_text([["variant", "metric", "unit", "better", *names, *(f"difference_{name}" for name in names)], *rows])
 
 
 def cells_csv(metrics: Sequence[Quantity], cells: Sequence[Scored]) -> str:
@@ -205,13 +204,7 @@ def cells_csv(metrics: Sequence[Quantity], cells: Sequence[Scored]) -> str:
         task, outcome = cell.task, cell.outcome
         numbers = [_number(cell.scores.get(metric.name)) for metric in metrics]
         rows.append([task.prompt, task.variant.name, task.seed, outcome.steps, outcome.failure, task.folder, *numbers])
-    return _csv(["prompt", "variant", "seed", "steps", "failure", "folder", *(m.name for m in metrics)], rows)
-
-
-def _csv(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([heads, *rows])
-    return text.getvalue()
+    return csv_text([["prompt", "variant", "seed", "steps", "failure", "folder", *(m.name for m in metrics)], *rows])
 
 
 def plain(estimate: Estimate | None, between: str, signed: bool = False) -> str:

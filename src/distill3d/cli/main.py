@@ -2,11 +2,13 @@
 
 Exit status: 0 done; 2 something wrong with what was asked for, in one line; 3 the run diverged; 4 the run ended without
 a mesh; 5 out of memory; 1 an error of distill3d itself, with a traceback; 130, 143 or 129 after Ctrl-C, SIGTERM or
-SIGHUP, with the state saved and the artifacts written.
+SIGHUP, with the state saved and the artifacts written; 141 where the reader of a pipe, such as head, has enough.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 import warnings
@@ -27,6 +29,7 @@ from distill3d.cli.recipes import Recipes
 from distill3d.cli.shared import memory_advice
 from distill3d.files import explain
 from distill3d.interrupts import raise_on_signals, signal_of
+from distill3d.untrusted import CONTROL, printable
 
 DESCRIPTION = """Text to 3D by score distillation from a frozen 2D diffusion model.
 
@@ -51,12 +54,35 @@ class Command(Protocol):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `distill3d`; ends the process with its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # closed streams are None
+            stream.reconfigure(errors="backslashreplace")  # a terminal need not know every letter
     raise_on_signals()
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs a command line and returns its exit status."""
+    for word in argv:
+        if CONTROL.search(word):
+            _say(f"arguments must be UTF-8 text without control characters, got {word[:60]!a}")
+            return 2
+    status = 0
+    try:
+        status = _run(argv)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what cannot be written is noticed here, and not when Python ends
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 141  # 128 + SIGPIPE, as if the signal had ended the process
+        if not status:
+            _say(explain(error))
+        return status or 2
+    return status
+
+
+def _run(argv: Sequence[str]) -> int:
     if list(argv) == ["--version"]:
         from distill3d import __version__
 
@@ -74,9 +100,8 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt as error:
         _say("interrupted")
         return 128 + signal_of(error)
-    except BrokenPipeError:  # the reader of a pipe, such as head, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        raise
     except Exception as error:
         return _explain(error, command)
 
@@ -117,7 +142,8 @@ def _explain(error: Exception, command: Command) -> int:
 
 
 def _say(message: str) -> None:
-    print(f"distill3d: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # stderr may be closed, or full
+        print(f"distill3d: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def _show_warnings() -> None:
@@ -126,7 +152,7 @@ def _show_warnings() -> None:
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
         if str(message) not in shown:
-            print(f"warning: {message}", file=sys.stderr)
+            print(f"warning: {printable(str(message))}", file=sys.stderr)
         shown.add(str(message))
 
     warnings.showwarning = show

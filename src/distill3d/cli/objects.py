@@ -33,6 +33,7 @@ from distill3d.cli.shared import (
     progress_bar,
     run_folder,
 )
+from distill3d.untrusted import printable
 
 if TYPE_CHECKING:
     from distill3d.cli.meshes import Texture
@@ -387,7 +388,7 @@ def report(result: Result) -> int:
     )
     for path in sorted(result.folder.iterdir()):
         if path.is_file() and not path.name.startswith("."):
-            print(f"  {path}")
+            print(f"  {printable(str(path))}")
     if result.interrupted:
         print(f"interrupted; continue with: distill3d resume {shlex.quote(str(result.folder))}", file=sys.stderr)
         return 128 + result.interrupted

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distill3d.untrusted import read_text
+
 Tree = dict[str, Any]  # plain values: tables, lists, strings, numbers and None
 
 OPEN = ("views",)  # tables whose keys are not fixed
@@ -61,11 +63,11 @@ def read_file(path: Path | None) -> Tree:
     if path is None:
         return {}
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         if path.suffix != ".json":
             return tomllib.loads(text)
         return {name: value for name, value in json.loads(text).items() if name not in NOT_SETTINGS}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"the configuration file {path} cannot be read: {reason}") from error
 

@@ -33,6 +33,9 @@ class DDIM:
         raise ValueError("ddim is a sampler of images, not an objective; choose a method, such as sdi")
 
 
+MOST_STEPS = 10**7  # of any run
+
+
 @dataclass(frozen=True)
 class ImageRecipe:
     """How an image is made.
@@ -50,8 +53,8 @@ class ImageRecipe:
     project: bool = False
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"an image needs at least one step, got {self.steps}")
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise ValueError(f"an image needs at least one step, and at most {MOST_STEPS}, got {self.steps}")
         if self.rate is not None and not 0 < self.rate < float("inf"):
             raise ValueError(f"the learning rate must be a finite number above 0, got {self.rate}")
         if self.space == "pixels" and self.rate is None:

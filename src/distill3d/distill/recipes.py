@@ -7,12 +7,15 @@ changes single settings; `config.json` of a run holds the result.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from distill3d.cameras import CameraSampler, orbit
+from distill3d.cameras import MOST_VIEWS, CameraSampler, orbit
+from distill3d.distill.image_recipes import MOST_STEPS
 from distill3d.distill.regularizers import WeightSchedule
 from distill3d.export.options import ExportOptions
+from distill3d.export.video import MOST_SIZE
 from distill3d.objectives import CFD, ESD, METHODS, SDI, SDS, SJC, VSD, HiFA, Method, SDICached, starting_at
 from distill3d.priors.options import PriorOptions
 from distill3d.render.shading import ShadingOptions
@@ -139,12 +142,17 @@ class Recipe:
     export: ExportOptions = ExportOptions()  # of the mesh that is written at the end
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.views < 1:
-            raise ValueError(f"a recipe needs at least one step and one view, got {self.steps} and {self.views}")
-        if self.frames < 1:
-            raise ValueError(f"a turntable needs at least one frame, got {self.frames}")
-        if self.render_size is not None and self.render_size < 8:
-            raise ValueError(f"render_size must be at least 8 pixels, got {self.render_size}")
+        if not 1 <= self.steps <= MOST_STEPS or not 1 <= self.views <= MOST_VIEWS:
+            raise ValueError(
+                f"a recipe needs at least one step and one view, and at most {MOST_STEPS} and {MOST_VIEWS}, "
+                f"got {self.steps} and {self.views}"
+            )
+        if not 1 <= self.frames <= MOST_VIEWS:
+            raise ValueError(f"a turntable needs 1 to {MOST_VIEWS} frames, got {self.frames}")
+        if self.render_size is not None and not 8 <= self.render_size <= MOST_SIZE:
+            raise ValueError(f"render_size must be 8 to {MOST_SIZE} pixels, got {self.render_size}")
+        if not 0 <= self.learning_rate < math.inf:
+            raise ValueError(f"the learning rate must be a finite number of at least 0, got {self.learning_rate}")
 
     def rate(self, step: int) -> float:
         """Learning rate at a step: constant, then a linear decay to a tenth."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from distill3d.priors.components.folder import check_finite, quiet
+from distill3d.priors.components.folder import check_finite, check_settings, quiet
 
 VIT_B_32 = "openai/clip-vit-base-patch32"  # the model behind most published CLIP scores
 BATCH = 64  # images per forward pass: bounds the memory of a long turntable
@@ -37,6 +37,7 @@ class Evaluator:
         self.folder, self.device = Path(folder), torch.device(device)
         if not (self.folder / "config.json").is_file():
             raise ValueError(f"{folder} is not a CLIP folder: it has no config.json (of transformers' CLIPModel)")
+        check_settings(self.folder)
         try:
             with quiet():
                 model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)

@@ -21,6 +21,8 @@ from distill3d.types import Scene
 if TYPE_CHECKING:
     from PIL import Image
 
+MOST_SIZE = 4096  # pixels per side of a rendered image
+
 
 def turntable_frames(
     scene: Scene,
@@ -40,7 +42,12 @@ def turntable_frames(
         elevation, fov: degrees.
         distance: world units.
         background: gray level in [0, 1].
+
+    Raises:
+        ValueError: for a size out of range.
     """
+    if not 1 <= size <= MOST_SIZE:
+        raise ValueError(f"the size must be 1 to {MOST_SIZE} pixels per side, got {size}")
     device = next((p.device for group in scene.parameter_groups() for p in group["params"]), torch.device("cpu"))
     views, gray = turntable(frames, elevation, distance, fov).to(device), torch.full((1, 3), background, device=device)
     threads = torch.get_num_threads()

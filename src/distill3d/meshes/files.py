@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +21,13 @@ from distill3d.meshes.mesh import Mesh, joined, surface_area
 from distill3d.meshes.obj import read_obj
 from distill3d.meshes.ply import read_ply
 from distill3d.meshes.writers import write_glb, write_obj, write_ply
+from distill3d.untrusted import read_npz
 
 Up = Literal["auto", "y", "z"]
 Y_UP = (".glb", ".gltf", ".obj")
 TO_Y_UP, FROM_Y_UP = [1, 2, 0], [2, 0, 1]  # the world's (x, y, z) is (z, x, y) in a file with y up
 SMALLEST, LARGEST = 1e-100, 1e100  # extents that can be squared twice
+MOST_BYTES = 2**31  # of a file
 LEAST_AREA = 1e-12  # of a surface, relative to the square of its extent
 
 
@@ -55,8 +56,10 @@ def read_mesh(path: str | os.PathLike[str], up: Up = "auto") -> Mesh:
         raise ValueError(f"a mesh is read from .glb, .gltf, .obj, .ply, got {path.name!r}")
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
-    if not path.stat().st_size:
+    if not (size := path.stat().st_size):
         raise ValueError(f"{path} is empty")
+    if size > MOST_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes; files of up to {MOST_BYTES:,} are read")
     try:
         mesh = READERS[suffix](path)
         _check_extent(mesh)
@@ -117,14 +120,14 @@ def _check_extent(mesh: Mesh) -> None:
 
 
 def _read_npz(path: Path) -> Mesh:
+    file = read_npz(path)
     try:
-        with np.load(path) as file:
-            names = sorted((name for name in file if name.startswith("textures_")), key=lambda name: int(name[9:]))
-            values: dict[str, Any] = {name: file[name] for name in file if name not in names}
-            plain = {name: value.item() for name, value in values.items() if not value.ndim}
-            wraps = tuple((u, v) for u, v in values.pop("wraps", np.zeros((0, 2))).tolist())
-            return Mesh(**values | plain, wraps=wraps, textures=tuple(file[name] for name in names))
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        names = sorted((name for name in file if name.startswith("textures_")), key=lambda name: int(name[9:]))
+        values: dict[str, Any] = {name: file[name] for name in file if name not in names}
+        plain = {name: value.item() for name, value in values.items() if not value.ndim}
+        wraps = tuple((u, v) for u, v in values.pop("wraps", np.zeros((0, 2))).tolist())
+        return Mesh(**values | plain, wraps=wraps, textures=tuple(file[name] for name in names))
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"cannot be read as a mesh: {str(error).splitlines()[0]}") from error
 
 

@@ -19,11 +19,13 @@ import numpy as np
 
 from distill3d.meshes.gltf_file import MESHOPT, GltfFile, Json, decoder, fractions_of, open_gltf
 from distill3d.meshes.images import read_image
-from distill3d.meshes.mesh import AlphaMode, Mesh, Wrap, linear_to_srgb, srgb_to_linear
+from distill3d.meshes.mesh import AlphaMode, Mesh, Wrap, check_count, linear_to_srgb, srgb_to_linear
+from distill3d.untrusted import MOST_PIXELS
 
 WRAPS: dict[int, Wrap] = {10497: "repeat", 33071: "clamp", 33648: "mirror"}
 TRIANGLES, STRIP, FAN = 4, 5, 6
 DRACO, SPECULAR = "KHR_draco_mesh_compression", "KHR_materials_pbrSpecularGlossiness"
+FORMATS = ("PNG", "JPEG", "WEBP")  # what glTF and its extension allow; other decoders stay out of reach
 IMAGE_KINDS = ("EXT_texture_webp", "EXT_texture_avif", "MSFT_texture_dds", "KHR_texture_basisu")
 INSTANCES, TRANSFORM = "EXT_mesh_gpu_instancing", "KHR_texture_transform"
 READ = {
@@ -90,6 +92,7 @@ class _Scene:
         self._check_extensions()
         worlds, order = self._worlds()
         nodes, meshes, omitted = self.document.get("nodes", []), self.document.get("meshes", []), 0
+        total = 0
         for number in order:
             node = nodes[number]
             if "mesh" not in node:
@@ -108,6 +111,7 @@ class _Scene:
                     yield _moved(part, self._pose(node["skin"], attributes, worlds))
                     continue
                 for local in self._instances(node):
+                    check_count("faces", total := total + len(faces))
                     yield _moved(part, worlds[number] @ local)
         if omitted:
             warnings.warn(f"{self.name}: {omitted} primitives of points or lines are left out", stacklevel=1)
@@ -275,7 +279,8 @@ class _Scene:
             name = f"image {number}" if name.startswith("data:") else unquote(name)
             try:
                 data = self.file.resource(entry["uri"]) if "uri" in entry else self.file.view(entry["bufferView"])
-                self.images[number] = read_image(io.BytesIO(data))
+                left = 4 * MOST_PIXELS - sum(image[..., 0].size for image in self.images.values() if image is not None)
+                self.images[number] = read_image(io.BytesIO(data), FORMATS, min(left, MOST_PIXELS))
             except (ValueError, OSError) as error:
                 self.images[number] = None
                 kind = entry.get("mimeType", "")

@@ -14,6 +14,8 @@ from urllib.parse import unquote, unquote_to_bytes
 
 import numpy as np
 
+from distill3d.meshes.mesh import check_count
+
 TYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 COLUMNS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 MESHOPT = ("EXT_meshopt_compression", "KHR_meshopt_compression")
@@ -63,6 +65,7 @@ class GltfFile:
         """The values [N, C] of an accessor as float64; integers become fractions if it is normalized, or always."""
         entry = self.document["accessors"][number]
         kind, columns, count = np.dtype(TYPES[entry["componentType"]]), COLUMNS[entry["type"]], entry["count"]
+        check_count("values", count)
         values = np.zeros((count, columns), kind)
         if "bufferView" in entry:
             values = self._rows(entry["bufferView"], entry.get("byteOffset", 0), kind, columns, count)
@@ -144,6 +147,7 @@ def _decompressed(packed: Json, data: bytes) -> bytes:
     if module is None:
         raise ValueError(f"the mesh is compressed with meshopt ({MESHOPT[0]}); to read it: pip install meshoptimizer")
     count, stride = packed["count"], packed["byteStride"]
+    check_count("values", count)
     try:
         if mode != "ATTRIBUTES":
             decode = {"TRIANGLES": module.decode_index_buffer, "INDICES": module.decode_index_sequence}[mode]

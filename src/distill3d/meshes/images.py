@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 from urllib.parse import unquote
@@ -10,30 +11,28 @@ from urllib.parse import unquote
 import numpy as np
 from jaxtyping import UInt8
 
+from distill3d.untrusted import MOST_PIXELS, read_image_file
 
-def read_image(file: str | os.PathLike[str] | IO[bytes]) -> UInt8[np.ndarray, "h w c"]:
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TGA", "TIFF", "GIF")  # of the images beside a mesh
+
+
+def read_image(
+    file: str | os.PathLike[str] | IO[bytes], formats: Sequence[str] = FORMATS, most: int = MOST_PIXELS
+) -> UInt8[np.ndarray, "h w c"]:
     """A image as [H, W, 3] sRGB, or [H, W, 4] if it has an alpha channel or a transparent color.
 
     Gray values and 16 or 32 bits are brought to 8 bits; values in float are taken as [0, 1].
 
     Raises:
-        ValueError: if it cannot be decoded.
+        ValueError: if it cannot be decoded, is of another format, or has more than `most` pixels.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as image:
-            image.load()
-            if image.mode.startswith("I") or image.mode == "F":
-                value = np.asarray(image).astype(np.float64)
-                value = value * 255 if image.mode == "F" else value / 257
-                return np.repeat(value.round().clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
-            transparent = image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info
-            return np.array(image.convert("RGBA" if transparent else "RGB"))
-    except UnidentifiedImageError as error:
-        raise ValueError("it is of no kind that can be decoded") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"it cannot be decoded ({error})") from error
+    image = read_image_file(file, formats, most)
+    if image.mode.startswith("I") or image.mode == "F":
+        value = np.asarray(image).astype(np.float64)
+        value = value * 255 if image.mode == "F" else value / 257
+        return np.repeat(value.round().clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+    transparent = image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info
+    return np.array(image.convert("RGBA" if transparent else "RGB"))
 
 
 def find_file(folder: Path, name: str) -> Path | None:

@@ -14,7 +14,14 @@ Wrap = Literal["repeat", "mirror", "clamp"]
 AlphaMode = Literal["OPAQUE", "MASK", "BLEND"]
 REPEATED: tuple[Wrap, Wrap] = ("repeat", "repeat")
 
+MOST = 20_000_000  # vertices, and faces, of a mesh: some gigabytes of memory while it is read
 RADIUS = 0.9  # an object is fitted into the sphere of this radius about the origin
+
+
+def check_count(what: str, count: int) -> None:
+    """Raises ValueError for more than `MOST` vertices, faces or values."""
+    if not 0 <= count <= MOST:
+        raise ValueError(f"the mesh has {count:,} {what}; meshes of up to {MOST:,} are read")
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,10 @@ class Mesh:
 
     def __post_init__(self) -> None:
         vertices, faces = self.vertices, self.faces
+        check_count("vertices", len(vertices))
+        check_count("faces", len(faces))
+        if vertices.dtype.kind != "f" or faces.dtype.kind not in "iu":
+            raise ValueError(f"vertices must be floats and faces integers, got {vertices.dtype} and {faces.dtype}")
         if vertices.ndim != 2 or vertices.shape[1] != 3:
             raise ValueError(f"vertices must be [V, 3], got {list(vertices.shape)}")
         if not len(faces):

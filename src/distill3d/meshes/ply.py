@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from distill3d.meshes.images import find_file, read_image
-from distill3d.meshes.mesh import Mesh, joined
+from distill3d.meshes.mesh import Mesh, check_count, joined
 from distill3d.meshes.polygons import triangulate
 
 PREFIXES = ("diffuse_", "vertex_", "face_", "color_", "colour_", "ambient_", "scalar_")
@@ -32,6 +33,8 @@ def read_ply(path: Path) -> Mesh:
         raise ValueError("this is not a PLY file, although its name ends in .ply")
     if b"f_dc_0" in head or b" scale_0" in head:
         raise ValueError("this file holds Gaussian splats, not a mesh; a mesh has faces")
+    for name, count in re.findall(rb"^element (\w+) (\d+)", head.partition(b"end_header")[0], re.MULTILINE):
+        check_count(name.decode(), int(count))
     try:
         data = PlyData.read(path)
     except (PlyElementParseError, PlyHeaderParseError, ValueError, KeyError, IndexError) as error:

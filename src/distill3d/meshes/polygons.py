@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+MOST_CORNERS = 1000  # of a face that is not convex
+
 
 def triangulate(
     vertices: Float[np.ndarray, "v 3"], polygons: Sequence[Sequence[int]]
@@ -25,6 +27,10 @@ def triangulate(
     for number, polygon in enumerate(polygons):
         n = len(polygon)
         if concave[number]:
+            if n > MOST_CORNERS:  # the time to cut one grows with the third power
+                raise ValueError(
+                    f"a concave face has {n} corners, more than {MOST_CORNERS}: triangulate the mesh first"
+                )
             triangles += _ears(_flat(vertices[list(polygon)]))
         elif n in fans:
             triangles += fans[n]

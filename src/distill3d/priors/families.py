@@ -9,7 +9,7 @@ from pathlib import Path
 
 from distill3d.priors import deepfloyd, flow, mvdream, stable_diffusion
 from distill3d.priors.base import FrozenPrior
-from distill3d.priors.components.folder import check_weights, config_name, read_json
+from distill3d.priors.components.folder import LIBRARIES, check_settings, check_weights, config_name, read_json
 from distill3d.priors.options import PriorBuilder
 
 
@@ -73,15 +73,19 @@ def check_folder(folder: Path, weights: bool = True) -> Family:
         entry = index.get(component)
         if component in family.optional and (entry is None or entry == [None, None]):
             continue
-        if not isinstance(entry, list) or len(entry) != 2 or entry[1] is None or not (folder / component).is_dir():
+        named = isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)
+        if not named or not (folder / component).is_dir():
             raise ValueError(f"{folder} has no {component!r}: download or save the model again")
+        own = pipeline == "MVDreamPipeline" and component in (mvdream.CAMERA, "unet")  # read here, never imported
+        if not own and entry[0] not in LIBRARIES:
+            raise ValueError(f"{folder}: {component} is of {entry[0]!r}; supported is {' or '.join(LIBRARIES)}")
         supported = family.components.get(component)
         if supported and entry[1] not in supported:
             raise ValueError(f"{folder}: {component} is a {entry[1]}, supported is {' or '.join(supported)}")
         config = folder / component / config_name(component)
         if not config.is_file():
             raise ValueError(f"{folder} has no {component}/{config.name}: download or save the model again")
-        read_json(config)
+        check_settings(config.parent)
         if component.startswith("tokenizer"):
             _check_vocabulary(folder / component)
         elif weights and component != "scheduler":
@@ -109,6 +113,6 @@ def _check_scheduler(folder: Path, name: str, flow_matching: bool) -> None:
     if name.startswith(FEW_STEPS):
         raise ValueError(f"{folder}: scheduler is a {name}: {UNSUPPORTED['LatentConsistency']}")
     # The schedulers of EDM also scale the input of the network, which priors do not.
-    if name.startswith("EDM") or name.startswith("FlowMatch") != flow_matching:
+    if name.startswith("EDM") or name.startswith("FlowMatch") != flow_matching or not name.endswith("Scheduler"):
         kinds = ("one with a table of betas (DDIM, PNDM, Euler...)", "one for flow matching (FlowMatch...)")
         raise ValueError(f"{folder}: scheduler is a {name}, supported is {kinds[flow_matching]}")

@@ -57,8 +57,10 @@ class PriorOptions:
     def __post_init__(self) -> None:
         if self.control not in ("depth", "normal"):
             raise ValueError(f"control must be depth or normal, got {self.control!r}")
-        if self.image_size is not None and self.image_size < 8:
-            raise ValueError(f"the image size of a prior must be at least 8 pixels, got {self.image_size}")
+        if self.image_size is not None and not 8 <= self.image_size <= 4096:
+            raise ValueError(
+                f"the image size of a prior must be at least 8 pixels, got {self.image_size}; at most 4096"
+            )
         for name in ("control_scale", "distilled_guidance"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name.replace('_', ' ')} must be a finite number, got {getattr(self, name)}")

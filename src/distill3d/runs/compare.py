@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from distill3d.runs.config import RunConfig, resolved
 from distill3d.runs.folder import RunFolder
 from distill3d.runs.images import Images, check_size, finish, load_image_prior, prepare, to_size
 from distill3d.runs.objects import check_prompt
+from distill3d.untrusted import csv_text
 
 OnMethodStep = Callable[[str, Progress], None]
 Judge = Callable[[Tensor, Sequence[str]], Tensor]
@@ -141,12 +141,9 @@ def measure(made: dict[str, Images], prompt: str, judge: Judge | None) -> tuple[
 
 def write_table(path: Path, rows: Sequence[Row]) -> None:
     """Writes rows as CSV, whole or not at all; a missing score is an empty cell."""
-    with replacing(path) as draft, draft.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(field.name for field in dataclasses.fields(Row))
-        for row in rows:
-            values = dataclasses.astuple(row)
-            table.writerow(f"{v:.4f}" if isinstance(v, float) else "" if v is None else v for v in values)
+    values = [[f"{v:.4f}" if isinstance(v, float) else v for v in dataclasses.astuple(row)] for row in rows]
+    with replacing(path) as draft:
+        draft.write_text(csv_text([[field.name for field in dataclasses.fields(Row)], *values]), encoding="utf-8")
 
 
 def labeled(images: Sequence[Image.Image], labels: Sequence[str], gap: int = 8) -> Image.Image:

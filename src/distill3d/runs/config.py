@@ -21,6 +21,7 @@ from distill3d.distill.image_recipes import DDIM
 from distill3d.objectives import METHODS, Method
 from distill3d.priors.base import resolve_dtype
 from distill3d.priors.options import PriorOptions
+from distill3d.prompts import check_text
 from distill3d.scenes.background import BackgroundOptions, ConstantBackground, LearnedBackground, RandomGray
 from distill3d.scenes.gaussians import GaussianOptions
 from distill3d.scenes.hashgrid.field import HashOptions
@@ -55,12 +56,20 @@ class PriorConfig:
     dtype: str = "auto"  # of the prior's network; auto is bfloat16 where the device has it in hardware, else float32
     prior_options: PriorOptions = PriorOptions()
 
+    def __post_init__(self) -> None:
+        check_text(self.negative, "the negative prompt")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(PriorConfig):
     """What every run shares: a prior and a seed."""
 
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"the seed must be a whole number from 0 to 2**63 - 1, got {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -117,11 +126,12 @@ def _converter() -> Converter:
 
 def _exactly(value: object, kind: type[T]) -> T:
     """A number or a text of this type; cattrs alone would convert, "false" to True for instance."""
-    if kind is float and type(value) is int:
-        return kind(value)
-    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"{NAMES[kind]} is needed, got {value!r}")
-    return value
+    whole = kind is float and type(value) is int
+    finite = not isinstance(value, int | float) or abs(value) < (2**63 if type(value) is int else math.inf)
+    if (type(value) is not kind and not whole) or not finite:
+        below = " below 2**63" if kind is int and not finite else ""
+        raise ValueError(f"{NAMES[kind]}{below} is needed, got {repr(value)[:60]}")
+    return kind(value)
 
 
 def _tagged(converter: Converter, value: object, kinds: dict[str, type]) -> Any:

@@ -25,6 +25,7 @@ from distill3d.distill.image_recipes import DDIM, STARTS, ImageRecipe, image_rec
 from distill3d.distill.loop import OnStep, Progress, optimize
 from distill3d.export import video
 from distill3d.interrupts import interrupts_between_steps, signal_of
+from distill3d.meshes.images import FORMATS
 from distill3d.objectives import attach
 from distill3d.priors.loading import load_prior
 from distill3d.runs.config import RunConfig, resolved
@@ -32,6 +33,7 @@ from distill3d.runs.folder import RunFolder
 from distill3d.runs.objects import check_prompt
 from distill3d.scenes.image import ImageScene, encodable, unit_range
 from distill3d.types import Conditioning, Prior
+from distill3d.untrusted import read_image_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -324,19 +326,18 @@ def text_conditioning(
 
 
 def check_size(size: int | None) -> None:
-    """Raises ValueError unless a side has 1 to 4096 pixels."""
-    if size is not None and not 1 <= size <= 4096:
-        raise ValueError(f"the size must be 1 to 4096 pixels per side, got {size}")
+    """Raises ValueError unless a side has 1 to `video.MOST_SIZE` pixels."""
+    if size is not None and not 1 <= size <= video.MOST_SIZE:
+        raise ValueError(f"the size must be 1 to {video.MOST_SIZE} pixels per side, got {size}")
 
 
 def read_image(path: str | Path, size: int) -> Tensor:
     """The center square of an image file [1, 3, size, size] in [0, 1]; ValueError where it cannot be read."""
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     try:
-        with Image.open(path) as image:
-            square = ImageOps.fit(image.convert("RGB"), (size, size))
-    except (OSError, ValueError) as error:
+        square = ImageOps.fit(read_image_file(path, FORMATS).convert("RGB"), (size, size))
+    except ValueError as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)[None].float() / 255
 

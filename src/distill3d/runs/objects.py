@@ -49,6 +49,7 @@ class Config(RunConfig):
     init_turn: float = 0.0  # degrees by which it is turned, counter-clockwise from above, to face the front
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.prior:
             name = PRIORS["distill" if self.recipe.sampling is None else "laptop"]
             object.__setattr__(self, "prior", name)

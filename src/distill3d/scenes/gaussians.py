@@ -49,6 +49,9 @@ class SplatRates:
             raise ValueError(f"learning rates of splats must be at least 0, got {self}")
 
 
+MOST_SPLATS = 10_000_000
+
+
 @dataclass(frozen=True)
 class Densification:
     """When and how splats are added and removed. Sizes are standard deviations in world units.
@@ -68,9 +71,9 @@ class Densification:
     reset: tuple[float, ...] = ()  # fractions of the run at which all opacities are reset to 0.01
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.max_splats < 1 or not 0 <= self.fraction <= 1:
+        if self.every < 1 or not 1 <= self.max_splats <= MOST_SPLATS or not 0 <= self.fraction <= 1:
             raise ValueError(
-                "every and max_splats must be at least 1 and fraction must lie in [0, 1], "
+                f"every must be at least 1, max_splats 1 to {MOST_SPLATS} and fraction must lie in [0, 1], "
                 f"got {self.every}, {self.max_splats} and {self.fraction}"
             )
 
@@ -88,9 +91,9 @@ class GaussianOptions(SceneOptions):
     sampling: SplatSampling = SplatSampling()
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.radius <= 0 or not 0 < self.opacity < 1:
+        if not 1 <= self.count <= MOST_SPLATS or self.radius <= 0 or not 0 < self.opacity < 1:
             raise ValueError(
-                "count must be at least 1, radius above 0 and opacity in (0, 1), "
+                f"count must be 1 to {MOST_SPLATS}, radius above 0 and opacity in (0, 1), "
                 f"got {self.count}, {self.radius} and {self.opacity}"
             )
 

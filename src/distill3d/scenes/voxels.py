@@ -20,6 +20,7 @@ from distill3d.scenes.field import FieldScene
 from distill3d.scenes.parameters import color_logits, replace_parameter
 from distill3d.types import Cameras, Lighting, Rendering, SceneOptions
 
+MOST_POINTS = 1024  # lattice points a side: four values at each are 16 GiB
 EMPTY, OPAQUE = -7.0, 3.0  # raw densities of a field that starts from an occupancy
 
 
@@ -44,12 +45,12 @@ class VoxelOptions(SceneOptions):
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        if self.resolution < 2:
-            raise ValueError(f"resolution must be at least 2, got {self.resolution}")
+        if not 2 <= self.resolution <= MOST_POINTS:
+            raise ValueError(f"resolution must be 2 to {MOST_POINTS}, got {self.resolution}")
         if self.occupancy_interval < 1:
             raise ValueError(f"occupancy_interval must be at least 1 render, got {self.occupancy_interval}")
-        if any(round(multiple * self.resolution) < 2 for _, multiple in self.refine):
-            raise ValueError(f"refine must leave a resolution of at least 2, got {self.refine}")
+        if not all(2 <= round(multiple * self.resolution) <= MOST_POINTS for _, multiple in self.refine):
+            raise ValueError(f"refine must leave a resolution of 2 to {MOST_POINTS}, got {self.refine}")
         if min(self.half_size, self.density_scale, self.blob_radius) <= 0:
             raise ValueError(
                 "half_size, density_scale and blob_radius must be above 0, "

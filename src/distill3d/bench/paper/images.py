@@ -8,11 +8,9 @@ is a file, so that a study can be interrupted and continued; other settings make
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -32,6 +30,7 @@ from distill3d.runs.config import RunConfig, to_plain
 from distill3d.runs.folder import slug
 from distill3d.runs.images import make_images
 from distill3d.types import Prior
+from distill3d.untrusted import csv_text, read_npz
 
 STEPS = 50  # of DDIM
 STRONG = 100.0  # the published guidance scale of SDS
@@ -172,10 +171,10 @@ def make_sample(path: Path, study: Study, row: Row, prompt: str, prior: Prior) -
 def read_sample(path: Path) -> Sample:
     """An image of a study; ValueError where it is damaged."""
     try:
-        with path.open("rb") as file, np.load(file) as saved:
-            return Sample(torch.from_numpy(saved["image"]), float(saved["cost"][0]), int(saved["cost"][1]))
-    except (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read: {error}; delete it to make it again") from None
+        saved = read_npz(path)
+        return Sample(torch.from_numpy(saved["image"]), float(saved["cost"][0]), int(saved["cost"][1]))
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}; delete it to make it again") from None
 
 
 def score_rows(
@@ -263,11 +262,11 @@ def _write(out: Path, study: Study, table: tables.Table, scores: Mapping[tuple[s
         with replacing(out / f"table.{ending}") as draft:
             draft.write_text(text(table), encoding="utf-8")
     names = [DISTANCE.name, *NAMES]
-    with replacing(out / "images.csv") as draft, draft.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["prompt", "row", "seed", "file", *names])
-        for row in study.rows:
-            for prompt in study.prompts:
-                found = scores.get((row.name, prompt), {})
-                numbers = [f"{found[name]:.9g}" if name in found else "" for name in names]
-                rows.writerow([prompt, row.name, study.seed + row.shift, study.key(row, prompt), *numbers])
+    rows: list[list[object]] = [["prompt", "row", "seed", "file", *names]]
+    for row in study.rows:
+        for prompt in study.prompts:
+            found = scores.get((row.name, prompt), {})
+            numbers = [f"{found[name]:.9g}" if name in found else "" for name in names]
+            rows.append([prompt, row.name, study.seed + row.shift, study.key(row, prompt), *numbers])
+    with replacing(out / "images.csv") as draft:
+        draft.write_text(csv_text(rows), encoding="utf-8")

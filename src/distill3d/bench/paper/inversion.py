@@ -7,7 +7,6 @@ square of eps(...) - kappa, and its cost the network function evaluations (NFE).
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import itertools
 import math
@@ -25,6 +24,7 @@ from distill3d.files import replacing
 from distill3d.objectives import noise
 from distill3d.objectives.objective import Noise, Query
 from distill3d.types import Conditioning, Prior
+from distill3d.untrusted import csv_text
 
 # (guidance scale of equation 8, DDIM's own kappa, the noise its trajectory began with) -> a way to find the noise
 Strategy = Callable[[float, Tensor, Tensor], Noise]
@@ -160,8 +160,6 @@ def _denoised(query: Query, kappa: Tensor, scale: float) -> Tensor:
 
 def write_residuals(path: str | Path, residuals: Sequence[Residual]) -> None:
     """Writes the residuals as CSV, completely or not at all."""
-    with replacing(path) as draft, draft.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(field.name for field in dataclasses.fields(Residual))
-        for residual in residuals:
-            table.writerow(f"{v:.6g}" if isinstance(v, float) else v for v in dataclasses.astuple(residual))
+    values = [[f"{v:.6g}" if isinstance(v, float) else v for v in dataclasses.astuple(one)] for one in residuals]
+    with replacing(path) as draft:
+        draft.write_text(csv_text([[field.name for field in dataclasses.fields(Residual)], *values]), encoding="utf-8")

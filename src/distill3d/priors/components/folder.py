@@ -19,7 +19,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from distill3d.untrusted import read_text
+
 M = TypeVar("M", bound=nn.Module)
+# Settings with which diffusers and transformers import, fetch or run code that a model's author names.
+HOOKS = ("auto_map", "trust_remote_code", "custom_pipeline", "quantization_config", "base_model_name_or_path")
+ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+PLAIN_ATTENTION = ("eager", "sdpa", None)  # others name packages, or repositories of kernels
+LIBRARIES = ("diffusers", "transformers")
 CONFIGS = {"scheduler": "scheduler_config.json"}  # others: tokenizer_config.json, config.json
 
 
@@ -70,12 +77,29 @@ def config_name(component: str) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; ValueError if the file is damaged."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"file {path} is damaged: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"file {path} is damaged: it is not a JSON object")
     return value
+
+
+def check_settings(folder: Path) -> None:
+    """Raises ValueError if a JSON file of a component asks for code to be imported, fetched or run."""
+    for path in sorted(folder.glob("*config*.json")):
+        for key, value in _settings(read_json(path)):
+            refused = value is not None and value is not False if key in HOOKS else False
+            if refused or (key in ATTENTION and value not in PLAIN_ATTENTION):
+                raise ValueError(f"{path} sets {key}, which can run code: remove it, or use another model")
+
+
+def _settings(value: Any) -> Iterator[tuple[str, Any]]:
+    """All (key, value) of a JSON tree."""
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ()):
+        if isinstance(key, str):
+            yield key, item
+        yield from _settings(item)
 
 
 def libraries() -> tuple[ModuleType, ModuleType]:
@@ -84,7 +108,9 @@ def libraries() -> tuple[ModuleType, ModuleType]:
         import diffusers
         import transformers
     except ImportError as error:
-        raise ImportError(f"{error.name} is missing: type  pip install {error.name}") from error
+        # Without a name, a package is there in a version that does not fit, and the message says which.
+        text = f"{error.name} is missing: type  pip install {error.name}" if error.name else first_line(error)
+        raise ImportError(text) from error
     return diffusers, transformers
 
 
@@ -120,8 +146,9 @@ def check_weights(folder: Path) -> None:
 def load_model(model_class: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """Loads a network from its folder; missing tensors are an error and never initialized at random.
 
-    Raises ValueError for weights that are missing, damaged or of another model.
+    Raises ValueError for weights that are missing, damaged or of another model, and for settings that name code to run.
     """
+    check_settings(folder)
     files = [f.name for f in folder.glob("*.safetensors")]
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     options["variant"] = _variant(files)
