@@ -138,7 +138,7 @@ def test_a_wrong_command_is_seen(workplace):
 def test_python_compiles(page):
     for block in blocks(PAGES[page]):
         if block.language == "python":
-            compile(block.code, page, "exec")
+            compile(block.code, page, "exec", dont_inherit=True)
 
 
 @pytest.mark.parametrize("page", RUN)
@@ -149,7 +149,8 @@ def test_python_runs(page, tmp_path, monkeypatch):
         assert old in code, f"{page} has no {old}"
         code = code.replace(old, new)
     with contextlib.redirect_stdout(io.StringIO()):
-        exec(compile(code, page, "exec"), {"SMALL": SMALL, "SMALL_TEXTURE": SMALL_TEXTURE, "__name__": page})
+        names = {"SMALL": SMALL, "SMALL_TEXTURE": SMALL_TEXTURE, "__name__": "__main__"}
+        exec(compile(code, page, "exec", dont_inherit=True), names)
 
 
 def slug(heading: str) -> str:
