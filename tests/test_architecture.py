@@ -21,6 +21,7 @@ MODULES = {".".join((PACKAGE, *Path(name).with_suffix("").parts)).removesuffix("
 
 # A unit, which is a file or folder of the package, imports only what stands on a line above its own.
 LAYERS = """
+devices
 types files interrupts untrusted texels
 cameras prompts diffusion
 priors render

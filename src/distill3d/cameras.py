@@ -152,7 +152,8 @@ class CameraSampler:
 
 def rays(cameras: Cameras, height: int, width: int) -> Rays:
     """Rays through the pixel centers of images of height x width pixels; row 0 is the top."""
-    v, u = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    row, column = (torch.arange(n, device=cameras.fov_y.device) + 0.5 for n in (height, width))
+    v, u = torch.meshgrid(row, column, indexing="ij")
     pixels = torch.stack((u, v), dim=-1).reshape(1, -1, 2).to(cameras.fov_y)
     focal = focal_length(cameras.fov_y, height)[:, None]
     local = pixel_directions(pixels.expand(len(cameras), -1, -1), focal, height, width)

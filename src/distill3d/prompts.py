@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from distill3d.devices import at_once, on_host
 from distill3d.types import Condition, Conditioning
 from distill3d.untrusted import CONTROL, read_text
 
@@ -141,22 +142,26 @@ class ViewPrompts:
 
     def conditioning(self, azimuth: Tensor, elevation: Tensor, embed: Embed) -> Conditioning:
         """The conditioning of B views at azimuth [B] and elevation [B], in degrees."""
-        views = list(zip(azimuth.tolist(), elevation.tolist(), strict=True))
+        views = list(zip(on_host(azimuth).tolist(), on_host(elevation).tolist(), strict=True))
         negative = embed([self.negative] * len(views))
         if not self.perp_neg:
             return Conditioning(embed([self.text(direction_of(*v)) for v in views]), negative)
         table = embed([self.text(d) for d in DIRECTIONS])
         mixed = [perp_neg_mix(*v) for v in views]
-        fraction = torch.tensor([m.fraction for m in mixed]).to(table.hidden)[:, None, None]
-        first = table[torch.tensor([DIRECTIONS.index(m.first) for m in mixed])]
-        second = table[torch.tensor([DIRECTIONS.index(m.second) for m in mixed])]
+        first, second, away, fraction, weights = at_once(
+            table.hidden.device,
+            torch.tensor([DIRECTIONS.index(m.first) for m in mixed]),
+            torch.tensor([DIRECTIONS.index(m.second) for m in mixed]),
+            torch.tensor([DIRECTIONS.index(d) for m in mixed for d in m.away]),
+            torch.tensor([m.fraction for m in mixed]).to(table.hidden.dtype),
+            torch.tensor([m.weights for m in mixed]).to(table.hidden.dtype),
+        )
+        first, second, fraction = table[first], table[second], fraction[:, None, None]
         pooled = None
         if first.pooled is not None and second.pooled is not None:
             pooled = fraction[:, 0] * first.pooled + (1 - fraction[:, 0]) * second.pooled
         positive = Condition(fraction * first.hidden + (1 - fraction) * second.hidden, pooled)
-        away = table[torch.tensor([DIRECTIONS.index(d) for m in mixed for d in m.away])]
-        weights = torch.tensor([m.weights for m in mixed]).to(table.hidden)
-        return Conditioning(positive, negative, away, weights)
+        return Conditioning(positive, negative, table[away], weights)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from distill3d.devices import at_once
+
 if TYPE_CHECKING:  # these only name the arguments of a protocol; nothing here uses them
     from distill3d.export.options import ExportOptions
     from distill3d.meshes.mesh import Mesh
@@ -74,9 +76,7 @@ class Cameras:
             )
         distance = eye.norm(dim=1)
         if not bool((distance > 0).all()):
-            raise ValueError(
-                "a camera at the origin has no azimuth and elevation: move it, or use Cameras(...) directly"
-            )
+            raise ValueError("a camera at the origin has no azimuth and elevation: move it, or use Cameras(...)")
         angles = torch.as_tensor(fov).to(pose).expand(len(pose)).contiguous()
         if not bool(((angles > 0) & (angles < 180)).all()):
             raise ValueError(f"field of view must lie in (0, 180) degrees, got {angles.tolist()}")
@@ -94,7 +94,7 @@ class Cameras:
 
     def to(self, device: torch.device | str) -> Cameras:
         """The same cameras on another device."""
-        return Cameras(*(getattr(self, f.name).to(device) for f in fields(self)))
+        return Cameras(*at_once(device, *(getattr(self, f.name) for f in fields(self))))
 
 
 @dataclass(frozen=True)

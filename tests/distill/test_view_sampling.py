@@ -46,7 +46,7 @@ def test_without_a_scene_the_views_take_the_steps_of_the_ddim_sampler(prior):
     run, views = run_of(prior), 8
     blank = run._background(views)
     conditioning = condition_views(run.prompts, prior, blank, run.cameras)
-    run._sample_without_scene()
+    run._sample_without_scene(0)
 
     kappa = torch.randn(views, *prior.sample_shape, generator=torch.Generator().manual_seed(1))
     inside, ground = disc(*prior.sample_shape[1:]), prior.encode(blank.rgb)

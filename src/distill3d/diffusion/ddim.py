@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from distill3d.diffusion.random import Generators, normal
+from distill3d.devices import at_once
+from distill3d.diffusion.random import Generators, standard_normal
 from distill3d.diffusion.schedule import coefficients, expand, from_eps, log_snr
 from distill3d.types import Schedule
 
@@ -71,11 +73,55 @@ def ddim_step(
     return alpha_s * x0 + sigma_s * ((1 - fresh**2).sqrt() * eps + fresh * noise)
 
 
+@dataclass(frozen=True)
+class Hop:
+    """One step of those samples [N] whose time changes."""
+
+    index: int
+    t: Float[Tensor, " b"]
+    s: Float[Tensor, " b"]
+    rows: Int[Tensor, " n"] | None  # None is all of them
+    noise: Float[Tensor, "n *shape"] | None
+
+
+@dataclass(frozen=True)
+class Path:
+    """The steps through some times, ready on the device of x."""
+
+    hops: tuple[Hop, ...]
+    end: Float[Tensor, " b"]  # the last times
+
+    @staticmethod
+    def of(
+        x: Float[Tensor, "b *shape"],
+        times: Float[Tensor, " k"] | Float[Tensor, "k b"],
+        generator: Generators | None = None,
+    ) -> Path:
+        """The path of x through times on the host, in one copy; `generator` draws the noise of its hops, for eta."""
+        times = (times[:, None].expand(-1, len(x)) if times.ndim == 1 else times).to("cpu", x.dtype)
+        moving = [(k, (t != s).nonzero()[:, 0]) for k, (t, s) in enumerate(itertools.pairwise(times))]
+        moving = [(k, rows) for k, rows in moving if len(rows)]
+        some = [rows for _, rows in moving if len(rows) < len(x)]
+        noise: list[Tensor] = []
+        if generator is not None:
+            shapes = [(len(rows), *x.shape[1:]) for _, rows in moving]
+            owners = [rows.tolist() for _, rows in moving]
+            drawn = (standard_normal(shape, generator, o) for shape, o in zip(shapes, owners, strict=True))
+            noise = [one.to(x.dtype) for one in drawn]
+        times, *rest = at_once(x.device, times, *some, *noise)
+        parts, fresh = iter(rest[: len(some)]), iter(rest[len(some) :])
+        hops = [
+            Hop(k, times[k], times[k + 1], None if len(rows) == len(x) else next(parts), next(fresh, None))
+            for k, rows in moving
+        ]
+        return Path(tuple(hops), times[-1])
+
+
 def sample(
     model: Model,
     x: Float[Tensor, "b *shape"],
     schedule: Schedule,
-    times: Float[Tensor, " k"] | Float[Tensor, "k b"],
+    times: Float[Tensor, " k"] | Float[Tensor, "k b"] | Path,
     solver: Solver = "euler",
     eta: float = 0.0,
     generator: Generators | None = None,
@@ -86,7 +132,7 @@ def sample(
     Where eta > 0, each step adds noise [K - 1, B, ...], or draws from the generator. A sample whose time stays equal
     takes no step and is not evaluated; if others go on meanwhile, the model must be a `BatchModel`. Raises ValueError
     if a time rises, for an unknown solver, for eta > 0 with a solver other than euler, and for a model that cannot be
-    indexed where it has to be.
+    indexed where it has to be. A `Path` is taken as it is.
     """
     _check_direction(times, -1, "sample", "fall")
     return _solve(model, x, schedule, times, solver, eta, generator, noise)
@@ -96,7 +142,7 @@ def invert(
     model: Model,
     x: Float[Tensor, "b *shape"],
     schedule: Schedule,
-    times: Float[Tensor, " k"] | Float[Tensor, "k b"],
+    times: Float[Tensor, " k"] | Float[Tensor, "k b"] | Path,
     solver: Solver = "euler",
     eta: float = 0.0,
     generator: Generators | None = None,
@@ -129,7 +175,9 @@ def ascending(t: Float[Tensor, " b"], steps: int) -> Float[Tensor, "k b"]:
     return times[: count + 1]
 
 
-def _check_direction(times: Tensor, sign: int, name: str, verb: str) -> None:
+def _check_direction(times: Tensor | Path, sign: int, name: str, verb: str) -> None:
+    if isinstance(times, Path):
+        return
     if len(times) < 1 or bool((sign * times.diff(dim=0) < 0).any()):
         raise ValueError(f"{name} needs times that {verb}, got {times.tolist()}")
 
@@ -138,7 +186,7 @@ def _solve(
     model: Model,
     x: Tensor,
     schedule: Schedule,
-    times: Tensor,
+    times: Tensor | Path,
     solver: Solver,
     eta: float,
     generator: Generators | None,
@@ -150,23 +198,20 @@ def _solve(
         raise ValueError(f"solver {solver!r} is deterministic: use eta = 0 or solver 'euler'")
     if eta > 0 and noise is None and generator is None:
         raise ValueError(f"eta = {eta} needs randomness: pass a generator, or noise [steps, B, ...]")
-    times = (times[:, None].expand(-1, len(x)) if times.ndim == 1 else times).to(x)
+    path = times if isinstance(times, Path) else Path.of(x, times, generator if eta > 0 and noise is None else None)
     slope = _Slope(x) if solver == "ab2" else None
-    for k, (t, s) in enumerate(itertools.pairwise(times)):
-        rows = (t != s).nonzero().squeeze(1)
-        if len(rows) == 0:
-            continue
-        predict = model if len(rows) == len(x) else _model_of(model, rows)
-        t, s, here = t[rows], s[rows], x[rows]
+    for hop in path.hops:
+        everyone, rows = hop.rows is None, slice(None) if hop.rows is None else hop.rows
+        predict = model if hop.rows is None else _model_of(model, hop.rows)
+        t, s, here = hop.t[rows], hop.s[rows], x[rows]
         eps = predict(here, t)
         if slope is not None:
             eps = slope.extrapolate(eps, log_snr(schedule, t), log_snr(schedule, s), rows)
         elif solver == "heun":
             eps = (eps + predict(ddim_step(here, eps, schedule, t, s), s)) / 2
-        fresh = None if noise is None else noise[k][rows]
-        if fresh is None and eta > 0 and generator is not None:
-            fresh = normal(here, generator, rows)
-        x = x.index_copy(0, rows, ddim_step(here, eps, schedule, t, s, eta, fresh))
+        fresh = hop.noise if noise is None else noise[hop.index][rows]
+        there = ddim_step(here, eps, schedule, t, s, eta, fresh)
+        x = there if everyone else x.index_copy(0, rows, there)
     return x
 
 
@@ -186,7 +231,7 @@ class _Slope:
         self.eps = torch.zeros_like(x)
         self.inverse_length = x.new_zeros(len(x))  # of the last step; 0 before the first one: Euler
 
-    def extrapolate(self, eps: Tensor, log_snr: Tensor, next_log_snr: Tensor, rows: Tensor) -> Tensor:
+    def extrapolate(self, eps: Tensor, log_snr: Tensor, next_log_snr: Tensor, rows: Tensor | slice) -> Tensor:
         length = next_log_snr - log_snr
         weight = expand(length * self.inverse_length[rows] / 2, eps)
         out = eps + weight * (eps - self.eps[rows])

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from distill3d.devices import marked, on_host
 from distill3d.diffusion.schedule import coefficients, from_eps, to_eps
 from distill3d.types import Condition, Conditioning, Prior
 
@@ -149,19 +150,19 @@ def _perp_neg_prediction(
 ) -> tuple[Tensor, int]:
     if prior.views > 1:  # dropping rows of weight zero would break its groups
         raise ValueError(f"{prior.name} is a multi-view prior and does not support Perp-Neg; pass --no-perp-neg")
-    weights = weights.to(x_t)
-    active = weights != 0  # [B, K]
-    needs_u = (active.any(1) | (scale != 1)).nonzero().squeeze(1)
-    negatives, _ = active.nonzero(as_tuple=True)
+    pushes, weights = on_host(weights) != 0, weights.to(x_t)
+    active = weights != 0  # as pushes [B, K]
+    needs_u = marked(active.any(1) | (scale != 1), int((pushes.any(1) | (scale != 1)).sum()))
+    pushing = marked(active.flatten(), int(pushes.sum()))
+    negatives = torch.div(pushing, weights.shape[1], rounding_mode="floor")
     everyone = torch.arange(len(x_t), device=x_t.device)
     rows = torch.cat([everyone, needs_u, negatives])
-    conditions = [conditioning.positive, conditioning.negative[needs_u], perp[active.flatten()]]
+    conditions = [conditioning.positive, conditioning.negative[needs_u], perp[pushing]]
     e = prior.predict(x_t[rows], t[rows], Condition.cat(conditions))
     e_c, some_u, some_n = e.split([len(everyone), len(needs_u), len(negatives)])
     # e_c stands in for rows that were not evaluated: where s = 1 and nothing pushes, the result is e_c.
     e_u = e_c.index_copy(0, needs_u, some_u)
-    e_n = e_c[:, None].repeat(1, weights.shape[1], *[1] * (e_c.ndim - 1))
-    e_n[active] = some_n
+    e_n = e_c.repeat_interleave(weights.shape[1], 0).index_copy(0, pushing, some_n).unflatten(0, weights.shape)
     if apg == CFG:
         return perp_neg(e_u, e_c, e_n, weights, scale), len(rows)
     return _combined(prior, x_t, t, e_u, perp_neg(e_u, e_c, e_n, weights, 1.0), scale, apg), len(rows)

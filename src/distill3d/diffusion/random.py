@@ -22,7 +22,14 @@ def normal(
 
     Raises ValueError if there is more than one generator, but not one per sample.
     """
-    return _draw(torch.randn, tuple(like.shape), generator, rows).to(like)
+    return standard_normal(tuple(like.shape), generator, None if rows is None else rows.tolist()).to(like)
+
+
+def standard_normal(
+    shape: tuple[int, ...], generator: Generators, rows: Sequence[int] | None = None
+) -> Float[Tensor, "n *shape"]:
+    """`normal` where the generator is, float32; rows as numbers."""
+    return _draw(torch.randn, shape, generator, rows)
 
 
 def uniform(count: int, generator: Generators) -> Float[Tensor, " count"]:
@@ -39,12 +46,12 @@ def _draw(
     function: Callable[..., Tensor],
     shape: tuple[int, ...],
     generator: Generators,
-    rows: Tensor | None,
+    rows: Sequence[int] | None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     if isinstance(generator, torch.Generator):
         return function(shape, generator=generator, device=generator.device, dtype=dtype)
-    owners = range(shape[0]) if rows is None else rows.tolist()
+    owners = range(shape[0]) if rows is None else rows
     if len(generator) <= max(owners, default=-1) or (rows is None and len(generator) != shape[0]):
         raise ValueError(f"got {len(generator)} generators for a batch of {shape[0]}: pass one, or one per sample")
     parts = [function(shape[1:], generator=(g := generator[i]), device=g.device, dtype=dtype) for i in owners]

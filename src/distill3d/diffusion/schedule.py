@@ -42,6 +42,9 @@ def coefficients(
 ) -> tuple[Float[Tensor, "b *ones"], Float[Tensor, "b *ones"]]:
     """alpha(t) and sigma(t), shaped to multiply `like`."""
     t = t.to(like)
+    if isinstance(schedule, _VariancePreserving):  # both from one look-up
+        level = schedule.log_snr(t)
+        return expand(torch.sigmoid(level).sqrt(), like), expand(torch.sigmoid(-level).sqrt(), like)
     return expand(schedule.alpha(t), like), expand(schedule.sigma(t), like)
 
 
@@ -199,6 +202,7 @@ class Table(_VariancePreserving):
     """
 
     log_snrs: Tensor = field(repr=False)  # [N] float64, falling
+    _copies: dict[tuple[torch.device, torch.dtype], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @staticmethod
     def from_betas(betas: Tensor | Sequence[float], zero_terminal_snr: bool = False) -> Table:
@@ -239,6 +243,13 @@ class Table(_VariancePreserving):
     def __len__(self) -> int:
         return len(self.log_snrs)
 
+    def _values(self, like: Tensor) -> Tensor:
+        """The table on the device of `like` and in its precision, copied once in a run."""
+        key = (like.device, like.dtype)
+        if key not in self._copies:
+            self._copies[key] = self.log_snrs.to(like)
+        return self._copies[key]
+
     def position(self, t: Tensor) -> Tensor:
         """The position of t in the table, in [0, N - 1]."""
         return self.timestep(t).clamp(min=0)
@@ -252,13 +263,13 @@ class Table(_VariancePreserving):
 
     def log_snr(self, t: Tensor) -> Tensor:
         """log(alpha^2 / sigma^2), linear between entries."""
-        p, values = self.position(t), self.log_snrs.to(t)
+        p, values = self.position(t), self._values(t)
         below = p.floor().long().clamp(max=len(self) - 2)
         return torch.lerp(values[below], values[below + 1], p - below)
 
     def time(self, log_snr: Tensor) -> Tensor:
         """The t at which the schedule has this log-SNR; beyond the table's ends, the nearest level."""
-        rising = -self.log_snrs.to(log_snr)
+        rising = -self._values(log_snr)
         wanted = (-log_snr).clamp(rising[0], rising[-1])
         above = torch.searchsorted(rising, wanted.contiguous()).clamp(1, len(self) - 1)
         fraction = (wanted - rising[above - 1]) / (rising[above] - rising[above - 1])

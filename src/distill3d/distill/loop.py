@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill3d.devices import as_floats
 from distill3d.diffusion.schedule import expand
 from distill3d.distill import regularizers
 from distill3d.distill.divergence import PARAMETER, PENALTY, PREDICTION, check_step
@@ -164,15 +165,9 @@ class ObjectRun:
             nfe += rows
         terms = self.penalties(step, rendering, cameras)
         penalty = torch.stack([loss.new_zeros(()), *terms.values()]).sum()
-        progress = Progress(
-            step=step,
-            t=float(guidance.t.mean()),
-            loss=float(loss.detach()),
-            penalty=float(penalty.detach()),
-            opacity=float(rendering.opacity.detach().mean()),
-            nfe=nfe,
-            shape=float(second.detach()),
-        )
+        logged = (guidance.t.mean(), loss, penalty, rendering.opacity.mean(), second)
+        t, loss_value, penalty_value, opacity, shape = as_floats(*logged)
+        progress = Progress(step, t, loss_value, penalty_value, opacity, nfe, shape)
 
         def parts() -> Iterator[tuple[str, Tensor]]:
             yield from self.named_parameters()

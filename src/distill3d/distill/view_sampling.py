@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from distill3d.devices import as_floats, at_once, on_host
 from distill3d.distill.divergence import PENALTY, PREDICTION, Diverged, check_step, first_not_finite
 from distill3d.distill.loop import ObjectRun, Progress
 from distill3d.distill.recipes import Recipe
@@ -36,7 +37,7 @@ from distill3d.scenes.hull import Hull, start_from_hull
 from distill3d.types import Condition, Guidance, Prior, Rendering, Scene
 
 L1_WEIGHT = 0.2  # of the absolute difference beside the squared one
-CHUNK = 4  # views that are rendered at once without gradients
+CHUNK = 4  # views that the CPU renders at once without gradients
 
 
 class Targets:
@@ -112,8 +113,10 @@ class SamplingRun(ObjectRun):
             targets.level = level
         assert targets.cutouts is not None
         rows = torch.randperm(len(self.cameras), generator=self.generator)[: self.recipe.views]
+        colors = torch.rand(len(rows), 3, generator=self.generator)
+        rows, colors = at_once(targets.cutouts.device, rows, colors)
         cameras, cutouts = self.cameras[rows], targets.cutouts[rows]
-        colors = torch.rand(len(rows), 3, generator=self.generator).to(cutouts)
+        colors = colors.to(cutouts)
         rendering = self.scene.render(
             cameras, self.prior.image_size, colors, generator=self.generator, normals=self.needs_normals(step)
         )
@@ -121,8 +124,8 @@ class SamplingRun(ObjectRun):
         loss = difference.square().mean() + L1_WEIGHT * difference.abs().mean()
         terms = self.penalties(step, rendering, cameras)
         penalty = torch.stack([loss.new_zeros(()), *terms.values()]).sum()
-        opacity = float(rendering.opacity.detach().mean())
-        progress = Progress(step, targets.t, float(loss.detach()), float(penalty.detach()), opacity=opacity, nfe=nfe)
+        loss_value, penalty_value, opacity = as_floats(loss, penalty, rendering.opacity.mean())
+        progress = Progress(step, targets.t, loss_value, penalty_value, opacity, nfe)
         named = [(f"{PENALTY} {name}", term) for name, term in terms.items()]
         check_step(progress, chain(self.named_parameters(), [("the rendering", rendering.rgb), *named]))
         return loss + penalty, progress
@@ -158,18 +161,19 @@ class SamplingRun(ObjectRun):
     @torch.no_grad()
     def _sample_with_scene(self, step: int, level: int) -> int:
         """Targets from the renderings of all views; returns the NFE."""
-        prior, background = self.prior, self._background(CHUNK).rgb[:, :, 0, 0]
+        prior, chunk = self.prior, CHUNK if self.prior.device.type == "cpu" else len(self.cameras)
+        background = self._background(chunk).rgb[:, :, 0, 0]
         normals = prior.control == "normal"
         self.scene.eval()
         parts = [
             self.scene.render(cameras, prior.image_size, background[: len(cameras)], normals=normals)
-            for cameras in (self.cameras[i : i + CHUNK] for i in range(0, len(self.cameras), CHUNK))
+            for cameras in (self.cameras[i : i + chunk] for i in range(0, len(self.cameras), chunk))
         ]
         self.scene.train()
         rendering = concatenated(parts)
         x = prior.encode(rendering.rgb)
         guidance = self._guidance(self.objective, x, rendering, level, self.settings.levels)
-        self._set_targets(step, moved(self.objective, x, guidance), guidance.x0, float(guidance.t.mean()))
+        self._set_targets(step, moved(self.objective, x, guidance), guidance.x0, float(on_host(guidance.t).mean()))
         return guidance.nfe
 
     def _guidance(self, objective: Objective, x: Tensor, rendering: Rendering, step: int, total: int) -> Guidance:

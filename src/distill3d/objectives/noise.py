@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from distill3d.devices import at_once, on_host
 from distill3d.diffusion import ddim
 from distill3d.diffusion import random as draw
 from distill3d.diffusion.guidance import Guided, guided_prediction
@@ -87,7 +88,8 @@ def at_previous_level(find: Noise, times: Timesteps, start: Noise) -> Noise:
         if query.step == 0:
             return start(query)
         before = times(query.step - 1, query.total, len(query.x) // query.views, query.generator)
-        return find(dataclasses.replace(query, t=before.to(query.x).repeat_interleave(query.views)))
+        (t,) = at_once(query.x.device, before.to(query.x.dtype).repeat_interleave(query.views))
+        return find(dataclasses.replace(query, t=t))
 
     return noise
 
@@ -224,9 +226,10 @@ def ddim_inversion(
     def noise(query: Query) -> tuple[Tensor, int]:
         x, schedule = query.x, query.prior.schedule
         times = ddim.ascending(_overshot(query, overshoot, 1 / steps), steps)
+        path = ddim.Path.of(x, times, query.generator if eta > 0 else None)
         model = Guided(query.prior, query.conditioning, scale)
-        end = ddim.invert(model, x, schedule, times, solver, eta, query.generator)
-        alpha, sigma = coefficients(schedule, times[-1], x)
+        end = ddim.invert(model, x, schedule, path, solver, eta, query.generator)
+        alpha, sigma = coefficients(schedule, path.end, x)
         return to_eps("x0", x, end, alpha, sigma), model.nfe
 
     return noise
@@ -250,9 +253,10 @@ def interval_inversion(
         x, t, schedule = query.x, query.t, query.prior.schedule
         warming = steps_of(warmup, query.total)
         gap = narrow + (wide - narrow) * (1 - min(query.step / warming, 1.0) if warming else 0.0)
-        s = (t - gap).clamp(min=0)
+        s = (on_host(t) - gap).clamp(min=0)
         model = Guided(query.prior, query.conditioning, 0.0)
         x_s = ddim.invert(model, x, schedule, ddim.ascending(s, steps))
+        s = s.to(t)
         e_u = model(x_s, s)
         x_t = ddim.ddim_step(x_s, e_u, schedule, s, t)
         return to_eps("x0", x, x_t, *coefficients(schedule, t, x)), model.nfe, e_u
@@ -320,12 +324,12 @@ class Cached(Constant):
 
 
 def _overshot(query: Query, overshoot: float | None, largest: float) -> Tensor:
-    """t + tau [B], at most 1; without an overshoot tau ~ U[0, largest), one draw per group."""
+    """t + tau [B] on the host, at most 1; without an overshoot tau ~ U[0, largest), one draw per group."""
     tau = overshoot
     if tau is None:
         drawn = draw.uniform(len(query.x) // query.views, draw.per_group(query.generator, query.views))
-        tau = (drawn * largest).to(query.x).repeat_interleave(query.views)
-    return (query.t + tau).clamp(max=1.0)
+        tau = (drawn * largest).to("cpu", query.t.dtype).repeat_interleave(query.views)
+    return (on_host(query.t) + tau).clamp(max=1.0)
 
 
 def _solver(

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from distill3d.devices import at_once
 from distill3d.diffusion import random as draw
 from distill3d.diffusion.guidance import APG, CFG
 from distill3d.diffusion.random import Generators
@@ -163,7 +164,8 @@ class Objective:
         if len(x) % self.views:
             raise ValueError(f"the batch must be groups of {self.views} views, got {len(x)} samples")
         x = x.detach()
-        t = self._times(x, step, total, generator)
+        steps = [step] if self.step_size is None or step + 1 >= total else [step, step + 1]
+        t, *following = at_once(x.device, *(self._times(x, each, total, generator) for each in steps))
         same = self.fixed_views or conditioning.positive.camera is None
         query = Query(x, t, prior, conditioning, generator, step, total, self.views, self.apg, same, texels)
         kappa, noise_nfe, *found = self.noise(query)
@@ -177,20 +179,22 @@ class Objective:
             noise=kappa,
             prediction=prediction,
             x0=from_eps("x0", prediction, x_t, alpha, sigma),
-            gradient=expand(self._weight(query), x) * (prediction - reference),
+            gradient=expand(self._weight(query, following), x) * (prediction - reference),
             nfe=noise_nfe + prediction_nfe + reference_nfe,
         )
 
     def _times(self, x: Tensor, step: int, total: int, generator: Generators) -> Tensor:
         times = self.timesteps(step, total, len(x) // self.views, draw.per_group(generator, self.views))
-        return times.to(x).repeat_interleave(self.views)
+        return times.to(x.dtype).repeat_interleave(self.views)
 
-    def _weight(self, query: Query) -> Tensor:
-        weight = self.weight(query.prior.schedule, query.t)
-        if self.step_size is None or query.step + 1 >= query.total:
-            return weight
-        following = self._times(query.x, query.step + 1, query.total, query.generator)
-        return self.step_size(query.prior.schedule, query.t, following) * weight
+    def _weight(self, query: Query, following: list[Tensor]) -> Tensor:
+        schedule = query.prior.schedule
+        weight = self.weight(schedule, query.t)
+        return (
+            weight
+            if self.step_size is None or not following
+            else self.step_size(schedule, query.t, *following) * weight
+        )
 
     def _reference(self, query: Query, x_t: Tensor, kappa: Tensor, found: list[Tensor]) -> tuple[Tensor, int]:
         if self.reference is not None:

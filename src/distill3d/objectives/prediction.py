@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from distill3d.devices import on_host
 from distill3d.diffusion import ddim
 from distill3d.diffusion.guidance import cfg, guided_prediction, rescale
 from distill3d.diffusion.schedule import coefficients, from_eps, to_eps
@@ -86,9 +87,10 @@ def nominal(scale: float, inversion_scale: float, steps: int) -> Prediction:
     prediction_scale(scale, inversion_scale, 0.5)  # raises ValueError
 
     def prediction(query: Query, x_t: Tensor) -> tuple[Tensor, int]:
-        if bool((query.t != query.t[0]).any()):
-            raise ValueError(f"nominal guidance needs one time for all samples of a step, got {query.t.tolist()}")
-        c = inversion_factor(query.prior.schedule, query.t[:1], steps).item()
+        t = on_host(query.t)
+        if bool((t != t[0]).any()):
+            raise ValueError(f"nominal guidance needs one time for all samples of a step, got {t.tolist()}")
+        c = inversion_factor(query.prior.schedule, t[:1], steps).item()
         return guided(prediction_scale(scale, inversion_scale, c))(query, x_t)
 
     return prediction

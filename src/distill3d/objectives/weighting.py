@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from distill3d.devices import on_host
 from distill3d.objectives.objective import Weight, check_number
 from distill3d.types import Schedule
 
@@ -50,6 +51,6 @@ def ddim_step_size(schedule: Schedule, t: Float[Tensor, " b"], following: Float[
     With constant noise, `x0_matching` and this fraction, x <- x - g is a DDIM step (see `methods.cfd`). Raises
     ValueError where the following time is above t.
     """
-    if bool((following > t).any()):
+    if bool((on_host(following) > on_host(t)).any()):
         raise ValueError(f"times must fall from step to step, got {t.tolist()} and then {following.tolist()}")
     return 1 - x0_matching(schedule, following) / x0_matching(schedule, t)

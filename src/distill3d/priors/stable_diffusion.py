@@ -125,13 +125,17 @@ class MultiViewPrior(LatentPrior):
     def predict(
         self, x_t: Float[Tensor, " n *x"], t: Float[Tensor, " n"], condition: Condition
     ) -> Float[Tensor, " n *x"]:
-        """Noise as `FrozenPrior.predict`; ValueError without cameras, or if the rows are not whole groups."""
+        """Noise as `FrozenPrior.predict`; ValueError without cameras, or if the rows are not whole groups.
+
+        That the views of a group have one time is checked on the CPU only: elsewhere it would wait for the device.
+        """
         if condition.camera is None:
             raise ValueError(
                 f"{self.name} is conditioned on cameras, and there are none: use it for 3D, or add them with "
                 "Conditioning.with_camera"
             )
-        if len(x_t) % self.views or not bool((t == t[:: self.views].repeat_interleave(self.views)[: len(t)]).all()):
+        groups = t[:: self.views].repeat_interleave(self.views)[: len(t)]
+        if len(x_t) % self.views or (t.device.type == "cpu" and not torch.equal(t, groups)):
             raise ValueError(
                 f"{self.name} denoises groups of {self.views} views at one time t each, got {len(x_t)} rows at t = "
                 f"{t.tolist()}: set views={self.views} in the objective and pass whole groups"

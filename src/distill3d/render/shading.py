@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from distill3d.devices import at_once
 from distill3d.types import Cameras, Lighting
 
 
@@ -47,6 +48,7 @@ class ShadingOptions:
         length = torch.rand(len(cameras), 1, generator=generator)
         eye = cameras.camera_to_world[:, :3, 3]
         low, high = self.distance
+        noise, length = at_once(eye.device, noise, length)
         position = F.normalize(eye + self.jitter * noise.to(eye), dim=1) * (low + (high - low) * length.to(eye))
         if step < round(self.albedo_until * total) or u >= self.textureless + self.lambertian:
             return Lighting("albedo", position, self.ambient, self.diffuse)

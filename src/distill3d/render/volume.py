@@ -13,8 +13,11 @@ composited at a time. `Sampling.checkpoint` bounds what a backward pass needs of
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,10 +25,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
+from distill3d.devices import marked
 from distill3d.render.shading import over_background, shade
 from distill3d.types import Lighting, Rays, Rendering
 
-SLAB = 16  # samples that are marched together
+SLAB = 16  # samples of a ray that the CPU marches together
+AT_ONCE = 2**24  # samples that an accelerator marches together, because it waits in each chunk of rays
 
 FieldValues = tuple[Float[Tensor, " n"], Float[Tensor, "n 3"], Float[Tensor, "n 3"] | None]
 """Density per world unit, color in [0, 1], and outward unit normal or None."""
@@ -66,12 +71,14 @@ class Occupancy:
 
     def tight(self) -> Float[Tensor, "2 3"]:
         """Corners of the smallest box around the occupied cells (of the whole grid if there are none)."""
-        if not bool(self.cells.any()):
-            return self.bounds
-        spans = [self.cells.any(a).any(b).nonzero()[[0, -1], 0] for a, b in ((0, 0), (0, 1), (1, 1))]
-        index = torch.stack(spans, dim=1) + torch.tensor([[0], [1]], device=self.cells.device)
-        size = torch.tensor(self.cells.shape, device=self.cells.device).flip(0)
-        return self.bounds[0] + (self.bounds[1] - self.bounds[0]) * index / size
+        low, extent, corners = self.bounds[0], self.bounds[1] - self.bounds[0], []
+        for axis, (a, b) in enumerate(((0, 0), (0, 1), (1, 1))):
+            occupied = self.cells.any(a).any(b)
+            size = len(occupied)
+            index = torch.arange(size, device=occupied.device)
+            first, last = torch.where(occupied, index, size).amin(), torch.where(occupied, index, -1).amax()
+            corners.append(low[axis] + extent[axis] * torch.stack((first, last + 1)) / size)
+        return torch.where(self.cells.any(), torch.stack(corners, 1), self.bounds)
 
 
 @dataclass(frozen=True)
@@ -121,21 +128,22 @@ def render_rays(
         shift = torch.rand(shift.shape, generator=generator, device=generator.device).to(shift)
 
     columns, indices = [], []
-    for rows, shifts in zip(hits.split(sampling.chunk), shift.split(sampling.chunk, 1), strict=True):
+    chunk = sampling.chunk if hits.device.type == "cpu" else max(sampling.chunk, AT_ONCE // sampling.samples)
+    for rows, shifts in zip(hits.split(chunk), shift.split(chunk, 1), strict=True):
         *refined, first = shifts
         march = _march_evenly(origins[rows], directions[rows], (near[rows], far[rows]), first, sampling.samples)
         if sampling.importance:
             march = _refined(march, near[rows], sampling, filters, *refined)
         keep = _visible(march, sampling, filters)
         light = None if lighting is None else (lighting, lighting.position.to(origins)[rows // (height * width)])
-        for part in _groups(keep.sum(1), sampling.points):
-            samples = _Samples.gather(march, keep, part, light)
+        for part, counts in _groups(keep.sum(1).tolist(), sampling.points):
+            samples = _Samples.gather(march, keep, part, counts, light)
             if sampling.checkpoint and torch.is_grad_enabled():
                 values = checkpoint(_composite, samples, field, use_reentrant=False, preserve_rng_state=False)
             else:
                 values = _composite(samples, field)
             columns.append(values)
-            indices.append(rows[part][samples.count > 0])
+            indices.append(samples.of_rays(rows[part].index_select(0, samples.ray)))
     columns, indices = columns or [origins.new_zeros(0, 6)], indices or [hits[:0]]
     values = torch.cat(columns)
     image = values.new_zeros(len(origins), values.shape[1]).index_copy(0, torch.cat(indices), values)
@@ -206,35 +214,49 @@ class _Samples:
     lengths: Tensor  # [M]
     widths: Tensor  # [M]
     ray: Tensor  # [M]
-    count: Tensor  # [R]
+    place: Tensor  # [M] in a table of `shape`: rank of the ray among those that have samples, rank of the sample in it
+    shape: tuple[int, int]  # rays that have samples, most samples of a ray
     light: tuple[Lighting, Tensor] | None  # and its position for each ray, [R, 3]
 
+    def of_rays(self, values: Tensor) -> Tensor:
+        """The value of each ray that has samples, from values [M] that its samples share."""
+        rank = torch.div(self.place, self.shape[1], rounding_mode="floor")
+        return values.new_zeros(self.shape[0]).scatter_(0, rank, values)
+
     @staticmethod
-    def gather(march: _March, keep: Tensor, part: slice, light: tuple[Lighting, Tensor] | None) -> _Samples:
-        """Those of the rays in `part` that the mask `keep` [R, S] marks."""
-        index = keep[part].view(-1).nonzero()[:, 0] + part.start * keep.shape[1]
+    def gather(
+        march: _March, keep: Tensor, part: slice, counts: list[int], light: tuple[Lighting, Tensor] | None
+    ) -> _Samples:
+        """Those of the rays in `part` that the mask `keep` [R, S] marks, `counts` of each ray."""
+        index = marked(keep[part].reshape(-1), sum(counts)) + part.start * keep.shape[1]
         ray = torch.div(index, keep.shape[1], rounding_mode="floor")
         lengths = march.t.view(-1).index_select(0, index)
         directions = march.directions.index_select(0, ray)
+        points = torch.addcmul(march.origins.index_select(0, ray), directions, lengths[:, None])
+        widths = march.widths(ray, index - ray * keep.shape[1])
+        ray = ray - part.start
+        shape = (sum(count > 0 for count in counts), max(1, *counts))
+        count = keep[part].sum(1)
+        first = ((count > 0).cumsum(0) - 1) * shape[1] - (count.cumsum(0) - count)
         return _Samples(
-            points=torch.addcmul(march.origins.index_select(0, ray), directions, lengths[:, None]),
+            points=points,
             directions=directions,
             lengths=lengths,
-            widths=march.widths(ray, index - ray * keep.shape[1]),
-            ray=ray - part.start,
-            count=keep[part].sum(1),
+            widths=widths,
+            ray=ray,
+            place=first.index_select(0, ray) + torch.arange(len(ray), device=ray.device),
+            shape=shape,
             light=None if light is None else (light[0], light[1][part]),
         )
 
 
-def _groups(count: Tensor, most: int) -> Iterator[slice]:
-    """Splits rays with `count` [R] samples into groups of at most `most` samples, or of one ray."""
-    total = count.cumsum(0)
+def _groups(counts: list[int], most: int) -> Iterator[tuple[slice, list[int]]]:
+    """Splits rays with so many samples into groups of at most `most` samples, or of one ray."""
+    total = list(accumulate(counts, initial=0))
     begin = 0
-    while begin < len(count):
-        before = total[begin - 1] if begin else total.new_zeros(())
-        end = max(begin + 1, int(torch.searchsorted(total, before + most, right=True)))
-        yield slice(begin, end)
+    while begin < len(counts):
+        end = max(begin + 1, bisect_right(total, total[begin] + most) - 1)
+        yield slice(begin, end), counts[begin:end]
         begin = end
 
 
@@ -285,15 +307,17 @@ def _visible(march: _March, sampling: Sampling, filters: Filters) -> Tensor:
     keep = torch.ones_like(march.t, dtype=torch.bool) if occupancy is None else _occupied(march, occupancy)
     if filters.density is None:
         return keep
-    # Front to back, a slab of samples at a time: what lies behind a surface is skipped.
+    # Front to back, a slab of samples at a time: what lies behind a surface is skipped. Only the CPU gains by it.
     depth = torch.zeros_like(march.t[:, 0])
-    for begin in range(0, keep.shape[1], SLAB):
-        slab, lengths = keep[:, begin : begin + SLAB], march.t[:, begin : begin + SLAB]
+    size = SLAB if keep.device.type == "cpu" else keep.shape[1]
+    for begin in range(0, keep.shape[1], size):
+        slab, lengths = keep[:, begin : begin + size], march.t[:, begin : begin + size]
         slab &= (torch.exp(-depth) >= sampling.min_transmittance)[:, None]
         ray, sample = slab.nonzero(as_tuple=True)
         if not len(ray):
             continue
-        found = filters.density(march.points(ray, lengths[ray, sample])).to(depth)
+        points = march.points(ray, lengths[ray, sample])
+        found = torch.cat([filters.density(p) for p in points.split(sampling.points)]).to(depth)
         found = found * march.widths(ray, sample + begin)
         passed = depth.new_zeros(slab.shape).index_put_((ray, sample), found)
         weights, transmittance = alpha_weights(passed)
@@ -323,21 +347,14 @@ def _composite(samples: _Samples, field: Field) -> Tensor:
         [K, C] for the K rays that have samples: color, opacity, depth, depth variance and, if the field returns
         normals, normal and orientation.
     """
-    count, ray = samples.count, samples.ray
-    rays = count.nonzero()[:, 0]
     density, rgb, normal = field(samples.points)
     if samples.light is not None:
         lighting, position = samples.light
-        rgb = shade(rgb, normal, samples.points, position.index_select(0, ray), lighting)
-
-    # Packed: row = rank of the ray among those that have samples, slot = rank of the sample in its ray.
-    slots = int(count.max()) if len(rays) else 1
-    first = ((count > 0).cumsum(0) - 1) * slots - (count.cumsum(0) - count)
-    at = first.index_select(0, ray) + torch.arange(len(ray), device=ray.device)
+        rgb = shade(rgb, normal, samples.points, position.index_select(0, samples.ray), lighting)
 
     def pack(values: Tensor) -> Tensor:
-        flat = values.new_zeros(len(rays) * slots, *values.shape[1:])
-        return flat.index_copy(0, at, values).unflatten(0, (-1, slots))
+        flat = values.new_zeros(math.prod(samples.shape), *values.shape[1:])
+        return flat.index_copy(0, samples.place, values).unflatten(0, samples.shape)
 
     t = pack(samples.lengths)
     weights, _ = alpha_weights(pack(density * samples.widths))

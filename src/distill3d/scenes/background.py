@@ -32,8 +32,8 @@ class ConstantBackground:
 
     def __call__(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Float[Tensor, "b 3"]:
         """The color of each view; size and generator are not used."""
-        device = cameras.fov_y.device
-        return torch.as_tensor(self.color, dtype=torch.float32, device=device).expand(len(cameras), 3).clone()
+        channels = [self.color] * 3 if isinstance(self.color, int | float) else self.color
+        return torch.stack([torch.full((len(cameras),), float(c), device=cameras.fov_y.device) for c in channels], 1)
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ class VoxelField(nn.Module, FieldScene):
     def bounds(self) -> Tensor:
         """Lowest and highest corner [2, 3] of the box."""
         h = self.options.half_size
-        return self.raw.new_tensor([[-h] * 3, [h] * 3])
+        return torch.stack((self.raw.new_full((3,), -h), self.raw.new_full((3,), h)))
 
     @property
     def half_size(self) -> float:

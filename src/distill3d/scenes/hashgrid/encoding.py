@@ -71,14 +71,13 @@ def reference(table: Tensor, points: Tensor, layout: HashLayout, levels: int, sl
         local = at - cell
         parts = []
         for corner in itertools.product((0, 1), repeat=3):
-            side = cell.new_tensor(corner)
-            near = torch.where(side > 0, local, 1 - local)  # weight along each axis
-            x, y, z = near.unbind(1)
+            x, y, z = (u if side else 1 - u for u, side in zip(local.unbind(1), corner, strict=True))  # along each axis
             weights = [x * y * z]
             if slopes:
-                dx, dy, dz = (2 * side - 1) * n
+                dx, dy, dz = ((2 * side - 1) * n for side in corner)
                 weights += [dx * y * z, dy * x * z, dz * x * y]
-            row = layout.starts[level] + layout.lattice_rows(level, (cell + side).long())
+            at_corner = torch.stack([c + side for c, side in zip(cell.unbind(1), corner, strict=True)], 1)
+            row = layout.starts[level] + layout.lattice_rows(level, at_corner.long())
             parts.append(torch.stack(weights)[..., None] * table[row])
         out[:, :, level] = torch.stack(parts).sum(0)
     return out.flatten(2)

@@ -93,7 +93,8 @@ class HashField(nn.Module, FieldScene):
         self.density_out = uniform(width**-0.5, width)
         self.color_in = uniform(layout.channels**-0.5, width, layout.channels)
         self.color_out = uniform(width**-0.5, 3, width)
-        self.register_buffer("levels", torch.tensor(min(options.first_levels, layout.levels), device=device))
+        # On the host, which decides by it what to compute.
+        self.register_buffer("levels", torch.tensor(min(options.first_levels, layout.levels)))
         grid = OccupancyGrid(options.occupancy_resolution, options.half_size, options.occupancy_threshold)
         self.occupancy = grid.to(device)
         self.occupancy.update(self.density)

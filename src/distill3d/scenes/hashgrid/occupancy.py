@@ -39,25 +39,26 @@ class OccupancyGrid(nn.Module):
     def update(self, density: Density, generator: torch.Generator | None = None, reset: bool = False) -> None:
         """Samples the density [N] at points [N, 3], by default at the middle of each octant.
 
-        Layers of cells are sampled one at a time to bound the memory.
+        The density is asked in one layer of cells at a time to bound the memory.
 
         Args:
             density: maps points [N, 3] to densities [N].
             generator: draws the points, uniformly in each octant.
             reset: drops the stored maxima.
         """
-        layers = torch.stack([self._layer(density, z, generator) for z in range(len(self.max_density))])
+        side = len(self.max_density)
+        unit = torch.stack([self._points(z, generator) for z in range(side)]).to(self.bounds)
+        low, high = self.bounds
+        layers = torch.stack([density((low + (high - low) * layer).view(-1, 3)) for layer in unit])
+        layers = layers.view(side, side, side, 8).amax(3).to(self.max_density)
         self.max_density.copy_(layers if reset else torch.maximum(self.decay * self.max_density, layers))
 
-    def _layer(self, density: Density, z: int, generator: torch.Generator | None) -> Tensor:
-        """The highest density [R, R] that is sampled in a layer of cells."""
+    def _points(self, z: int, generator: torch.Generator | None) -> Tensor:
+        """The points [R, R, 8, 3] of a layer of cells, of a box [0, 1]^3, on the host."""
         side = self.max_density.shape[0]
         within = torch.full((side, side, 8, 3), 0.5)
         if generator is not None:
             within = torch.rand(within.shape, generator=generator, device=generator.device)
         y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
         cell = torch.stack((x, y, torch.full_like(x, z)), -1)[:, :, None].to(within)
-        unit = (cell + 0.5 * (OCTANTS.to(within) + within)) / side
-        low, high = self.bounds
-        points = low + (high - low) * unit.to(low)
-        return density(points.view(-1, 3)).view(side, side, 8).amax(2).to(self.max_density)
+        return (cell + 0.5 * (OCTANTS.to(within) + within)) / side
