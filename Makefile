@@ -1,6 +1,6 @@
 # make demo    a 3D object from a sentence, from a fresh clone
 # make test    the tests
-# make docs    the manual as a site: open site/index.html
+# make docs    the manual as a site: open site/index.html (to search, serve it: python -m http.server -d site)
 # make check   format, lint, types, tests, manual
 # make clean   removes the environment and what tools left behind (runs/ stays)
 #
