@@ -217,7 +217,13 @@ EXPERIMENTS: dict[str, Experiment] = {
             "ablation", "From SDS to SDI, one change after the other (the paper's ablation).", ablation, prompts=6
         ),
         Experiment("noise", "SDI with each way of finding the noise.", noises, prompts=3),
-        Experiment("surface", "Noise that stays on the object, and other kinds of noise in 3D.", surfaces, prompts=3),
+        Experiment(
+            "surface",
+            "Noise that stays on the object, and other kinds of noise in 3D.",
+            surfaces,
+            prompts=3,
+            panels=("silhouette_iou", "janus_rate", "edge_concentration", "seconds"),
+        ),
         Experiment(
             "cfg",
             "SDS and SDI at guidance scales from weak to strong.",
