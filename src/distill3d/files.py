@@ -6,13 +6,16 @@ import errno
 import hashlib
 import math
 import os
+import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PARTIAL = ".partial-"  # folders of unfinished files: .partial-<process>-<random>
+PARTIAL = ".partial-"  # folders of unfinished files: .partial-<machine>-<process>-<random>
+DAY = 86_400.0  # seconds
 _open: set[Path] = set()  # those of this process
 
 
@@ -64,7 +67,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_partial(path.parent)
-        with tempfile.TemporaryDirectory(prefix=f"{PARTIAL}{os.getpid()}-", dir=path.parent) as name:
+        with tempfile.TemporaryDirectory(prefix=f"{PARTIAL}{platform.node()}-{os.getpid()}-", dir=path.parent) as name:
             folder = Path(name)
             _open.add(folder)
             try:
@@ -79,11 +82,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def remove_partial(folder: Path) -> None:
-    """Removes the unfinished files in a folder whose process has ended."""
+    """Removes the unfinished files in a folder whose process has ended; those of another machine after a day."""
     for path in folder.glob(f"{PARTIAL}*"):
-        process = path.name.removeprefix(PARTIAL).partition("-")[0]
-        if path not in _open and not (process.isdecimal() and _runs(int(process))):
-            shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError, ValueError):  # it has just ended; or it has another name
+            machine, process, _ = path.name.removeprefix(PARTIAL).rsplit("-", 2)
+            ended = not _runs(int(process)) if machine == platform.node() else time.time() - path.stat().st_mtime > DAY
+            if ended and path not in _open:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _runs(process: int) -> bool:
@@ -92,7 +97,7 @@ def _runs(process: int) -> bool:
         return False
     try:
         os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
+    except ProcessLookupError:
         return False
     except PermissionError:  # of another user
         pass

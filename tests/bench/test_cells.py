@@ -89,6 +89,35 @@ def test_an_interrupted_cell_goes_on_where_it_was(finished, kl_folder, tmp_path)
     assert [line["step"] for line in RunFolder(tmp_path / "cells" / task.folder).history()] == [0, 1, 2, 3]
 
 
+def test_a_cell_that_was_killed_before_it_was_moved_is_not_made_again(finished, kl_folder, tmp_path):
+    whole, out, outcome = finished
+    task = whole.tasks()[0]
+    shutil.copytree(out / "cells" / task.folder, tmp_path / "work" / task.folder)
+    assert make_cell(tmp_path, whole, task, load_prior(str(kl_folder)), lambda progress: 1 / 0) == outcome
+    assert read_outcome(tmp_path / "cells" / task.folder) == outcome and not list((tmp_path / "work").iterdir())
+
+
+@pytest.mark.parametrize("name", ["checkpoint/scene.safetensors", "checkpoint/state.json", "metrics.jsonl"])
+def test_a_cell_whose_checkpoint_or_log_is_damaged_is_made_again(name, finished, kl_folder, tmp_path):
+    whole, out, _ = finished
+    task, prior, seen = whole.tasks()[0], load_prior(str(kl_folder)), []
+
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_cell(tmp_path, whole, task, prior, stop)
+    path = tmp_path / "work" / task.folder / name
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.warns(UserWarning, match=r"damaged.*made again from its first step"):
+        make_cell(tmp_path, whole, task, prior, lambda progress: seen.append(progress.step))
+    assert seen == [0, 1, 2, 3]
+    for picture in ("views.png", "maps.npz"):
+        assert (tmp_path / "cells" / task.folder / picture).read_bytes() == (
+            out / "cells" / task.folder / picture
+        ).read_bytes()
+
+
 def test_ctrl_c_within_a_step_of_a_cell_is_heard_at_its_end(finished, kl_folder, tmp_path, monkeypatch):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent process may have ignored it
     whole, out, _ = finished

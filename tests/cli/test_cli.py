@@ -18,6 +18,7 @@ from PIL import Image
 from distill3d.cli import main as cli
 from distill3d.distill.divergence import Diverged
 from distill3d.distill.recipes import RECIPES
+from distill3d.interrupts import Interrupted
 from distill3d.runs.objects import check_prompt, generate, read_config
 
 TOYBOX = Path(str(resources.files("distill3d"))) / "assets" / "toybox"
@@ -242,6 +243,7 @@ class Raising:
         (OSError("cannot write a.glb: Is a directory"), 2, "distill3d: cannot write a.glb: Is a directory\n"),
         (ImportError("VSD needs peft"), 2, "distill3d: VSD needs peft\n"),
         (KeyboardInterrupt(), 130, "distill3d: interrupted\n"),
+        (Interrupted(15), 143, "distill3d: interrupted\n"),
         (Diverged(4, "the loss"), 3, "distill3d: the run diverged in step 4 the loss is not finite: try"),
     ],
 )

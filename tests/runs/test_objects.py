@@ -242,6 +242,20 @@ def test_what_cannot_be_saved_in_its_folder_is_kept_elsewhere(colors, tmp_path):
     shutil.rmtree(kept)
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(colors, tmp_path):
+    settings = own(colors, steps=5)
+    with pytest.warns(UserWarning, match="no mesh written"):
+        whole = generate(settings, tmp_path, prior=colors)
+        parts = {"prior": colors, "scene": BallOptions(), "objective": denoising()}
+        first = load_scene(whole.folder, BallOptions()).color
+        shutil.rmtree(whole.folder / "checkpoint")
+        with pytest.raises(ValueError, match="has no checkpoint to continue from"):  # it had one: steps are logged
+            resume(whole.folder, **parts)
+        (whole.folder / "metrics.jsonl").unlink()
+        assert resume(whole.folder, **parts).steps == 5
+    assert torch.equal(load_scene(whole.folder, BallOptions()).color, first)
+
+
 def test_a_users_own_scene_objective_and_prior_go_through_generate_and_resume(colors, tmp_path):
     settings = own(colors, steps=30)
     with pytest.warns(UserWarning, match="no mesh written"):

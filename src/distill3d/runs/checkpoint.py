@@ -199,11 +199,12 @@ def _parse_state(path: Path) -> State:
     try:
         content = json.loads(path.read_bytes())
         written, stated = content["format"], content.pop("sha256", None)
+        found = _checksum(content)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCheckpoint(f"{path} is damaged: {type(error).__name__} {error}") from None
     if written != FORMAT:
         raise DamagedCheckpoint(f"{path} has format {written!r}; this version of distill3d reads format {FORMAT}")
-    if stated != _checksum(content):
+    if stated != found:
         raise DamagedCheckpoint(f"{path} is damaged: it does not have the checksum that it states")
     try:
         return from_plain(State, {name: value for name, value in content.items() if name != "format"})
