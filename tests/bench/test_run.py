@@ -1,7 +1,6 @@
 """The loop: Ctrl-C leaves a report of what is there, and a bench can grow."""
 
 import dataclasses
-import json
 import re
 import resource
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from distill3d.bench.cells import read_outcome, write_outcome
 from distill3d.bench.judging import Judges
 from distill3d.bench.protocol import Protocol, Variant
 from distill3d.bench.run import Listeners, run_bench
@@ -88,8 +88,7 @@ def test_a_cell_without_memory_is_made_again_at_the_end_of_the_sweep(protocol, p
     assert [name for name, _ in steps] == ["big"] * 2 + ["SDI"] * 3 + ["big"] * 3
 
     (folder,) = tmp_path.glob("cells/*big*")
-    outcome = json.loads((folder / "cell.json").read_text()) | {"failure": "out of memory"}
-    (folder / "cell.json").write_text(json.dumps(outcome))  # in an earlier call
+    write_outcome(folder, dataclasses.replace(read_outcome(folder), failure="out of memory"))  # in an earlier call
     made.clear()
     run_bench(tmp_path, protocol, prior, Judges(), METRICS, listeners=Listeners(on_cell=on_cell))
     assert made == [("SDI", "", False), ("big", "", True)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distill3d.bench.cells import read_outcome
+from distill3d.bench.cells import Outcome, read_outcome, write_outcome
 from distill3d.cli import main as cli
 from distill3d.distill.recipes import DISTILL
 from distill3d.prompts import MAX_LENGTH, ViewPrompts, read_prompts
@@ -121,6 +121,30 @@ def test_numbers_of_a_configuration_are_finite():
     for plain in ({"learning_rate": float("nan")}, {"decay": float("inf")}, {"steps": 2**70}):
         with pytest.raises(ValueError, match=r"a finite number is needed|below 2\*\*63 is needed"):
             from_plain(Config, {"prompt": "a car", "recipe": plain})
+
+
+def test_every_changed_file_of_a_cell_is_told(tmp_path):
+    outcome = Outcome("sds", "a", 0, 1, 1.0, 2, 3)
+    (tmp_path / "views.png").write_bytes(b"abc")
+    write_outcome(tmp_path, outcome)
+    assert read_outcome(tmp_path) == outcome
+    whole = (tmp_path / "cell.json").read_text()
+    (tmp_path / "cell.json").write_text(whole.replace('"seconds": 1.0', '"seconds": 9.0'))
+    with pytest.raises(ValueError, match="does not have the checksum that it states"):
+        read_outcome(tmp_path)
+    (tmp_path / "cell.json").write_text(whole)
+    for change in ((tmp_path / "views.png").write_bytes, lambda _: (tmp_path / "views.png").unlink()):
+        change(b"abd")
+        with pytest.raises(ValueError, match=r"views\.png.*delete its folder to make the cell again"):
+            read_outcome(tmp_path)
+
+
+def test_a_run_whose_settings_were_changed_says_so(run, tmp_path, capsys):
+    folder = shutil.copytree(run, tmp_path / "run")
+    content = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(content.replace('"density_scale": 10.0', '"density_scale": 9.0'))
+    assert cli.run(["render", str(folder), "--size", "16", "--frames", "1"]) == 0
+    assert f"{folder / 'config.json'} was changed since the checkpoint" in capsys.readouterr().err
 
 
 def test_a_cell_is_what_was_written(tmp_path):

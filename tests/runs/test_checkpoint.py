@@ -166,7 +166,7 @@ def test_other_formats_and_unknown_fields_are_named(folder):
     del content["sha256"]
     for change, message in (({"format": 3}, "has format 3"), ({"color": 1}, "color")):
         changed = content | change
-        (folder / "state.json").write_text(json.dumps(changed | {"sha256": checkpoint._checksum(changed)}))
+        (folder / "state.json").write_text(json.dumps(changed | {"sha256": checkpoint.json_checksum(changed)}))
         with pytest.raises(ValueError, match=message):
             load_checkpoint(folder, Small())
 

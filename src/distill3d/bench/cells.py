@@ -28,16 +28,17 @@ from distill3d.distill.objects import object_run
 from distill3d.evaluation.cost import Meter
 from distill3d.export.options import ExportOptions
 from distill3d.export.video import contact_sheet, save_image
-from distill3d.files import replacing, sync
+from distill3d.files import checksum, replacing, sync
 from distill3d.interrupts import Interrupted
 from distill3d.priors.components.folder import is_out_of_memory
-from distill3d.runs.checkpoint import DamagedCheckpoint, has_checkpoint, read_state
+from distill3d.runs.checkpoint import DamagedCheckpoint, has_checkpoint, json_checksum, read_state
 from distill3d.runs.config import from_plain, resolved
 from distill3d.runs.folder import RunFolder
 from distill3d.runs.objects import Config
 from distill3d.types import Prior, Rendering, Scene
 from distill3d.untrusted import read_image_file, read_npz, read_text
 
+NOT_SEALED = ("cell.json", "scores.json", ".lock")  # what changes after a cell is finished
 COLUMNS = 10  # of views.png
 OUT_OF_MEMORY = "out of memory"  # as a failure
 SMALL = ExportOptions(texture=None, faces=2_500, resolution=64)  # meshes that many fit into one page
@@ -104,9 +105,16 @@ def _make(folder: RunFolder, protocol: Protocol, task: Task, prior: Prior, on_st
         peak_memory=meter.peak_memory,
         failure=failure,
     )
-    with replacing(folder.path / "cell.json") as draft:
-        draft.write_text(json.dumps(dataclasses.asdict(outcome), indent=1, allow_nan=False))
+    write_outcome(folder.path, outcome)
     return outcome
+
+
+def write_outcome(folder: Path, outcome: Outcome) -> None:
+    """Writes cell.json, with checksums of itself and of what else is in the folder now."""
+    files = {p.name: checksum(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name not in NOT_SEALED}
+    content = {**dataclasses.asdict(outcome), "files": files}
+    with replacing(folder / "cell.json") as draft:
+        draft.write_text(json.dumps({"sha256": json_checksum(content), **content}, indent=1, allow_nan=False))
 
 
 def reopen_cell(out: Path, task: Task) -> None:
@@ -128,8 +136,17 @@ def read_outcome(folder: Path) -> Outcome | None:
     if not path.is_file():
         return None
     try:
-        return from_plain(Outcome, json.loads(read_text(path)))
-    except (ValueError, RecursionError) as error:
+        content = json.loads(read_text(path))
+        stated = content.pop("sha256", None)  # cells of earlier versions have none
+        if stated is not None and stated != json_checksum(content):
+            raise ValueError("it does not have the checksum that it states")
+        files = content.pop("files", {})
+        outcome = from_plain(Outcome, content)
+        for name, stated in files.items():
+            if checksum(folder / name) != stated:
+                raise ValueError(f"{name} does not have the checksum in it")
+        return outcome
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}; delete its folder to make the cell again") from None
 
 

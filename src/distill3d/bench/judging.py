@@ -31,6 +31,7 @@ from distill3d.evaluation.views import has_back_views
 from distill3d.files import nan_as_null, replacing
 from distill3d.meshes.files import read_mesh
 from distill3d.priors.components.hub import BUNDLED
+from distill3d.runs.checkpoint import json_checksum
 from distill3d.untrusted import read_image_file
 
 DIVERSITY = Quantity("diversity", "higher", "")  # measured over the seeds of a prompt, not from one cell
@@ -257,9 +258,11 @@ def _scores(
     path, kept = folder / "scores.json", {}
     try:
         content = json.loads(path.read_text())
-        kept = content["scores"] if content["key"] == key else {}
+        stated = content.pop("sha256", None)  # earlier versions wrote none
+        whole = stated is None or stated == json_checksum(content)
+        kept = content["scores"] if content["key"] == key and whole else {}
         kept = {name: math.nan if value is None else float(value) for name, value in kept.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         kept = {}
     wanted = dict.fromkeys([*(name for name in names if name in METRICS), "diverged"])  # always counted
     new = [name for name in wanted if name not in kept]
@@ -269,7 +272,8 @@ def _scores(
             new = [name for name in new if not result.missing(METRICS[name])]
         kept = {**kept, **measure(result, new)}
         with replacing(path) as draft:
-            draft.write_text(json.dumps(nan_as_null({"key": key, "scores": kept}), allow_nan=False))
+            content = nan_as_null({"key": key, "scores": kept})
+            draft.write_text(json.dumps({"sha256": json_checksum(content), **content}, allow_nan=False))
     return {name: kept[name] for name in wanted if name in kept}
 
 

@@ -107,7 +107,7 @@ def save_checkpoint(
             files[name] = checksum(new / name)
         state = State(step, nfe, seconds, bytes(run.generator.get_state().tolist()).hex(), files, dict(around), lines)
         content = {"format": FORMAT, **dataclasses.asdict(state)}
-        (new / STATE).write_text(json.dumps({"sha256": _checksum(content), **content}, allow_nan=False))
+        (new / STATE).write_text(json.dumps({"sha256": json_checksum(content), **content}, allow_nan=False))
         sync(new / STATE)
         sync(new)
     except BaseException:
@@ -199,7 +199,7 @@ def _parse_state(path: Path) -> State:
     try:
         content = json.loads(path.read_bytes())
         written, stated = content["format"], content.pop("sha256", None)
-        found = _checksum(content)
+        found = json_checksum(content)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCheckpoint(f"{path} is damaged: {type(error).__name__} {error}") from None
     if written != FORMAT:
@@ -227,7 +227,7 @@ def _parse_tensors(path: Path, state: State) -> dict[str, Tensor]:
     return tensors
 
 
-def _checksum(content: object) -> str:
+def json_checksum(content: object) -> str:
     """SHA-256 of JSON values, however they are laid out in a file."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 

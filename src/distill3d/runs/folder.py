@@ -282,10 +282,14 @@ class RunFolder:
                 "and are kept; the run itself is whole and goes on",
                 stacklevel=1,
             )
+        self.warn_of_changes(state)
+        return steps
+
+    def warn_of_changes(self, state: State) -> None:
+        """Warns where the configuration is not the one that a checkpoint was made with."""
         config = self.path / CONFIG
         if CONFIG in state.around and checksum(config) != state.around[CONFIG]:
             warnings.warn(f"{config} was changed since the checkpoint; it is used as it is", stacklevel=1)
-        return steps
 
 
 def _parse_step(line: bytes) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ from distill3d.priors.components.folder import is_out_of_memory
 from distill3d.priors.components.hub import BUNDLED
 from distill3d.priors.loading import load_prior
 from distill3d.prompts import ViewPrompts
-from distill3d.runs.checkpoint import has_checkpoint, load_module
+from distill3d.runs.checkpoint import has_checkpoint, load_module, read_state
 from distill3d.runs.config import RunConfig, resolved
 from distill3d.runs.folder import RunFolder
 from distill3d.types import Prior, Scene, SceneOptions
@@ -210,6 +210,7 @@ def load_scene(folder: str | Path, scene: SceneOptions | None = None, device: st
     parts = {"scene": recipe.scene.build(place), "background": recipe.background.build(place)}
     module = torch.nn.ModuleDict({name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)})
     load_module(RunFolder(folder).checkpoint, module)
+    RunFolder(folder).warn_of_changes(read_state(RunFolder(folder).checkpoint))
     return module["scene"].eval()  # type: ignore[return-value]
 
 

@@ -49,8 +49,8 @@ class VoxelOptions(SceneOptions):
             raise ValueError(f"resolution must be 2 to {MOST_POINTS}, got {self.resolution}")
         if self.occupancy_interval < 1:
             raise ValueError(f"occupancy_interval must be at least 1 render, got {self.occupancy_interval}")
-        if not all(2 <= round(multiple * self.resolution) <= MOST_POINTS for _, multiple in self.refine):
-            raise ValueError(f"refine must leave a resolution of 2 to {MOST_POINTS}, got {self.refine}")
+        if any(round(multiple * self.resolution) < 2 for _, multiple in self.refine):
+            raise ValueError(f"refine must leave a resolution of at least 2, got {self.refine}")
         if min(self.half_size, self.density_scale, self.blob_radius) <= 0:
             raise ValueError(
                 "half_size, density_scale and blob_radius must be above 0, "
