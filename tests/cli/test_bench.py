@@ -112,3 +112,11 @@ def test_a_bench_of_another_version_is_left_alone(prompts, kl_folder, capsys):
     assert cli.run(arguments) == 2
     assert "was begun by distill3d 0.0.1" in capsys.readouterr().err
     assert json.loads((out / "bench.json").read_text()) == old and (out / "cells" / "x" / "cell.json").is_file()
+
+
+def test_a_bench_without_any_object_has_a_status_of_its_own(kl_folder, tmp_path, capsys):
+    words = ["--methods", "sds", "--prompts", "a cat", "--views", "2", "--view-size", "16", "--metrics", "saturation"]
+    empty = ("views=1", "scene.resolution=12", "scene.blob_radius=0.01", "scene.blob_floor=40.0")
+    words += ["--steps", "1", "--prior", str(kl_folder), *(word for change in empty for word in ("--set", change))]
+    assert cli.run(["bench", *words, "--out", str(tmp_path / "bench")]) == 4
+    assert f"distill3d: no object was made: {tmp_path / 'bench' / 'cells.csv'} says why" in capsys.readouterr().err

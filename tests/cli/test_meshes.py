@@ -108,6 +108,10 @@ def test_a_run_without_a_mesh_says_so_and_has_a_status_of_its_own(tmp_path, caps
     assert cli.run(["generate", "a red mushroom", "--method", "sdi", *flags, *low]) == 4
     error = capsys.readouterr().err
     assert error.count("warning: no mesh written: nothing to export") == 1 and "has no mesh" in error
+    (folder,) = tmp_path.iterdir()
+    assert cli.run(["export", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("distill3d: nothing to export") and error.count("\n") == 1
 
 
 def test_the_mesh_to_begin_with_can_be_turned(ball):

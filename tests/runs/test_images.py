@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 
 import pytest
@@ -125,6 +126,13 @@ def test_an_interrupted_run_leaves_the_image_it_has(prior):
         done = make_images(prior, ["a red dot"], recipe, torch.Generator().manual_seed(0), on_step=stop)
         assert done.interrupted == signal.SIGINT and done.steps == 2 and done.nfe == 4
         assert bool(done.images.isfinite().all())
+
+
+def test_an_image_whose_folder_was_removed_says_so(prior, tmp_path):
+    config = ImageConfig("a red dot", dataclasses.replace(image_recipe("ddim"), steps=2), prior="own", dtype="float32")
+    with pytest.raises(FileNotFoundError, match="the run folder was removed"):
+        generate_image(config, tmp_path / "runs", prior=prior, on_step=lambda _: shutil.rmtree(tmp_path / "runs", True))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_run_folder_holds_everything(kl_folder, tmp_path):

@@ -256,6 +256,16 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(colors, 
     assert torch.equal(load_scene(whole.folder, BallOptions()).color, first)
 
 
+def test_a_run_whose_folder_was_removed_says_so_and_does_not_make_it_again(colors, tmp_path):
+    def remove(progress):
+        if progress.step == 3:
+            shutil.rmtree(next(tmp_path.iterdir()))
+
+    with pytest.raises(FileNotFoundError, match="the run folder was removed") as caught:
+        generate(own(colors, steps=5), tmp_path, prior=colors, on_step=remove)
+    assert not list(tmp_path.iterdir()) and "is kept" not in "".join(getattr(caught.value, "__notes__", ()))
+
+
 def test_a_users_own_scene_objective_and_prior_go_through_generate_and_resume(colors, tmp_path):
     settings = own(colors, steps=30)
     with pytest.warns(UserWarning, match="no mesh written"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,7 @@ from distill3d.cli.shared import (
 if TYPE_CHECKING:
     from distill3d.bench.cells import Outcome
     from distill3d.bench.protocol import Protocol, Task
-    from distill3d.bench.run import Listeners
+    from distill3d.bench.run import Findings, Listeners
     from distill3d.distill.loop import Progress
 
 
@@ -162,7 +163,15 @@ class Bench:
             found = run_bench(self.out, protocol, prior, judges, chosen, typed, listeners)
         print(markdown(found.table))
         print(f"{found.report}\n{self.out / 'table.md'}, table.tex, table.csv, cells.csv")
+        return status_of(found)
+
+
+def status_of(found: Findings) -> int:
+    """The exit status of a bench: 4, with a line on stderr, where no cell has an object."""
+    if not all(cell.diverged for cell in found.cells):
         return 0
+    print(f"distill3d: no object was made: {found.folder / 'cells.csv'} says why", file=sys.stderr)
+    return 4
 
 
 def prompts_from(words: Sequence[str], prior: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from tyro.conf import arg, subcommand
 
-from distill3d.cli.bench import Judging, bench_bars, prompts_from
+from distill3d.cli.bench import Judging, bench_bars, prompts_from, status_of
 from distill3d.cli.objects import base_recipe
 from distill3d.cli.settings import nested
 from distill3d.cli.shared import Flag, Float, Folder, Int, Listed, Model, Name, command_line, counter, integers, split
@@ -126,7 +126,7 @@ class Experiment:
         draw_experiment(figure, out, experiment, protocol, found.table, text)
         _conclude(out, self.name, found.table, text)
         print(f"{figure}\n{out / f'{self.name}.md'}, table.tex, table.csv, cells.csv\n{found.report}")
-        return 0
+        return status_of(found)
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,7 @@ def compare(
             raise diverged
     rows = measure(made, config.prompt, judge)
     result = Comparison(folder.path, rows)
+    folder.check()
     side = size or max(prior.image_size, 192)
     images = [to_size(one.images[0], side) for one in made.values()]
     video.save_image(result.image, labeled(images, [_label(row) for row in rows]))

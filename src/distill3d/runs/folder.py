@@ -150,7 +150,11 @@ class RunFolder:
 
             def append(progress: Progress) -> None:
                 line = (json.dumps(dataclasses.asdict(progress), allow_nan=False) + "\n").encode()
-                if file.write(line) != len(line):
+                try:
+                    whole = file.write(line) == len(line)
+                except OSError as error:
+                    raise OSError(error.errno, error.strerror, str(self.metrics)) from error
+                if not whole:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.metrics))
 
             yield append
