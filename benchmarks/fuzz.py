@@ -224,7 +224,9 @@ def subjects(work: Path) -> dict[str, Subject]:
     for make, path in ((make_meshes, folders["mesh"]), (make_lora, folders["lora"] / "a.safetensors")):
         folders[path.name if path in folders.values() else "lora"].mkdir()
         make(path)
-    files = {name: [p for p in sorted(f.rglob("*.*")) if p.is_file() and p.stat().st_size] for name, f in folders.items()}
+    files = {
+        name: [p for p in sorted(f.rglob("*.*")) if p.is_file() and p.stat().st_size] for name, f in folders.items()
+    }
     names = {n: tuple(str(p.relative_to(folders[n])) for p in f if p.suffix != ".html") for n, f in files.items()}
     read = tuple(n for n in names["run"] if n.endswith("json") or "scene.safetensors" in n or "optimizer" in n)
     line = ["--size", "16", "--frames", "2"]

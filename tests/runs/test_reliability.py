@@ -88,6 +88,7 @@ def test_a_signal_within_a_step_is_heard_at_its_end_and_the_run_goes_on_to_the_s
 ):
     interrupts.raise_on_signals()
     folder, before = RunFolder(tmp_path), signal.getsignal(number)
+    assert callable(before), "it would end the process"
 
     def send(step):
         for _ in range(1 if number == signal.SIGINT else 3):  # closed terminals and supervisors send more than one
@@ -116,7 +117,8 @@ def test_a_closed_terminal_ends_a_run_with_a_checkpoint(tmp_path, monkeypatch, w
 
             def slowly(progress):
                 os.write(1, b"a bar")
-                time.sleep(0.05)
+                time.sleep(0.05)  # in which the terminal goes
+                os.write(1, b"another")
 
             return 128 + folder.train(Walk(), 500, slowly).interrupted
 
