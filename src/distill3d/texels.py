@@ -22,5 +22,5 @@ class Texels:
 
     def of_view(self, view: int, pixels: int) -> Texels:
         """Those of one view, as if alone; pixels is H W."""
-        rows = torch.div(self.pixel, pixels, rounding_mode="floor") == view
+        rows = (torch.div(self.pixel, pixels, rounding_mode="floor") == view).nonzero()[:, 0]
         return Texels(self.count, self.texel[rows], self.pixel[rows] - view * pixels)

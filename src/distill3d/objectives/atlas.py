@@ -88,7 +88,8 @@ class Atlas:
         assert len(self.state["atlas"]) == texels.count, "texels of another atlas"
         atlas, background = (self.state[name].to(like) for name in ("atlas", "background"))
         batch, channels, height, width = like.shape
-        count = torch.bincount(texels.pixel, minlength=batch * height * width).to(like)
+        # bincount would wait for its largest entry.
+        count = like.new_zeros(batch * height * width).index_add_(0, texels.pixel, like.new_ones(len(texels.pixel)))
         total = atlas.new_zeros(len(count), channels).index_add_(0, texels.pixel, atlas[texels.texel])
         kappa = (total / count.clamp_min(1).sqrt()[:, None]).view(batch, height, width, channels).permute(0, 3, 1, 2)
         count = count.view(batch, 1, height, width)

@@ -62,7 +62,7 @@ def jsd(
         return from_eps("x0", e, x_t, *levels), nfe
 
     def prediction(query: Query, x_t: Tensor) -> tuple[Tensor, int]:
-        everywhere = torch.ones(2, len(x_t), dtype=torch.bool, device=x_t.device)
+        everywhere = torch.ones(2, len(x_t), dtype=torch.bool)
         (e_u, e_c), nfe = noise_under_texts(query, x_t, [negative_text, positive_text], everywhere)
         e = cfg(e_u, e_c, scale)
         if query.step < start * query.total:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from distill3d.devices import on_host
 from distill3d.diffusion.ddim import Solver
 from distill3d.diffusion.schedule import coefficients, to_eps
 from distill3d.objectives import noise, prediction, reference, timesteps, weighting
@@ -204,7 +205,8 @@ def nfsd(
     """
 
     def late(query: Query) -> Tensor:
-        return (query.t >= 0.2).to(query.t)
+        t = on_host(query.t)
+        return (t >= 0.2).to(t)
 
     return _unconditional(_guided_against(scale, {fixed_text(negative_prompt): late}, low, high), negative_prompt)
 
@@ -232,7 +234,7 @@ def csd(
 
     def share(query: Query) -> Tensor:
         done = min(query.step / max(query.total - 1, 1), 1.0)
-        return query.t.new_tensor(negative_weight * (min(2 * done, 1.0) if stage == "form" else 1 - done / 2))
+        return on_host(query.t).new_tensor(negative_weight * (min(2 * done, 1.0) if stage == "form" else 1 - done / 2))
 
     compared = {negative: lambda query: 1 - share(query), fixed_text(negative_prompt): share}
     return _unconditional(_guided_against(scale, compared, low, high), negative_prompt)

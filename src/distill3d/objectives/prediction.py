@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from distill3d.devices import on_host
+from distill3d.devices import at_once, on_host
 from distill3d.diffusion import ddim
 from distill3d.diffusion.guidance import cfg, guided_prediction, rescale
 from distill3d.diffusion.schedule import coefficients, from_eps, to_eps
@@ -18,7 +18,7 @@ from distill3d.objectives.objective import Prediction, PredictionAndReference, Q
 from distill3d.types import Condition, Conditioning, Schedule
 
 Text = Callable[[Query], Condition]  # the condition of each sample
-Coefficient = float | Callable[[Query], Tensor]  # a number, or one per sample [B]
+Coefficient = float | Callable[[Query], Tensor]  # a number, or one per sample [B], on the host
 
 
 def guided(scale: float) -> Prediction:
@@ -106,7 +106,7 @@ def rescaled(scale: float, fraction: float = 0.5) -> Prediction:
     check_fraction("rescale", fraction)
 
     def prediction(query: Query, x_t: Tensor) -> tuple[Tensor, int]:
-        everywhere = torch.ones(2, len(x_t), dtype=torch.bool, device=x_t.device)
+        everywhere = torch.ones(2, len(x_t), dtype=torch.bool)
         (e_u, e_c), nfe = noise_under_texts(query, x_t, [negative, positive], everywhere)
         levels = coefficients(query.prior.schedule, query.t, x_t)
         full, conditional = (
@@ -126,7 +126,7 @@ def balanced(denoising: float = 1.25) -> PredictionAndReference:
     check_number("denoising", denoising)
 
     def prediction(query: Query, x_t: Tensor) -> tuple[Tensor, int, Tensor]:
-        everywhere = torch.ones(2, len(x_t), dtype=torch.bool, device=x_t.device)
+        everywhere = torch.ones(2, len(x_t), dtype=torch.bool)
         (e_u, e_c), nfe = noise_under_texts(query, x_t, [negative, positive], everywhere)
         kappa = to_eps("x0", query.x, x_t, *coefficients(query.prior.schedule, query.t, x_t))
         denoise = (e_u - kappa).flatten(1)
@@ -174,14 +174,15 @@ def linear_combination(
     """
     texts = list(dict.fromkeys([*prediction, *reference]))
 
-    def coefficients_of(terms: Mapping[Text, Coefficient], query: Query) -> Tensor:  # [K, B]
-        values = [terms.get(text, 0.0) for text in texts]
-        values = [value(query) if callable(value) else query.t.new_tensor(value) for value in values]
+    def coefficients_of(terms: Mapping[Text, Coefficient], query: Query) -> Tensor:  # [K, B] on the host
+        values, t = [terms.get(text, 0.0) for text in texts], on_host(query.t)
+        values = [on_host(value(query)) if callable(value) else t.new_tensor(value) for value in values]
         return torch.stack([value.expand(len(query.x)) for value in values])
 
     def predict(query: Query, x_t: Tensor) -> tuple[Tensor, int, Tensor]:
         sums = [coefficients_of(terms, query) for terms in (prediction, reference)]
         e, nfe = noise_under_texts(query, x_t, texts, (sums[0] != 0) | (sums[1] != 0))
+        sums = at_once(e.device, *sums)
         predicted, compared = ((c.to(e).reshape(*c.shape, *[1] * (e.ndim - 2)) * e).sum(0) for c in sums)
         return predicted, nfe, compared
 
@@ -189,14 +190,16 @@ def linear_combination(
 
 
 def noise_under_texts(query: Query, x_t: Tensor, texts: list[Text], where: Tensor) -> tuple[Tensor, int]:
-    """Noise [K, B, ...] under K texts where `where` [K, B] is true, zero elsewhere; and the NFE of the one call."""
+    """Noise [K, B, ...] under K texts where `where` [K, B] (host) is true, zero elsewhere; the NFE of the one call."""
     own, k = query.conditioning, len(texts)
     each = Condition.cat([text(query) for text in texts])  # K B rows
     conditioning = Conditioning(each, Condition.cat([own.negative] * k))
     if own.perp is not None and own.perp_weights is not None:  # beside the prompt only
         weights = torch.cat([own.perp_weights * float(text is positive) for text in texts])
         conditioning = replace(conditioning, perp=Condition.cat([own.perp] * k), perp_weights=weights)
-    rows = where.flatten().nonzero().squeeze(1)
+    rows = torch.arange(where.numel(), device=x_t.device)
+    if not bool(where.all()):
+        (rows,) = at_once(x_t.device, where.flatten().nonzero().squeeze(1))
     sample = rows % len(x_t)
     # At scale 1 guidance is e_c plus the Perp-Neg push, and evaluates nothing else where nothing pushes.
     e, nfe = guided_prediction(query.prior, x_t[sample], query.t[sample], conditioning[rows], 1.0)

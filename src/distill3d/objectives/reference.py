@@ -63,7 +63,7 @@ def student(model: Student, camera: float = 1.0, steps: int = 1, lookahead: bool
     def reference(query: Query, x_t: Tensor, kappa: Tensor) -> tuple[Tensor, int]:
         b, nfe = len(x_t), train(query) if lookahead else 0
         rows = torch.arange(b, device=x_t.device).repeat(len(kinds))
-        with_camera = torch.tensor(kinds, device=x_t.device).repeat_interleave(b)
+        with_camera = torch.cat([torch.full((b,), kind, device=x_t.device) for kind in kinds])
         e = model.predict(x_t[rows], query.t[rows], query.conditioning[rows], with_camera)
         out = cfg(e[b:], e[:b], camera) if len(kinds) == 2 else e
         return out, len(rows) + (nfe if lookahead else train(query))

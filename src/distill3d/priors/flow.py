@@ -74,7 +74,7 @@ class FluxPrior(FrozenPrior):
         """The velocity [N, *sample_shape]; the tokens of the transformer are patches of 2 x 2 latents."""
         n, c, h, w = x_t.shape
         tokens = x_t.reshape(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w // 4, 4 * c)
-        rows, columns = torch.meshgrid(torch.arange(h // 2), torch.arange(w // 2), indexing="ij")
+        rows, columns = torch.meshgrid(*(torch.arange(n // 2, device=x_t.device) for n in (h, w)), indexing="ij")
         positions = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3).to(x_t)
         guidance = None
         if self.network.config.guidance_embeds:

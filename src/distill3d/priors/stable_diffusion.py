@@ -96,9 +96,9 @@ class SDXLPrior(LatentPrior):
 
     def unet_options(self, condition: Condition) -> dict[str, object]:
         """The pooled text, and the sizes of an image that was neither resized nor cropped (section 2.2 of SDXL)."""
-        s = self.image_size
-        sizes = torch.tensor([s, s, 0, 0, s, s], device=condition.hidden.device, dtype=condition.hidden.dtype)
-        return {"added_cond_kwargs": {"text_embeds": condition.pooled, "time_ids": sizes.expand(len(condition), -1)}}
+        sizes = condition.hidden.new_full((len(condition), 6), self.image_size)
+        sizes[:, 2:4] = 0
+        return {"added_cond_kwargs": {"text_embeds": condition.pooled, "time_ids": sizes}}
 
 
 class MultiViewPrior(LatentPrior):

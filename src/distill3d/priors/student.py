@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from distill3d.devices import at_once
 from distill3d.diffusion import random as draw
 from distill3d.diffusion.random import Generators
 from distill3d.diffusion.schedule import coefficients, from_eps
@@ -81,9 +82,10 @@ class Student:
 
     def learn(self, x: Float[Tensor, " b *x"], conditioning: Conditioning, generator: Generators) -> int:
         """One step of AdamW on `loss` with random t and noise for x; returns its network evaluations."""
-        t = draw.uniform(len(x), generator).to(x)
-        noise = draw.normal(x, generator)
-        with_camera = draw.uniform(len(x), generator).to(x.device) >= self.camera_dropout
+        t = draw.uniform(len(x), generator).to(x.dtype)
+        noise = draw.standard_normal(tuple(x.shape), generator).to(x.dtype)
+        with_camera = draw.uniform(len(x), generator) >= self.camera_dropout
+        t, noise, with_camera = at_once(x.device, t, noise, with_camera)
         with torch.enable_grad():
             loss = self.loss(x, t, noise, conditioning, with_camera)
         self.optimizer.zero_grad(set_to_none=True)

@@ -14,7 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from distill3d.cameras import focal_length
+from distill3d.devices import marked
 
+PART = 1 << 20  # candidate pixels that are tested at once
 NEAR = 1e-3  # world units: faces with a corner closer to the camera's plane, or behind it, are not drawn
 
 
@@ -56,19 +58,19 @@ def rasterize(
 
     face_image = points.new_full((height * width,), -1, dtype=torch.long)
     nearest = points.new_zeros(height * width)
-    barycentric = points.new_zeros(height * width, 3)
-    for index in _parts(corner, seen, height, width):
-        local, column, row = _fragments(corner[index, :, :2], seen[index], height, width)
+    barycentric = points.new_zeros(height * width + 1, 3)  # the last row is for what is hidden
+    for index, total in _parts(corner, seen, height, width):
+        local, column, row = _fragments(corner[index, :, :2], height, width, total)
         inside, weights, depth = _barycentric(corner[index[local]], area[index[local]], column, row)
         face, pixel = index[local][inside], (row * width + column)[inside]
         nearest.scatter_reduce_(0, pixel, depth, "amax")
         winner = depth == nearest[pixel]
-        face, pixel, weights = face[winner], pixel[winner], weights[winner]
         # Of two faces at the same depth always the later one: an assignment with a repeated index may keep either.
-        changed = torch.zeros_like(face_image).scatter_reduce_(0, pixel, face + 1, "amax") - 1
-        kept = changed[pixel] == face
-        face_image[pixel[kept]] = face[kept]
-        barycentric[pixel[kept]] = weights[kept]
+        drawn = torch.where(winner, face + 1, 0)
+        changed = torch.zeros_like(face_image).scatter_reduce_(0, pixel, drawn, "amax") - 1
+        face_image = torch.where(changed >= 0, changed, face_image)
+        barycentric[torch.where(winner & (changed[pixel] == face), pixel, height * width)] = weights
+    barycentric = barycentric[:-1]
     if not cull:
         flipped = (face_image >= 0) & turned[face_image.clamp_min(0)]
         barycentric = torch.where(flipped[:, None], barycentric.flip(1), barycentric)
@@ -94,8 +96,8 @@ def rasterize_plane(
     corner[turned] = corner[turned].flip(1)
     face_image = torch.full((height * width,), -1)
     barycentric = torch.zeros(height * width, 3, dtype=points.dtype)
-    for index in _parts(corner, area != 0, height, width):
-        local, column, row = _fragments(corner[index, :, :2], area[index] != 0, height, width)
+    for index, total in _parts(corner, area != 0, height, width):
+        local, column, row = _fragments(corner[index, :, :2], height, width, total)
         inside, weights, _ = _barycentric(corner[index[local]], area[index[local]].abs(), column, row)
         face, pixel = index[local][inside], (row * width + column)[inside]
         weights = torch.where(turned[face, None], weights.flip(1), weights)
@@ -119,9 +121,9 @@ def plane_fragments(
     area = (c[:, 0] - a[:, 0]) * (b[:, 1] - a[:, 1]) - (c[:, 1] - a[:, 1]) * (b[:, 0] - a[:, 0])
     corner = torch.where((area < 0)[:, None, None], corner.flip(1), corner)
     found = [(faces.new_zeros(0), faces.new_zeros(0))]
-    for index in _parts(corner, area != 0, height, width):
-        local, column, row = _fragments(corner[index], area[index] != 0, height, width)
-        inside = (_edges(corner[index[local]], column, row) >= 0).all(1)
+    for index, total in _parts(corner, area != 0, height, width):
+        local, column, row = _fragments(corner[index], height, width, total)
+        inside = (_edges(corner[index[local]], column, row) >= 0).all(1).nonzero()[:, 0]
         found.append((index[local][inside], (row * width + column)[inside]))
     face, pixel = zip(*found, strict=True)
     return torch.cat(face), torch.cat(pixel)
@@ -144,8 +146,8 @@ def column_crossings(
     # The inside test expects the other orientation, because its rows count downwards.
     turned = torch.where((area > 0)[:, None, None], corner.flip(1), corner)
     found = []
-    for index in _parts(turned, area != 0, height, width):
-        local, column, row = _fragments(turned[index, :, :2], area[index] != 0, height, width)
+    for index, total in _parts(turned, area != 0, height, width):
+        local, column, row = _fragments(turned[index, :, :2], height, width, total)
         face = index[local]
         flat = torch.cat((turned[face][..., :2], torch.ones_like(turned[face][..., :1])), dim=2)
         inside, weights, _ = _barycentric(flat, area[face].abs(), column, row)
@@ -157,37 +159,43 @@ def column_crossings(
     return torch.cat(pixel), torch.cat(z), torch.cat(sign)
 
 
-def _parts(corner: Tensor, seen: Tensor, height: int, width: int) -> Iterator[Tensor]:
-    """Indices of the faces `seen`, in parts of about a million candidate pixels, to bound the memory."""
+def _parts(corner: Tensor, seen: Tensor, height: int, width: int) -> Iterator[tuple[Tensor, int]]:
+    """Indices of the faces `seen`, in parts of about a million candidate pixels, to bound the memory; their number."""
     low, high = _boxes(corner[..., :2], height, width)
     size = (high - low + 1).clamp_min(0).prod(1) * seen
-    index = size.nonzero()[:, 0]
-    part = torch.div(size[index].cumsum(0), 1 << 20, rounding_mode="floor")
-    yield from index.split(part.unique_consecutive(return_counts=True)[1].tolist())
+    faces, total = torch.stack(((size > 0).sum(), size.sum())).tolist()
+    index = marked(size > 0, faces)
+    if total < PART:
+        yield from [(index, total)] if faces else []
+        return
+    part = torch.div(size[index].cumsum(0), PART, rounding_mode="floor")
+    for some in index.split(part.unique_consecutive(return_counts=True)[1].tolist()):
+        yield some, int(size[some].sum())
 
 
 def _boxes(corner: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """First and last pixel (column, row) [F, 2] of the bounding boxes of faces [F, 3 corners, 2]."""
     low = corner.amin(1).ceil().clamp_min(0).long()
-    return low, torch.minimum(corner.amax(1).floor().long(), low.new_tensor([width - 1, height - 1]))
+    column, row = corner.amax(1).floor().long().unbind(1)
+    return low, torch.stack((column.clamp_max(width - 1), row.clamp_max(height - 1)), 1)
 
 
-def _fragments(corner: Tensor, seen: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Face, column and row of all pixel centers in the bounding boxes of the faces [F, 3 corners, 2] `seen` [F]."""
+def _fragments(corner: Tensor, height: int, width: int, total: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Face, column and row of all pixel centers, `total` of them, in the bounding boxes of faces [F, 3 corners, 2]."""
     low, high = _boxes(corner, height, width)
-    extent = (high - low + 1).clamp_min(0) * seen[:, None]
+    extent = high - low + 1
     count = extent[:, 0] * extent[:, 1]
-    face = torch.repeat_interleave(torch.arange(len(corner), device=corner.device), count)
-    offset = torch.arange(len(face), device=corner.device) - torch.repeat_interleave(count.cumsum(0) - count, count)
+    face = torch.repeat_interleave(torch.arange(len(corner), device=corner.device), count, output_size=total)
+    offset = torch.arange(total, device=corner.device) - (count.cumsum(0) - count)[face]
     column = low[face, 0] + offset % extent[face, 0]
     row = low[face, 1] + torch.div(offset, extent[face, 0], rounding_mode="floor")
     return face, column, row
 
 
 def _barycentric(corner: Tensor, area: Tensor, column: Tensor, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Inside test of all fragments; weights and inverse depth of those inside."""
+    """Which fragments are inside; their weights and inverse depth."""
     edge = _edges(corner, column, row)
-    inside = (edge >= 0).all(1)
+    inside = (edge >= 0).all(1).nonzero()[:, 0]
     screen = edge[inside] / area[inside, None]
     weighted = screen * corner[inside, :, 2]  # perspective: interpolate 1/z linearly on the screen
     depth = weighted.sum(1)

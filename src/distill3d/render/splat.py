@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distill3d.cameras import focal_length, world_to_camera
+from distill3d.devices import marked
 from distill3d.render.shading import over_background
 from distill3d.render.splat_compositing import Footprints, SplatSampling, composite
 from distill3d.types import Cameras, Rendering
@@ -97,8 +98,12 @@ def render_splats(
 
 def _world_to_view(cameras: Cameras) -> Tensor:
     """Rotations [B, 3, 3] from the world to right, down and forward."""
-    flip = cameras.fov_y.new_tensor([1.0, -1.0, -1.0])
-    return (cameras.camera_to_world[:, :3, :3] * flip).mT
+    return _flipped(cameras.camera_to_world[:, :3, :3]).mT
+
+
+def _flipped(values: Tensor) -> Tensor:
+    """Right, up and back [..., 3] as right, down and forward."""
+    return torch.cat((values[..., :1], -values[..., 1:]), -1)
 
 
 def _image(
@@ -112,17 +117,17 @@ def _image(
 ) -> Tensor:
     """Features [B, C, size, size], composited view by view."""
     rotation = _world_to_view(cameras)
-    place = world_to_camera(cameras, splats.means) * splats.means.new_tensor([1.0, -1.0, -1.0])  # right, down, forward
+    place = _flipped(world_to_camera(cameras, splats.means))  # right, down, forward
     drawn = place[..., 2] > sampling.near
     # Splats behind the camera get a harmless place: the numbers are not used, but must be finite.
-    place = torch.where(drawn[..., None], place, place.new_tensor([0.0, 0.0, 1.0]))
-    depth, slope = place[..., 2], place[..., :2] / place[..., 2:]
+    depth = torch.where(drawn, place[..., 2], 1.0)
+    slope = torch.where(drawn[..., None], place[..., :2], 0.0) / depth[..., None]
     focal = focal_length(cameras.fov_y, size)[:, None]
     center = 0.5 * size + focal[..., None] * slope
     if watch is not None and center.requires_grad:
         center.register_hook(watch)
-    covariance = _footprint(splats, rotation, depth, slope, focal, size) + sampling.blur * center.new_tensor([1, 0, 1])
-    cc, cr, rr = covariance.unbind(-1)
+    cc, cr, rr = _footprint(splats, rotation, depth, slope, focal, size).unbind(-1)
+    cc, rr = cc + sampling.blur, rr + sampling.blur
     conic = torch.stack((rr, -cr, cc), -1) / (cc * rr - cr * cr)[..., None]
     opacity = torch.sigmoid(splats.opacities)
     drawn = drawn & (opacity > sampling.min_alpha)
@@ -132,8 +137,8 @@ def _image(
     features = _features(splats, cameras, depth, normals)
 
     images = []
-    for view in range(len(cameras)):
-        visible = drawn[view].nonzero()[:, 0]
+    for view, count in enumerate(drawn.sum(1).tolist()):
+        visible = marked(drawn[view], count)
         order = visible[depth[view, visible].argsort(stable=True)]
         parts = (center[view], conic[view], opacity, features[view], reach[view])
         images.append(compositor(Footprints(*(part.index_select(0, order) for part in parts)), size, sampling))

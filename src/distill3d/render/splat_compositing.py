@@ -45,13 +45,14 @@ def composite(footprints: Footprints, size: int, sampling: SplatSampling) -> Flo
     The image is processed in bands of rows of about `sampling.chunk` fragments each.
     """
     box = _boxes(footprints.center, footprints.reach, size)
-    if not box[:, 2:].prod(1).any():
+    fragments = int(box[:, 2:].prod(1).sum())
+    if not fragments:
         return footprints.features.new_zeros(size * size, footprints.features.shape[1]) + 0 * footprints.features.sum()
-    bands = math.ceil(int(box[:, 2:].prod(1).sum()) / sampling.chunk)
+    bands = math.ceil(fragments / sampling.chunk)
     height = math.ceil(size / bands)
     parts = (footprints.center, footprints.conic, footprints.opacity, footprints.features, box)
     rows = [
-        _Composite.apply(*parts, size, (top, min(size, top + height)), sampling.min_alpha, sampling.max_alpha)
+        _Composite.apply(*parts, size, (top, min(size, top + height)), sampling, fragments if bands == 1 else None)
         for top in range(0, size, height)
     ]
     return torch.cat(rows)
@@ -70,21 +71,25 @@ def _boxes(center: Tensor, reach: Tensor, size: int) -> Tensor:
 
 class _Composite(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, center, conic, opacity, features, box, size, band, min_alpha, max_alpha) -> Tensor:
-        owner, column, row = _expand(box, band)
+    def forward(ctx, center, conic, opacity, features, box, size, band, sampling, count) -> Tensor:
+        owner, column, row = _expand(box, band, count)
         dx = (column + 0.5).to(center) - center[:, 0].index_select(0, owner)
         dy = (row + 0.5).to(center) - center[:, 1].index_select(0, owner)
         cc, cr, rr = (entry.index_select(0, owner) for entry in conic.unbind(1))
         power = (cc * dx + 2 * cr * dy).mul_(dx).add_(rr.mul_(dy).mul_(dy)).mul_(-0.5)
         alpha = power.exp_().mul_(opacity.index_select(0, owner))
 
-        keep = (alpha >= min_alpha).nonzero()[:, 0]
+        if alpha.device.type == "cpu":
+            keep = (alpha >= sampling.min_alpha).nonzero()[:, 0]
+        else:  # their number would be waited for: fragments without alpha add nothing
+            alpha = torch.where(alpha >= sampling.min_alpha, alpha, 0.0)
+            keep = torch.arange(len(alpha), device=alpha.device)
         pixel = ((row - band[0]) * size + column).index_select(0, keep)
         order, first = by_pixel(owner.index_select(0, keep), pixel, len(center), (band[1] - band[0]) * size)
         pixel, order = pixel.index_select(0, order), keep.index_select(0, order)
         owner, dx, dy, alpha = (values.index_select(0, order) for values in (owner, dx, dy, alpha))
-        free = alpha < max_alpha
-        alpha = alpha.clamp_max_(max_alpha)
+        free = alpha < sampling.max_alpha
+        alpha = alpha.clamp_max_(sampling.max_alpha)
 
         transmittance = _sum_before(torch.log1p(-alpha), pixel, first).exp().to(alpha)
         ctx.save_for_backward(center, conic, opacity, features, owner, pixel, first, dx, dy, alpha, transmittance, free)
@@ -132,13 +137,17 @@ def _sum_after(values: Tensor, pixel: Tensor, first: Tensor) -> Tensor:
     return total.index_select(0, first.index_select(0, pixel + 1)) - run
 
 
-def _expand(box: Tensor, band: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """All pixels of all boxes within a band of rows: index of the box, column and row, each [M] (int32)."""
+def _expand(box: Tensor, band: tuple[int, int], total: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """All pixels of all boxes within a band of rows: index of the box, column and row, each [M] (int32).
+
+    `total` is M if it is known.
+    """
     left, top, width, height = box.int().unbind(1)
     bottom = (top + height).clamp_max(band[1])
     top = top.clamp_min(band[0])
     count = width * (bottom - top).clamp_min(0)
-    owner = torch.repeat_interleave(torch.arange(len(box), device=box.device, dtype=torch.int32), count)
+    number = torch.arange(len(box), device=box.device, dtype=torch.int32)
+    owner = torch.repeat_interleave(number, count, output_size=total)
     begin = (count.cumsum(0) - count).int()
     place = torch.arange(len(owner), device=box.device, dtype=torch.int32) - begin.index_select(0, owner)
     width = width.index_select(0, owner)
@@ -156,7 +165,8 @@ def by_pixel(owner: Tensor, pixel: Tensor, splats: int, pixels: int) -> tuple[Te
 
 def by_pixel_sorted(pixel: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
     """`by_pixel` by sorting, on any device."""
-    first = torch.bincount(pixel, minlength=pixels).cumsum(0)
+    first = torch.zeros(pixels, dtype=torch.long, device=pixel.device)
+    first = first.index_add_(0, pixel, torch.ones_like(pixel, dtype=torch.long)).cumsum(0)
     return torch.sort(pixel, stable=True).indices, torch.nn.functional.pad(first, (1, 0))
 
 

@@ -114,5 +114,5 @@ def _triangles(seen: Bool[Tensor, "b h1 w1"]) -> tuple[Int[Tensor, "f 3"], Int[T
     a, b, c, d = index[:, :-1, :-1], index[:, :-1, 1:], index[:, 1:, :-1], index[:, 1:, 1:]
     triangle = torch.stack((torch.stack((a, b, c), -1), torch.stack((b, d, c), -1)), 3).view(-1, 3)
     pixel = torch.arange(a.numel(), device=seen.device).repeat_interleave(2)
-    kept = seen.flatten()[triangle].all(1)
+    kept = seen.flatten()[triangle].all(1).nonzero()[:, 0]
     return triangle[kept], pixel[kept]
