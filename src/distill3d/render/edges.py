@@ -38,7 +38,6 @@ class Crossings:
     inner: Int[Tensor, " k"]  # flat index of the pixel on the surface's side
     outer: Int[Tensor, " k"]  # its neighbor beyond the edge
     surplus: Float[Tensor, " k"]  # in [-1/2, 1/2], how much more than the inner pixel is covered; differentiable
-    depth: Float[Tensor, " k"]  # of the edge there
 
 
 def mesh_edges(faces: Int[Tensor, "f 3"]) -> Edges:
@@ -63,20 +62,21 @@ def antialias(
         pixels: vertices in pixels, (0.5, 0.5) is the center of the first.
         vertex_depth: depth of the vertices; an edge with an end at or behind the camera is skipped.
     """
-    out = []
-    for image, behind, place, far in zip(images, depth, pixels, vertex_depth, strict=True):
-        height, width = behind.shape
-        ends = silhouette(place.detach(), far.detach(), edges)
-        upright = (place[ends[:, 0]] - place[ends[:, 1]]).detach().abs().diff(dim=1)[:, 0] >= 0
-        flat = image.reshape(height * width, -1)
-        changes = torch.zeros_like(flat)
-        for chosen, rows in ((upright, True), (~upright, False)):
-            crossings = _visible(_crossings(place, far, ends[chosen], (height, width), rows), behind)
-            gap = flat[crossings.inner] - flat[crossings.outer]
-            target = torch.where(crossings.surplus > 0, crossings.outer, crossings.inner)
-            changes = changes.index_add(0, target, crossings.surplus[:, None] * gap)
-        out.append((flat + changes).view_as(image))
-    return torch.stack(out)
+    batch, height, width, _ = images.shape
+    found = [silhouette(*view, edges) for view in zip(pixels.detach(), vertex_depth.detach(), strict=True)]
+    # All views as one list of vertices, edges and pixels.
+    ends = torch.cat([of_view + view * pixels.shape[1] for view, of_view in enumerate(found)])
+    first = torch.cat([torch.full_like(of_view[:, 0], view * height * width) for view, of_view in enumerate(found)])
+    place, far, behind = pixels.flatten(0, 1), vertex_depth.flatten(), depth.flatten()
+    upright = (place[ends[:, 0]] - place[ends[:, 1]]).detach().abs().diff(dim=1)[:, 0] >= 0
+    flat = images.flatten(0, 2)
+    changes = torch.zeros_like(flat)
+    for chosen, rows in ((upright, True), (~upright, False)):
+        crossings = _crossings(place, far, ends, first, chosen, behind, (height, width), rows)
+        gap = flat[crossings.inner] - flat[crossings.outer]
+        target = torch.where(crossings.surplus > 0, crossings.outer, crossings.inner)
+        changes = changes.index_add(0, target, crossings.surplus[:, None] * gap)
+    return (flat + changes).unflatten(0, (batch, height, width))
 
 
 def silhouette(pixels: Float[Tensor, "v 2"], depth: Float[Tensor, " v"], edges: Edges) -> Int[Tensor, "s 2"]:
@@ -97,8 +97,21 @@ def _cross(a: Tensor, b: Tensor) -> Tensor:
     return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
 
 
-def _crossings(pixels: Tensor, depth: Tensor, ends: Tensor, shape: tuple[int, int], rows: bool) -> Crossings:
-    """Where edges [S, 2] cross the lines through pixel centers, the rows or the columns."""
+def _crossings(
+    pixels: Tensor,
+    depth: Tensor,
+    ends: Tensor,
+    first_pixel: Tensor,
+    chosen: Tensor,
+    behind: Tensor,
+    shape: tuple[int, int],
+    rows: bool,
+) -> Crossings:
+    """Where the `chosen` edges of [S, 2] cross the lines through pixel centers, the rows or the columns, unhidden.
+
+    Nothing hides them if beyond the edge something farther is seen, and before it the surface itself. `first_pixel`
+    [S] is that of the edge's view, among those of `behind`, the depths of all pixels.
+    """
     across, down = (0, 1) if rows else (1, 0)
     lines, cells = shape if rows else shape[::-1]
     a, b = pixels[ends[:, 0]], pixels[ends[:, 1]]
@@ -106,9 +119,9 @@ def _crossings(pixels: Tensor, depth: Tensor, ends: Tensor, shape: tuple[int, in
     high = torch.maximum(a[:, down], b[:, down]).detach()
     # A line through an end belongs to the edge that begins there, so that a chain of edges crosses it once.
     first = (low - 0.5).ceil().clamp(0, lines).long()
-    last = (high - 0.5).ceil().clamp(0, lines).long()
-    edge = torch.repeat_interleave(torch.arange(len(ends), device=ends.device), last - first)
-    begin = (last - first).cumsum(0) - (last - first)
+    count = ((high - 0.5).ceil().clamp(0, lines).long() - first) * chosen
+    edge = torch.repeat_interleave(torch.arange(len(ends), device=ends.device), count)
+    begin = count.cumsum(0) - count
     line = torch.arange(len(edge), device=ends.device) - begin[edge] + first[edge]
     a, b = a[edge], b[edge]
     u = (line + 0.5 - a[:, down]) / (b[:, down] - a[:, down])
@@ -119,17 +132,15 @@ def _crossings(pixels: Tensor, depth: Tensor, ends: Tensor, shape: tuple[int, in
     # Faces lie to the left of the direction a -> b as seen: to the right in the image for an edge that goes down.
     forward = (b[:, down] > a[:, down]) == rows
     cell = (at.detach() - 0.5).floor().long()
-    ok = (cell >= 0) & (cell < cells - 1)
+    inside = (cell >= 0) & (cell < cells - 1)
     distance = at - (cell + 0.5)  # from the center of the lower cell
-    inner, outer = torch.where(forward, cell + 1, cell), torch.where(forward, cell, cell + 1)
     surplus = torch.where(forward, 0.5 - distance, distance - 0.5)
     step, stride = (1, shape[1]) if rows else (shape[1], 1)
-    flat = line * stride
-    return Crossings((flat + inner * step)[ok], (flat + outer * step)[ok], surplus[ok], far[ok])
-
-
-def _visible(found: Crossings, behind: Tensor) -> Crossings:
-    """The crossings that nothing hides: beyond the edge something farther is seen, and before it the surface itself."""
-    inner, outer = behind.reshape(-1)[found.inner], behind.reshape(-1)[found.outer]
-    seen = (outer > found.depth) & (inner < outer) & (inner > found.depth * (1 - DEPTH_TOLERANCE))
-    return Crossings(found.inner[seen], found.outer[seen], found.surplus[seen], found.depth[seen])
+    lower = first_pixel[edge] + line * stride + cell.clamp(0, max(cells - 2, 0)) * step
+    # With one cell there is no neighbor, and nothing is inside.
+    upper = lower + step if cells > 1 else lower
+    inner, outer = torch.where(forward, upper, lower), torch.where(forward, lower, upper)
+    near, beyond = behind[inner], behind[outer]
+    seen = inside & (beyond > far) & (near < beyond) & (near > far * (1 - DEPTH_TOLERANCE))
+    seen = seen.nonzero()[:, 0]
+    return Crossings(inner[seen], outer[seen], surplus[seen])

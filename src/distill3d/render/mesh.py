@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from distill3d.cameras import focal_length, pixel_directions, world_to_camera
+from distill3d.devices import on_host
 from distill3d.render.interpolate import weighted_rows
 from distill3d.render.raster import in_front, rasterize
 from distill3d.types import Cameras
@@ -33,6 +34,11 @@ class RasterOutput:
     weights: Float[Tensor, "p 3"]  # of the face's corners, perspective-correct
     depth: Float[Tensor, " p"]  # along the optical axis, world units
 
+    @cached_property
+    def seen(self) -> Int[Tensor, " p"]:
+        """The pixels that see a face, as flat indices."""
+        return self.hit.flatten().nonzero()[:, 0]
+
     @property
     def hit(self) -> Bool[Tensor, "b h w"]:
         """Pixels that see a face."""
@@ -40,12 +46,12 @@ class RasterOutput:
 
     def image(self, values: Float[Tensor, "p c"]) -> Float[Tensor, "b h w c"]:
         """Values of the P pixels as images, 0 where nothing is seen."""
-        image = values.new_zeros(*self.face.shape, values.shape[-1])
-        return image.index_put((self.hit,), values)
+        image = values.new_zeros(self.face.numel(), values.shape[-1])
+        return image.index_copy(0, self.seen, values).unflatten(0, self.face.shape)
 
     def interpolate(self, values: Float[Tensor, "v c"], faces: Int[Tensor, "f 3"]) -> Float[Tensor, "p c"]:
         """Values at the places seen, from values at the vertices."""
-        rows = faces[self.face[self.hit]]
+        rows = faces[self.face.flatten()[self.seen]]
         if not self.weights.requires_grad:
             return weighted_rows(values, rows, self.weights)
         return (values[rows] * self.weights[..., None]).sum(1)
@@ -64,13 +70,15 @@ def rasterize_views(
     local = world_to_camera(cameras, vertices)
     with torch.no_grad():
         views = [
-            _rasterize(points, faces, float(fov), height, width)
-            for points, fov in zip(local, cameras.fov_y, strict=True)
+            _rasterize(points, faces, fov, height, width)
+            for points, fov in zip(local, on_host(cameras.fov_y).tolist(), strict=True)
         ]
         face = torch.stack([view[0] for view in views])
-        weights = torch.stack([view[1] for view in views])[face >= 0].to(vertices)
-    view, row, column = (face >= 0).nonzero().unbind(1)
-    corner = local[view[:, None], faces[face[view, row, column]]]  # [P, 3 corners, 3]
+        seen = (face >= 0).flatten().nonzero()[:, 0]
+        weights = torch.stack([view[1] for view in views]).flatten(0, 2)[seen].to(vertices)
+    row, column = torch.div(seen, width, rounding_mode="floor"), seen % width
+    view, row = torch.div(row, height, rounding_mode="floor"), row % height
+    corner = local[view[:, None], faces[face.flatten()[seen]]]  # [P, 3 corners, 3]
     if local.requires_grad:
         pixels = torch.stack((column, row), dim=1) + 0.5
         ray = pixel_directions(pixels, focal_length(cameras.fov_y, height)[view], height, width)
@@ -79,7 +87,9 @@ def rasterize_views(
         total = volume.sum(1, keepdim=True)
         safe = total.abs() > 1e-12  # a face seen edge-on keeps the weights of the rasterizer
         weights = torch.where(safe, volume / torch.where(safe, total, 1.0), weights)
-    return RasterOutput(face, weights, -(corner[..., 2] * weights).sum(1))
+    output = RasterOutput(face, weights, -(corner[..., 2] * weights).sum(1))
+    output.__dict__["seen"] = seen  # known already
+    return output
 
 
 def downsample(images: Float[Tensor, "b h w c"], factor: int) -> Tensor:

@@ -138,7 +138,7 @@ class MeshScene(nn.Module, Scene):
         """See `Scene.render`. Normals are interpolated from the vertices and turned to the visible side."""
         fine, vertices = size * self.options.supersample, self.vertices
         seen = rasterize_views(cameras, vertices, self.faces, fine, fine)
-        view = seen.hit.nonzero()[:, 0]
+        view = torch.div(seen.seen, fine * fine, rounding_mode="floor")
         points = seen.interpolate(vertices, self.faces)
         from_eye = points - cameras.camera_to_world[view, :3, 3]
         length = from_eye.norm(dim=1, keepdim=True)

@@ -42,6 +42,7 @@ class SurfaceGrid(nn.Module):
             raise ValueError(f"levels must be 2 to 4096 lattice points a side each, got {tuple(levels)}")
         self.levels, self.half_size = tuple(levels), half_size
         self.keys = []
+        self._neighbors: list[list[tuple[Tensor, Tensor]]] | None = None  # of `roughness`, found once
         self.tables = nn.ParameterList()
         for level in self.levels:
             keys = torch.cat([self._keys(part, level)[0].unique() for part in points.split(PART)]).unique()
@@ -50,7 +51,7 @@ class SurfaceGrid(nn.Module):
 
     def _apply(self, fn, recurse: bool = True) -> SurfaceGrid:
         """Moves the keys with the module: they are neither parameters nor part of its state."""
-        self.keys = [fn(keys) for keys in self.keys]
+        self.keys, self._neighbors = [fn(keys) for keys in self.keys], None
         return super()._apply(fn, recurse)
 
     def forward(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n c"]:
@@ -100,13 +101,21 @@ class SurfaceGrid(nn.Module):
 
     def roughness(self) -> Float[Tensor, ""]:
         """Mean squared difference of neighboring lattice points, summed over levels and axes."""
+        if self._neighbors is None:
+            self._neighbors = [[self._pairs(i, s) for s in (1, n, n * n)] for i, n in enumerate(self.levels)]
         total = self.tables[0].new_zeros(())
-        for i, (table, level, keys) in enumerate(zip(self.tables, self.levels, self.keys, strict=True)):
-            for stride in (1, level, level * level):
-                index, found = self._find(i, keys + stride)
-                found &= keys.div(stride, rounding_mode="floor") % level < level - 1  # the last of a row has none
-                total = total + (table[index[found]] - table[found]).square().sum() / max(1, table.numel())
+        for table, pairs in zip(self.tables, self._neighbors, strict=True):
+            for first, second in pairs:
+                total = total + (table[second] - table[first]).square().sum() / max(1, table.numel())
         return total
+
+    def _pairs(self, i: int, stride: int) -> tuple[Tensor, Tensor]:
+        """Rows of the table of level i that are neighbors along one axis."""
+        level, keys = self.levels[i], self.keys[i]
+        index, found = self._find(i, keys + stride)
+        found &= keys.div(stride, rounding_mode="floor") % level < level - 1  # the last of a row has none
+        first = found.nonzero()[:, 0]
+        return first, index[first]
 
     def _find(self, i: int, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of the table of level i that have these keys, and whether they exist."""
