@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 DEPTH_TOLERANCE = 0.05  # fraction of the depth by which a surface may bulge in front of its own silhouette
@@ -65,22 +65,28 @@ def antialias(
     batch, height, width, _ = images.shape
     found = [silhouette(*view, edges) for view in zip(pixels.detach(), vertex_depth.detach(), strict=True)]
     # All views as one list of vertices, edges and pixels.
-    ends = torch.cat([of_view + view * pixels.shape[1] for view, of_view in enumerate(found)])
-    first = torch.cat([torch.full_like(of_view[:, 0], view * height * width) for view, of_view in enumerate(found)])
+    ends = torch.cat([of_view + view * pixels.shape[1] for view, (of_view, _) in enumerate(found)])
+    kept = torch.cat([of_view for _, of_view in found])
+    first = torch.arange(batch, device=ends.device).repeat_interleave(len(edges.ends)) * (height * width)
     place, far, behind = pixels.flatten(0, 1), vertex_depth.flatten(), depth.flatten()
     upright = (place[ends[:, 0]] - place[ends[:, 1]]).detach().abs().diff(dim=1)[:, 0] >= 0
+    sides = ((upright, True), (~upright, False))
     flat = images.flatten(0, 2)
     changes = torch.zeros_like(flat)
-    for chosen, rows in ((upright, True), (~upright, False)):
-        crossings = _crossings(place, far, ends, first, chosen, behind, (height, width), rows)
+    spans = [_spans(place, ends, kept & chosen, height if rows else width, rows) for chosen, rows in sides]
+    totals = torch.stack([count.sum() for _, count in spans]).tolist()
+    for (_, rows), span, total in zip(sides, spans, totals, strict=True):
+        crossings = _crossings(place, far, ends, first, span, total, behind, (height, width), rows)
         gap = flat[crossings.inner] - flat[crossings.outer]
         target = torch.where(crossings.surplus > 0, crossings.outer, crossings.inner)
         changes = changes.index_add(0, target, crossings.surplus[:, None] * gap)
     return (flat + changes).unflatten(0, (batch, height, width))
 
 
-def silhouette(pixels: Float[Tensor, "v 2"], depth: Float[Tensor, " v"], edges: Edges) -> Int[Tensor, "s 2"]:
-    """Vertices of the edges in front of the camera all of whose faces lie on one side of them in the image.
+def silhouette(
+    pixels: Float[Tensor, "v 2"], depth: Float[Tensor, " v"], edges: Edges
+) -> tuple[Int[Tensor, "e 2"], Bool[Tensor, " e"]]:
+    """Vertices of the edges, and which edges are in front of the camera with all their faces on one side in the image.
 
     Seen from the first to the second vertex the faces are on the left, with rows counted downwards.
     """
@@ -90,11 +96,20 @@ def silhouette(pixels: Float[Tensor, "v 2"], depth: Float[Tensor, " v"], edges: 
     count = torch.zeros_like(total).index_add(0, edges.edge, side.abs())
     before = (depth[edges.ends] > 0).all(1)
     kept = (count > 0) & (total.abs() == count) & before
-    return torch.where((total > 0)[:, None], edges.ends.flip(1), edges.ends)[kept]
+    return torch.where((total > 0)[:, None], edges.ends.flip(1), edges.ends), kept
 
 
 def _cross(a: Tensor, b: Tensor) -> Tensor:
     return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+
+
+@torch.no_grad()
+def _spans(pixels: Tensor, ends: Tensor, chosen: Tensor, lines: int, rows: bool) -> tuple[Tensor, Tensor]:
+    """The first line through pixel centers, of rows or columns, that each edge [E, 2] crosses, and how many it does."""
+    a, b = pixels[ends][..., 1 if rows else 0].unbind(1)
+    # A line through an end belongs to the edge that begins there, so that a chain of edges crosses it once.
+    first = (torch.minimum(a, b) - 0.5).ceil().clamp(0, lines).long()
+    return first, ((torch.maximum(a, b) - 0.5).ceil().clamp(0, lines).long() - first) * chosen
 
 
 def _crossings(
@@ -102,28 +117,24 @@ def _crossings(
     depth: Tensor,
     ends: Tensor,
     first_pixel: Tensor,
-    chosen: Tensor,
+    span: tuple[Tensor, Tensor],
+    total: int,
     behind: Tensor,
     shape: tuple[int, int],
     rows: bool,
 ) -> Crossings:
-    """Where the `chosen` edges of [S, 2] cross the lines through pixel centers, the rows or the columns, unhidden.
+    """Where edges [E, 2] cross the lines of their `span`, `total` in all; the surplus is 0 where something hides it.
 
-    Nothing hides them if beyond the edge something farther is seen, and before it the surface itself. `first_pixel`
-    [S] is that of the edge's view, among those of `behind`, the depths of all pixels.
+    Nothing hides it if beyond the edge something farther is seen, and before it the surface itself. `first_pixel`
+    [E] is that of the edge's view, among those of `behind`, the depths of all pixels.
     """
     across, down = (0, 1) if rows else (1, 0)
-    lines, cells = shape if rows else shape[::-1]
-    a, b = pixels[ends[:, 0]], pixels[ends[:, 1]]
-    low = torch.minimum(a[:, down], b[:, down]).detach()
-    high = torch.maximum(a[:, down], b[:, down]).detach()
-    # A line through an end belongs to the edge that begins there, so that a chain of edges crosses it once.
-    first = (low - 0.5).ceil().clamp(0, lines).long()
-    count = ((high - 0.5).ceil().clamp(0, lines).long() - first) * chosen
-    edge = torch.repeat_interleave(torch.arange(len(ends), device=ends.device), count)
+    cells = shape[1] if rows else shape[0]
+    first, count = span
+    edge = torch.repeat_interleave(torch.arange(len(ends), device=ends.device), count, output_size=total)
     begin = count.cumsum(0) - count
-    line = torch.arange(len(edge), device=ends.device) - begin[edge] + first[edge]
-    a, b = a[edge], b[edge]
+    line = torch.arange(total, device=ends.device) - begin[edge] + first[edge]
+    a, b = pixels[ends[edge, 0]], pixels[ends[edge, 1]]
     u = (line + 0.5 - a[:, down]) / (b[:, down] - a[:, down])
     at = a[:, across] + u * (b[:, across] - a[:, across])
     start, stop = depth[ends[edge, 0]].detach(), depth[ends[edge, 1]].detach()
@@ -142,5 +153,4 @@ def _crossings(
     inner, outer = torch.where(forward, upper, lower), torch.where(forward, lower, upper)
     near, beyond = behind[inner], behind[outer]
     seen = inside & (beyond > far) & (near < beyond) & (near > far * (1 - DEPTH_TOLERANCE))
-    seen = seen.nonzero()[:, 0]
-    return Crossings(inner[seen], outer[seen], surplus[seen])
+    return Crossings(inner, outer, torch.where(seen, surplus, 0.0))

@@ -58,10 +58,12 @@ def rasterize(
 
     face_image = points.new_full((height * width,), -1, dtype=torch.long)
     nearest = points.new_zeros(height * width)
+    cpu = points.device.type == "cpu"
     barycentric = points.new_zeros(height * width + 1, 3)  # the last row is for what is hidden
     for index, total in _parts(corner, seen, height, width):
         local, column, row = _fragments(corner[index, :, :2], height, width, total)
-        inside, weights, depth = _barycentric(corner[index[local]], area[index[local]], column, row)
+        # The number of those inside would be waited for.
+        inside, weights, depth = _barycentric(corner[index[local]], area[index[local]], column, row, cpu)
         face, pixel = index[local][inside], (row * width + column)[inside]
         nearest.scatter_reduce_(0, pixel, depth, "amax")
         winner = depth == nearest[pixel]
@@ -192,13 +194,19 @@ def _fragments(corner: Tensor, height: int, width: int, total: int) -> tuple[Ten
     return face, column, row
 
 
-def _barycentric(corner: Tensor, area: Tensor, column: Tensor, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Which fragments are inside; their weights and inverse depth."""
+def _barycentric(
+    corner: Tensor, area: Tensor, column: Tensor, row: Tensor, chosen: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which fragments are inside; their weights and inverse depth.
+
+    Not `chosen`: all fragments, and those outside have the inverse depth -1.
+    """
     edge = _edges(corner, column, row)
-    inside = (edge >= 0).all(1).nonzero()[:, 0]
+    covered = (edge >= 0).all(1)
+    inside = covered.nonzero()[:, 0] if chosen else torch.arange(len(edge), device=edge.device)
     screen = edge[inside] / area[inside, None]
     weighted = screen * corner[inside, :, 2]  # perspective: interpolate 1/z linearly on the screen
-    depth = weighted.sum(1)
+    depth = weighted.sum(1) if chosen else torch.where(covered, weighted.sum(1), -1.0)
     return inside, weighted / depth[:, None], depth
 
 
