@@ -24,3 +24,19 @@ def test_functions_are_not_hidden_by_packages_of_the_same_name():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_neither_an_import_nor_the_help_loads_torch():
+    """torch takes seconds; what a command needs is imported when it runs."""
+    code = (
+        "import sys, distill3d, distill3d.cli.main as cli;"
+        "assert cli.run(['--help']) == 0 and cli.run(['--version']) == 0;"
+        "assert not {'torch', 'numpy'} & set(sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_names_that_are_loaded_on_demand_are_the_public_ones():
+    assert {*d3d._HOME, "__version__"} == set(d3d.__all__) <= set(dir(d3d))
+    assert not hasattr(d3d, "nonsense")

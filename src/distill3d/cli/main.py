@@ -12,21 +12,15 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import make_dataclass
 from functools import reduce
+from importlib import import_module
 from operator import or_
 from typing import Annotated, Any, Protocol
 
 import tyro
 
-from distill3d.cli.bench import Bench
-from distill3d.cli.doctor import Doctor
-from distill3d.cli.images import Compare, Image
-from distill3d.cli.meshes import Refine, Texture
-from distill3d.cli.objects import Export, Generate, Render, Resume
-from distill3d.cli.paper import Paper
-from distill3d.cli.recipes import Recipes
-from distill3d.cli.shared import memory_advice
 from distill3d.files import explain
 from distill3d.interrupts import raise_on_signals, signal_of
 from distill3d.untrusted import CONTROL, printable
@@ -35,13 +29,43 @@ DESCRIPTION = """Text to 3D by score distillation from a frozen 2D diffusion mod
 
 distill3d generate "a red mushroom" makes an object; distill3d COMMAND --help shows the flags of a command;
 distill3d --version shows the version."""
-COMMANDS: dict[str, type[Command]] = {
-    command.__name__.lower(): command
-    for command in (
-        *(Generate, Texture, Refine, Resume, Export, Render),
-        *(Image, Compare, Bench, Paper, Recipes, Doctor),
-    )
+# The module of each command, and the first line of its docstring: help needs neither the command nor torch.
+SUMMARIES = {
+    "generate": ("objects", "Make a 3D object from a prompt."),
+    "texture": ("meshes", "Texture a mesh from a prompt; its shape stays as it is."),
+    "refine": (
+        "meshes",
+        "Refine the texture and the surface of a run's mesh with the same prompt, in a new run folder.",
+    ),
+    "resume": ("objects", "Continue a run from its last checkpoint."),
+    "export": ("objects", "Write the mesh of a run again: with another texture, format or resolution."),
+    "render": ("objects", "Render a run again, as a turntable video."),
+    "image": ("images", "Make an image from a prompt, with DDIM or any objective."),
+    "compare": ("images", "Compare methods: one prompt and one seed, all images labeled in one, and a table."),
+    "bench": ("bench", "Compare methods on objects: the same prompts, seeds, scene, cameras and budget for all."),
+    "paper": (
+        "paper",
+        "Repeat an experiment of the paper (Lukoianov et al. 2024) on a prior of your choice.",
+    ),
+    "recipes": ("recipes", "Show the recipes side by side, or write one as a configuration file."),
+    "doctor": ("doctor", "Show what is installed, which devices and priors there are, and how fast a prior runs here."),
 }
+
+
+class _Commands(Mapping[str, "type[Command]"]):
+    """The commands by name, each imported when it is asked for."""
+
+    def __getitem__(self, name: str) -> type[Command]:
+        return getattr(import_module(f"distill3d.cli.{SUMMARIES[name][0]}"), name.capitalize())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(SUMMARIES)
+
+    def __len__(self) -> int:
+        return len(SUMMARIES)
+
+
+COMMANDS = _Commands()
 
 
 class Command(Protocol):
@@ -112,9 +136,13 @@ def parse(argv: Sequence[str]) -> Command:
     Raises:
         SystemExit: with status 0 after --help, with 2 and tyro's message on stderr for anything wrong.
     """
+    asked = argv[0] if argv else ""
     commands: list[Any] = [
-        Annotated[kind, tyro.conf.subcommand(name, description=(kind.__doc__ or "").partition("\n")[0])]
-        for name, kind in COMMANDS.items()
+        Annotated[
+            COMMANDS[name] if name == asked else make_dataclass(name.capitalize(), []),
+            tyro.conf.subcommand(name, description=summary),
+        ]
+        for name, (_, summary) in SUMMARIES.items()
     ]
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
     return tyro.cli(reduce(or_, commands), prog="distill3d", description=DESCRIPTION, args=argv, config=config)
@@ -122,6 +150,7 @@ def parse(argv: Sequence[str]) -> Command:
 
 def _explain(error: Exception, command: Command) -> int:
     """One line for an error that a user can do something about, and its status; others are raised again."""
+    from distill3d.cli.shared import memory_advice
     from distill3d.distill.divergence import Diverged
     from distill3d.priors.components.folder import is_out_of_memory
 
