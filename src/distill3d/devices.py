@@ -18,22 +18,22 @@ def at_once(device: torch.device | str, *tensors: Tensor) -> list[Tensor]:
     They must not be changed in place. They are packed as bytes, the widest types first, so that all are aligned.
     """
     device = torch.device(device)
-    moved = [x if x.device == device else None for x in tensors]
-    order = [i for i, x in enumerate(tensors) if moved[i] is None and x.device.type == "cpu"]
-    order.sort(key=lambda i: -tensors[i].element_size())
+    order = [i for i, x in enumerate(tensors) if x.device.type == "cpu" and x.device != device]
+    moved = [x if i in order else x.to(device) for i, x in enumerate(tensors)]
     if order:
+        order.sort(key=lambda i: -tensors[i].element_size())
         parts = [tensors[i].detach().contiguous().reshape(-1).view(torch.uint8) for i in order]
         ends = accumulate((len(part) for part in parts), initial=0)
         packed = torch.cat(parts).to(device)
         for i, (begin, end) in zip(order, pairwise(ends), strict=True):
             moved[i] = packed[begin:end].view(tensors[i].dtype).view(tensors[i].shape)
-            moved[i].came_from = tensors[i]
-    return [tensors[i].to(device) if x is None else x for i, x in enumerate(moved)]
+            vars(moved[i])["came_from"] = tensors[i]
+    return moved
 
 
 def on_host(x: Tensor) -> Tensor:
     """The values of x on the host, for what is decided there: known if `at_once` brought x to its device."""
-    return getattr(x, "came_from", x).cpu()
+    return vars(x).get("came_from", x).cpu()
 
 
 def marked(mask: Bool[Tensor, " n"], count: int) -> Int[Tensor, " count"]:

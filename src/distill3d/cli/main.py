@@ -137,9 +137,10 @@ def parse(argv: Sequence[str]) -> Command:
         SystemExit: with status 0 after --help, with 2 and tyro's message on stderr for anything wrong.
     """
     asked = argv[0] if argv else ""
+    completion = asked.startswith("--tyro")  # which lists the flags of all
     commands: list[Any] = [
         Annotated[
-            COMMANDS[name] if name == asked else make_dataclass(name.capitalize(), []),
+            COMMANDS[name] if completion or name == asked else make_dataclass(name.capitalize(), []),
             tyro.conf.subcommand(name, description=summary),
         ]
         for name, (_, summary) in SUMMARIES.items()

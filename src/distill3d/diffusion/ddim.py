@@ -201,7 +201,7 @@ def _solve(
     path = times if isinstance(times, Path) else Path.of(x, times, generator if eta > 0 and noise is None else None)
     slope = _Slope(x) if solver == "ab2" else None
     for hop in path.hops:
-        everyone, rows = hop.rows is None, slice(None) if hop.rows is None else hop.rows
+        rows = slice(None) if hop.rows is None else hop.rows
         predict = model if hop.rows is None else _model_of(model, hop.rows)
         t, s, here = hop.t[rows], hop.s[rows], x[rows]
         eps = predict(here, t)
@@ -211,7 +211,7 @@ def _solve(
             eps = (eps + predict(ddim_step(here, eps, schedule, t, s), s)) / 2
         fresh = hop.noise if noise is None else noise[hop.index][rows]
         there = ddim_step(here, eps, schedule, t, s, eta, fresh)
-        x = there if everyone else x.index_copy(0, rows, there)
+        x = there if hop.rows is None else x.index_copy(0, hop.rows, there)
     return x
 
 
