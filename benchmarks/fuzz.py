@@ -5,7 +5,7 @@
 
 A case is right where it ends in one line and a status other than 0, or in the result of the whole input. Runs and
 benches may also use a file as it is where a warning names it. A model, LoRA weights or a mesh that can be read is
-another one: there the result may differ. Each case runs in a child of its own, with 8 GiB and half a minute.
+another one: there the result may differ. Each case runs in a child of its own, with 8 GiB and half a minute of a core.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import json
 import os
 import resource
 import shutil
-import signal
 import struct
 import sys
 import tempfile
@@ -45,6 +44,7 @@ from distill3d.priors.loading import load_prior
 from distill3d.runs import objects
 from distill3d.scenes.voxels import VoxelOptions
 
+to_json = json.JSONEncoder().encode  # NaN is meant
 SECONDS, MEMORY = 30, 8 * 2**30
 TOYBOX = Path(str(resources.files("distill3d"))) / "assets" / "toybox"
 MESHES = (".glb", ".obj", ".ply", ".npz")
@@ -108,20 +108,20 @@ def document(data: bytes, rng: Random) -> bytes:
     """JSON, or one of its lines, with one change; of .glb and .safetensors files that in front of the numbers."""
     if data[:4] == b"glTF":
         size = struct.unpack_from("<I", data, 12)[0]
-        text = json.dumps(tree(json.loads(data[20 : 20 + size]), rng)).encode()
+        text = to_json(tree(json.loads(data[20 : 20 + size]), rng)).encode()
         text += b" " * (-len(text) % 4)
         rest = data[20 + size :]
         return struct.pack("<4sIIII", b"glTF", 2, 20 + len(text) + len(rest), len(text), 0x4E4F534A) + text + rest
     size = int.from_bytes(data[:8], "little")
     if 2 <= size <= len(data) and data[8:9] == b"{":
-        text = json.dumps(tree(json.loads(data[8 : 8 + size]), rng)).encode()
+        text = to_json(tree(json.loads(data[8 : 8 + size]), rng)).encode()
         return len(text).to_bytes(8, "little") + text + data[8 + size :]
     lines = data.splitlines(keepends=True)
     if len(lines) > 1 and data.count(b"\n{"):
         at = rng.randrange(len(lines))
-        lines[at] = json.dumps(tree(json.loads(lines[at]), rng)).encode() + b"\n"
+        lines[at] = to_json(tree(json.loads(lines[at]), rng)).encode() + b"\n"
         return b"".join(lines)
-    return json.dumps(tree(json.loads(data), rng)).encode()
+    return to_json(tree(json.loads(data), rng)).encode()
 
 
 def numbers(data: bytes, rng: Random) -> bytes:
@@ -146,7 +146,8 @@ def arrays(data: bytes, rng: Random) -> bytes:
     with np.load(io.BytesIO(data)) as found:
         content = dict(found)
     value = content.pop(name := rng.choice(list(content)))
-    others = [value.astype("U3"), value.ravel()[:-1], value[None], value * np.nan, value.astype(int) * 10**6, value]
+    others = [value.astype("U3"), value.ravel()[:-1], value[None], value]
+    others += [value * np.nan, value.astype(int) * 10**6] if value.dtype.kind in "iuf" else [np.array(7)]
     content[rng.choice((name, name, name, "unknown"))] = rng.choice(others)
     np.savez(file := io.BytesIO(), **content)
     return file.getvalue()
@@ -251,7 +252,7 @@ def run(subject: Subject, copy: Path, name: str) -> tuple[int, str]:
         child = os.fork()
         if not child:
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-            signal.alarm(SECONDS)
+            resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
             with contextlib.redirect_stderr(file), contextlib.redirect_stdout(io.StringIO()):
                 try:
                     status = cli.run(subject.command(copy, name))

@@ -48,7 +48,8 @@ def png_of(width, height):
 @pytest.mark.parametrize(("width", "height"), [(8193, 8192), (30000, 30000), (2**31 - 1, 2**31 - 1)])
 def test_pixels_are_counted_before_they_are_decoded(width, height):
     tracemalloc.start()
-    with pytest.raises(ValueError, match=r"pixels, more than 67,108,864|cannot be decoded"):
+    match = "it has 8193 x 8192 pixels, more than 67,108,864" if width == 8193 else "more than|decompression bomb"
+    with pytest.raises(ValueError, match=match):
         read_image_file(io.BytesIO(png_of(width, height)))
     assert tracemalloc.get_traced_memory()[1] < 10e6
     tracemalloc.stop()

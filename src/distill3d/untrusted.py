@@ -8,7 +8,7 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -41,7 +41,7 @@ def read_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> str:
 
 def read_image_file(
     file: str | os.PathLike[str] | IO[bytes],
-    formats: Sequence[str] = ("PNG", "JPEG", "WEBP"),
+    formats: tuple[str, ...] = ("PNG", "JPEG", "WEBP"),
     most: int = MOST_PIXELS,
 ) -> Image.Image:
     """A decoded image. Its declared size is checked first, since a small file can hold any number of pixels.

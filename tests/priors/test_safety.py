@@ -69,6 +69,22 @@ def test_settings_that_older_versions_save_are_none_of_these(folder):
     assert len(load_prior(folder).embed(["a cat"])) == 1
 
 
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("text_encoder/config.json", {"initializer_factor": []}),
+        ("tokenizer/tokenizer.json", {"padding": 3}),
+        ("unet/config.json", {"block_out_channels": "x"}),
+        ("scheduler/scheduler_config.json", {"beta_start": []}),
+    ],
+)
+def test_a_setting_of_a_wrong_type_is_refused_in_one_line(file, change, folder):
+    edit(folder / file, **change)
+    with pytest.raises(ValueError, match=r"cannot load|cannot be used") as caught:
+        load_prior(folder).embed(["a cat"])
+    assert "\n" not in str(caught.value)
+
+
 def test_what_is_loaded_beside_the_model_is_checked_too(folder):
     edit(folder / "vae" / "config.json", quantization_config={"quant_method": "gptq"})
     edit(folder / "config.json", auto_map={"AutoModel": "evil.Model"})

@@ -272,7 +272,7 @@ def _scores(
             new = [name for name in new if not result.missing(METRICS[name])]
         kept = {**kept, **measure(result, new)}
         with replacing(path) as draft:
-            content = nan_as_null({"key": key, "scores": kept})
+            content = {"key": key, "scores": nan_as_null(kept)}
             draft.write_text(json.dumps({"sha256": json_checksum(content), **content}, allow_nan=False))
     return {name: kept[name] for name in wanted if name in kept}
 

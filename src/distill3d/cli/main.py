@@ -97,7 +97,8 @@ def run(argv: Sequence[str]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()  # what cannot be written is noticed here, and not when Python ends
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if sys.stdout is not None:  # what is left goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return 141  # 128 + SIGPIPE, as if the signal had ended the process
         if not status:

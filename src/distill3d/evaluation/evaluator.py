@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from distill3d.priors.components.folder import check_finite, check_settings, quiet
+from distill3d.priors.components.folder import check_finite, check_settings, first_line, is_out_of_memory, quiet
 
 VIT_B_32 = "openai/clip-vit-base-patch32"  # the model behind most published CLIP scores
 BATCH = 64  # images per forward pass: bounds the memory of a long turntable
@@ -42,8 +42,10 @@ class Evaluator:
             with quiet():
                 model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
                 self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        except OSError as error:
-            raise ValueError(f"{folder} is not a CLIP folder: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # transformers raises all kinds for damaged files
+            if is_out_of_memory(error):
+                raise
+            raise ValueError(f"{folder} is not a CLIP folder: {first_line(error)}") from error
         self.model = model.eval().requires_grad_(False)
         check_finite(model.named_parameters(), self.folder)
         torch.nn.Module.to(self.model, self.device)  # transformers' own `to` hides its arguments from type checkers

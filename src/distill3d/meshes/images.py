@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 from urllib.parse import unquote
@@ -17,7 +16,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TGA", "TIFF", "GIF")  # of the images 
 
 
 def read_image(
-    file: str | os.PathLike[str] | IO[bytes], formats: Sequence[str] = FORMATS, most: int = MOST_PIXELS
+    file: str | os.PathLike[str] | IO[bytes], formats: tuple[str, ...] = FORMATS, most: int = MOST_PIXELS
 ) -> UInt8[np.ndarray, "h w c"]:
     """A image as [H, W, 3] sRGB, or [H, W, 4] if it has an alpha channel or a transparent color.
 

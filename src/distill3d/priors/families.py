@@ -73,9 +73,11 @@ def check_folder(folder: Path, weights: bool = True) -> Family:
         entry = index.get(component)
         if component in family.optional and (entry is None or entry == [None, None]):
             continue
-        named = isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)
-        if not named or not (folder / component).is_dir():
-            raise ValueError(f"{folder} has no {component!r}: download or save the model again")
+        missing = ValueError(f"{folder} has no {component!r}: download or save the model again")
+        if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[1], str):
+            raise missing
+        if not (folder / component).is_dir():
+            raise missing
         own = pipeline == "MVDreamPipeline" and component in (mvdream.CAMERA, "unet")  # read here, never imported
         if not own and entry[0] not in LIBRARIES:
             raise ValueError(f"{folder}: {component} is of {entry[0]!r}; supported is {' or '.join(LIBRARIES)}")

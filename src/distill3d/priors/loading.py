@@ -53,6 +53,8 @@ def load_prior(
         prior = family.build(PriorBuilder(folder, config, options, family.lora, disk, label))
     except ValueError as error:
         raise ValueError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
+    except (TypeError, KeyError, AttributeError, IndexError, ArithmeticError) as error:  # settings of a wrong type
+        raise ValueError(f"{path} has a setting that cannot be used: {type(error).__name__} {error}") from error
     if options.offload:
         prior.network.enable_group_offload(config.device, torch.device("cpu"), offload_type="leaf_level")
     if options.compile:

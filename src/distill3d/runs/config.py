@@ -126,12 +126,13 @@ def _converter() -> Converter:
 
 def _exactly(value: object, kind: type[T]) -> T:
     """A number or a text of this type; cattrs alone would convert, "false" to True for instance."""
-    whole = kind is float and type(value) is int
     finite = not isinstance(value, int | float) or abs(value) < (2**63 if type(value) is int else math.inf)
-    if (type(value) is not kind and not whole) or not finite:
+    if finite and kind is float and type(value) is int:
+        return kind(value)
+    if type(value) is not kind or not finite:
         below = " below 2**63" if kind is int and not finite else ""
         raise ValueError(f"{NAMES[kind]}{below} is needed, got {repr(value)[:60]}")
-    return kind(value)
+    return value
 
 
 def _tagged(converter: Converter, value: object, kinds: dict[str, type]) -> Any:

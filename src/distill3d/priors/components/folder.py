@@ -65,7 +65,9 @@ class ModelFolder:
         folder = self.path / component
         try:
             return getattr(transformers, self.index[component][1]).from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # the libraries raise all kinds for damaged files
+            if is_out_of_memory(error):
+                raise
             raise ValueError(f"cannot load {folder}: {first_line(error)}") from error
 
 
@@ -157,7 +159,7 @@ def load_model(model_class: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     with quiet(), explain_out_of_memory(f"{folder.name} in {str(dtype).removeprefix('torch.')}"):
         try:
             network, info = model_class.from_pretrained(folder, **options)
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # the libraries raise all kinds for damaged files
             if is_out_of_memory(error):
                 raise
             raise ValueError(f"cannot load {folder}: {first_line(error)}") from error
