@@ -138,7 +138,7 @@ UNSUITED = ("rfds", "flowdreamer")  # for flow models
 def test_every_method_stays_on_the_device(method, prior):
     if method in ("vsd", "esd"):
         pytest.importorskip("peft")
-    _, counts = waits(replace(SMALL["distill"], steps=2, objective=method_settings(method)), prior)
+    _, counts = waits(replace(SMALL["distill"], steps=1, objective=method_settings(method)), prior)
     report(method, counts)
 
 
