@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from distill3d.priors.base import FrozenPrior
-from distill3d.priors.components.folder import ModelFolder, build_model, libraries, read_weights
+from distill3d.priors.components.folder import ModelFolder, build_model, libraries, read_weights, remember_files
 from distill3d.priors.options import PriorBuilder
 from distill3d.priors.stable_diffusion import COMPONENTS as PLAIN
 from distill3d.priors.stable_diffusion import VIEWS_KEY, build_stable_diffusion
@@ -73,7 +73,7 @@ class MVDreamFolder(ModelFolder):
         network_class = libraries()[0].UNet2DConditionModel
         weights = {name: w.to(self.dtype) for name, w in weights.items()}
         network = build_model(network_class, config, weights, str(self.path / "unet"))
-        network.source = tuple(file for name in ("unet", CAMERA) for file in (self.path / name).glob("*.safetensors"))
+        remember_files(network, (f for name in ("unet", CAMERA) for f in (self.path / name).glob("*.safetensors")))
         return network
 
     @property

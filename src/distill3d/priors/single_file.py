@@ -23,6 +23,7 @@ from distill3d.priors.components.folder import (
     is_out_of_memory,
     libraries,
     quiet,
+    remember_files,
 )
 from distill3d.priors.families import check_folder
 
@@ -87,7 +88,7 @@ class SingleFile(ModelFolder):
             if missing := [key for key, p in parameters if p.is_meta]:
                 raise ValueError(f"{file} has no weights for {name}: {', '.join(missing[:3])} missing")
             if isinstance(component, nn.Module):
-                component.source = (self.checkpoint,)  # for `freeze`
+                remember_files(component, [Path(file)])
         return components
 
 

@@ -166,7 +166,7 @@ def load_model(model_class: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     if info["missing_keys"]:
         some = ", ".join(sorted(info["missing_keys"])[:3])
         raise ValueError(f"weights in {folder} do not match its config.json: {some} missing")
-    network.source = tuple(sorted(folder.glob("*.safetensors")))  # for `freeze`
+    remember_files(network, sorted(folder.glob("*.safetensors")))
     return network
 
 
@@ -222,6 +222,11 @@ def freeze(network: M, device: str | torch.device, dtype: torch.dtype) -> M:
                     "bfloat16 or float32"
                 )
         return network.eval().requires_grad_(False)
+
+
+def remember_files(network: Any, files: Iterable[Path]) -> None:
+    """Tells `freeze` where the weights of a network are from."""
+    network.source = tuple(files)
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], file: Path) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from distill3d.priors.components.folder import freeze
+from distill3d.priors.components.folder import freeze, remember_files
 
 FILE = "model.safetensors"
 CHANNELS = (24, 48, 72, 72)  # of the network's levels, each at half the resolution of the one before
@@ -82,5 +82,5 @@ def load_matting(folder: Path, device: torch.device) -> MattingNetwork | None:
         network.load_state_dict(load_file(folder / FILE))
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ValueError(f"weights in {folder} are damaged: {str(error).splitlines()[0]}") from error
-    network.source = (folder / FILE,)  # for `freeze`
+    remember_files(network, [folder / FILE])
     return freeze(network, device, torch.float32)
