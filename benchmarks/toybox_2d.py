@@ -20,9 +20,10 @@ import numpy as np
 import torch
 
 from distill3d.distill.image_recipes import IMAGE_RECIPES, image_recipe
+from distill3d.evaluation.critic import toy_rate
 from distill3d.evaluation.distances import frechet_distance
 from distill3d.evaluation.evaluator import ToyboxJudge
-from distill3d.evaluation.images import psnr, saturation, sharpness
+from distill3d.evaluation.images import psnr, saturation, sharpness, spectrum_gap
 from distill3d.export.video import contact_sheet, save_image
 from distill3d.files import replacing
 from distill3d.priors.loading import load_prior
@@ -94,9 +95,10 @@ def main() -> None:
     features = judge.embed_images(reference)
     ddim, _ = cell(arguments.out, prior, texts, "ddim", arguments.seed, 1)
     print(
-        "| method | kind and color | score | Frechet distance | sharpness | PSNR to DDIM | saturation | seconds | NFE |"
+        "| method | kind and color | toy | score | Frechet distance | sharpness | spectrum gap | PSNR to DDIM | "
+        "saturation | seconds | NFE |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     sheet = []
     for name in arguments.methods.split(","):
         images, cost = cell(arguments.out, prior, texts, name, arguments.seed, arguments.steps)
@@ -106,8 +108,10 @@ def main() -> None:
         fidelity = np.mean([float(psnr(*pair)) for pair in zip(images, ddim, strict=True)])
         frechet = frechet_distance(judge.embed_images(images), features)
         print(
-            f"| {name} | {100 * right:.0f} % | {float(judge.score(images, texts).mean()):.1f} | "
-            f"{100 * frechet:.1f} | {sharpness(images, reference):.2f} | {fidelity:.1f} | "
+            f"| {name} | {100 * right:.0f} % | {100 * toy_rate(images):.0f} % | "
+            f"{float(judge.score(images, texts).mean()):.1f} | "
+            f"{100 * frechet:.1f} | {sharpness(images, reference):.2f} | "
+            f"{spectrum_gap(images, reference):.2f} | {fidelity:.1f} | "
             f"{saturation(images):.2f} | {cost['seconds']:.1f} | {cost['rows']:.0f} |",
             flush=True,
         )
