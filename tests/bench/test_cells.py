@@ -210,6 +210,7 @@ def test_a_score_without_a_value_is_null_on_disk_and_nan_again_when_read(finishe
     np.savez(
         folder / "maps.npz", opacity=np.zeros((4, 1, 16, 16), np.uint8), depth=np.zeros((4, 1, 16, 16), np.float16)
     )
+    (folder / "cell.json").write_text(json.dumps(dataclasses.asdict(read_outcome(out / "cells" / folder.name))))
     (cell,) = score(tmp_path, whole, Judges(), ("warp_error",))
     assert math.isnan(cell.scores["warp_error"])
     assert json.loads((folder / "scores.json").read_text())["scores"]["warp_error"] is None

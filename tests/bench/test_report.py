@@ -62,7 +62,7 @@ def report(tmp_path_factory):
         elif not failed:
             shutil.copytree(first, folder)
         folder.mkdir(exist_ok=True)
-        steps = [dict(step=i, loss=0.1 / (i + 1), opacity=0.1, nfe=4 * i + 4) for i in range(20)]
+        steps = [dict(step=i, loss=0.1 / (i + 1), opacity=0.1, nfe=4 * i + 4, seconds=float(i)) for i in range(20)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
         outcome = Outcome(task.variant.name, task.prompt, 0, 20, 1.0, 80, 0, "out of memory" if failed else "")
         scores = {} if failed else {"clip_score": SCORES[task.variant.name][PROMPTS.index(task.prompt)]}

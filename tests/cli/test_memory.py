@@ -54,6 +54,11 @@ def test_a_run_and_its_export_without_memory(tmp_path):
     assert not (folder / "mesh.glb").exists()
 
 
+def test_an_image_without_memory(tmp_path):
+    line = starved(600, "image", "a red mushroom", "--image-size", 4096, "--steps", 1, "--out", tmp_path)
+    assert "--dtype bfloat16" in line and "--image-size" in line and "--views-per-step" not in line
+
+
 def test_a_file_that_cannot_be_mapped_is_not_called_damaged(tmp_path):
     """A hole of 4 GB in a file: it takes no disk, but as much address space as any other file of its size."""
     file, size = tmp_path / "big.safetensors", 2**32

@@ -31,7 +31,7 @@ SMALL = {
         {
             *("random noise", "random, guidance of SDI", "constant noise", "cached per azimuth"),
             *("on the surface (CFD)", "on the surface, written back"),
-            *("inversion at nominal guidance", "DDIM inversion (SDI)"),
+            *("inversion at nominal guidance", "DDIM inversion (SDI)", "sampling loop"),
         },
     ),
     "cfg": (["--scales", "0", "7.5"], {"SDS, scale 0", "SDS, scale 7.5", "SDI, scale 0", "SDI, scale 7.5"}),

@@ -130,7 +130,7 @@ def test_a_scene_rendered_small_is_resized_to_what_the_prior_sees(kl_folder):
     assert resized(small, 8) is small
     optimize(run, range(2), lambda progress: None)  # gradients reach the scene through it
     assert any(not torch.equal(a, b) for a, b in zip(run.scene.parameters(), again.scene.parameters(), strict=True))
-    with pytest.raises(ValueError, match="at least 8 pixels"):
+    with pytest.raises(ValueError, match="must be 8 to 4096 pixels"):
         dataclasses.replace(DISTILL, render_size=4)
 
 

@@ -156,7 +156,7 @@ def read_views(folder: Path, protocol: Protocol) -> Tensor:
         sheet = torch.from_numpy(np.asarray(read_image_file(folder / "views.png").convert("RGB")).copy())
     except ValueError as error:
         raise ValueError(
-            f"{folder / 'views.png'} cannot be read: {error}; delete its folder to make it again"
+            f"{folder / 'views.png'} cannot be read: {error}; delete its folder to make the cell again"
         ) from None
     rows, n = -(-protocol.views // COLUMNS), protocol.size
     columns = min(COLUMNS, protocol.views)
@@ -172,7 +172,7 @@ def read_maps(folder: Path) -> tuple[Tensor, Tensor]:
         maps = read_npz(folder / "maps.npz")
         opacity, depth = (torch.from_numpy(maps[name]).float() for name in ("opacity", "depth"))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{error}; delete the folder {folder} to make it again") from None
+        raise ValueError(f"{error}; delete its folder to make the cell again") from None
     return opacity / 255, depth
 
 
