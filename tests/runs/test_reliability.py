@@ -5,14 +5,14 @@ import os
 import platform
 import pty
 import signal
-import time
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
 from distill3d import interrupts
-from distill3d.cli import main as cli
 from distill3d.distill.loop import Progress
 from distill3d.distill.recipes import DISTILL
 from distill3d.runs.checkpoint import load_module, read_state
@@ -110,31 +110,42 @@ def test_what_is_ignored_stays_ignored_and_a_callers_own_handler_stays(handlers)
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and signal.getsignal(signal.SIGTERM) is own
 
 
-def test_a_closed_terminal_ends_a_run_with_a_checkpoint(tmp_path, monkeypatch, whole):
-    class Command:
-        def run(self):
-            folder = RunFolder(tmp_path)
+TERMINAL = """
+import os, signal, sys, time
+from pathlib import Path
+from distill3d import interrupts
+from distill3d.cli import main as cli
+from distill3d.runs.folder import RunFolder
 
-            def slowly(progress):
-                os.write(1, b"a bar")
-                time.sleep(0.05)  # in which the terminal goes
-                os.write(1, b"another")
+sys.path.insert(0, sys.argv[1])
+from test_reliability import Walk
 
-            return 128 + folder.train(Walk(), 500, slowly).interrupted
+class Command:
+    def run(self):
+        def slowly(progress):
+            os.write(1, b"a bar")
+            time.sleep(0.05)  # in which the terminal goes
+            os.write(1, b"another")
 
-    monkeypatch.setattr(cli, "parse", lambda argv: Command())
+        return 128 + RunFolder(Path(sys.argv[2])).train(Walk(), 500, slowly).interrupted
+
+for number in interrupts.SIGNALS:
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+cli.parse = lambda argv: Command()
+cli.main(["generate"])
+"""
+
+
+def test_a_closed_terminal_ends_a_run_with_a_checkpoint(tmp_path):
     process, terminal = pty.fork()
     if not process:
-        for number in interrupts.SIGNALS:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        os.execv(sys.executable, [sys.executable, "-c", TERMINAL, str(Path(__file__).parent), str(tmp_path)])
+    seen = b""
+    while b"a bar" not in seen:
         try:
-            cli.main(["generate"])
-        except SystemExit as end:
-            os._exit(end.code)
-        finally:
-            os._exit(1)
-    while b"a bar" not in os.read(terminal, 1024):
-        pass
+            seen += os.read(terminal, 1024)
+        except OSError:  # it ended early
+            pytest.fail(seen.decode())
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 128 + signal.SIGHUP
     done = read_state(RunFolder(tmp_path).checkpoint).step
