@@ -276,9 +276,9 @@ def judged(subject: Subject, name: str, status: int, said: str, same: bool, made
         return False, "not one clear line"
     if status or same:
         return True, "refused in one line" if status else "unchanged result"
-    told = any(Path(name).name in line for line in lines)
+    named = any(Path(name).name in line for line in lines)
     if subject.strict or not made:
-        return told, "used with a warning" if told else "another result in silence"
+        return named, "used with a warning" if named else "another result in silence"
     return True, "another input"
 
 

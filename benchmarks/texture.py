@@ -3,7 +3,7 @@ that it has never seen, with the prompt of the kind that is nearest.
 
     python benchmarks/texture.py --out bench-texture [--meshes 10] [--picture docs/images/textures.png]
 
-Each is written as a gray GLB, painted and read back. Told are: in how many of 8 views the second
+Each is written as a gray GLB, painted and read back. It prints in how many of 8 views the second
 evaluator names the right color (and, for the toybox's kinds, the right kind), whether the file's geometry is the
 input's, how far the file's picture is from the painted surface's, and how much colors differ between places close to
 either side of the UV map's seams, in the file and as they were painted.

@@ -111,7 +111,7 @@ class RunFolder:
         """The configuration of a run of this kind ("object", "image" or "comparison").
 
         Raises:
-            ValueError: where the folder is no run, a run of another kind or of another format, or damaged.
+            ValueError: where the folder is not a run, or a run of another kind or of another format, or damaged.
         """
         path = self.path / CONFIG
         if not path.is_file():

@@ -174,7 +174,7 @@ def resume(
         retries: as for `generate`.
 
     Raises:
-        ValueError: where the folder is no run, its checkpoint is missing or damaged, or another process is at work.
+        ValueError: where the folder is not a run, its checkpoint is missing or damaged, or another process is at work.
         Diverged: as for `generate`.
     """
     config, run_folder = read_config(Path(folder), scene, objective), RunFolder(Path(folder))
@@ -192,7 +192,7 @@ def read_config(folder: Path, scene: SceneOptions | None = None, objective: Meth
     """The configuration of an object's run, with a scene and an objective of your own put in.
 
     Raises:
-        ValueError: where the folder is no run of an object, or its config.json cannot be read.
+        ValueError: where the folder is not a run of an object, or its config.json cannot be read.
     """
     config = RunFolder(folder).read_config("object", Config)
     scene = scene or config.recipe.scene.located(folder)
@@ -203,7 +203,7 @@ def load_scene(folder: str | Path, scene: SceneOptions | None = None, device: st
     """The scene of a run from its checkpoint, ready to render; `scene` as for `resume`.
 
     Raises:
-        ValueError: where the folder is no run or has no checkpoint, or the device cannot be used.
+        ValueError: where the folder is not a run or has no checkpoint, or the device cannot be used.
     """
     folder, place = Path(folder), resolve_device(device)
     recipe = read_config(folder, scene).recipe
