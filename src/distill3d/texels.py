@@ -19,8 +19,13 @@ class Texels:
     count: int  # of the atlas
     texel: Int[Tensor, " n"]  # in [0, count)
     pixel: Int[Tensor, " n"]  # (view H + row) W + column
+    counts: tuple[int, ...] | None = None  # pairs of each view, if known; they then stand one view after the other
 
     def of_view(self, view: int, pixels: int) -> Texels:
         """Those of one view, as if alone; pixels is H W."""
+        if self.counts is not None:
+            begin = sum(self.counts[:view])
+            rows = slice(begin, begin + self.counts[view])
+            return Texels(self.count, self.texel[rows], self.pixel[rows] - view * pixels, self.counts[view : view + 1])
         rows = (torch.div(self.pixel, pixels, rounding_mode="floor") == view).nonzero()[:, 0]
         return Texels(self.count, self.texel[rows], self.pixel[rows] - view * pixels)

@@ -1,14 +1,20 @@
 """Every family of priors on the pretend accelerator, and in half precision on the CPU."""
 
+from dataclasses import replace
+
 import card
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from distill3d.distill.loop import optimize
+from distill3d.distill.objects import object_run
+from distill3d.distill.recipes import DISTILL, method_settings
 from distill3d.objectives import attach, sdi, vsd
 from distill3d.priors.loading import load_prior
 from distill3d.priors.options import PriorOptions
 from distill3d.priors.student import Student
+from distill3d.prompts import ViewPrompts
 from distill3d.types import Conditioning
 
 FAMILIES = ("zero-snr", "sdxl", "if", "sd3", "flux-dev")
@@ -40,6 +46,19 @@ def test_a_family_computes_on_a_device_what_it_computes_on_the_cpu(name, toys):
     assert sum(waits.values()) <= MOST + 3, waits  # and the images there and back
     for here, there in zip(*found, strict=True):
         torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["rfds", "flowdreamer"])
+def test_a_method_for_flow_models_stays_on_the_device_and_waits_seldom(method, toys):
+    with card.watch():
+        prior = load_prior(toys("sd3").folder, device=card.DEVICE)
+    recipe = replace(DISTILL, steps=3, objective=method_settings(method), scene=replace(DISTILL.scene, resolution=12))
+    counts = []
+    with card.watch() as seen:
+        run = object_run(recipe, ViewPrompts("a cat"), prior)
+        seen.take()
+        optimize(run, range(recipe.steps), lambda progress: counts.append(sum(seen.take().values())))
+    assert max(counts[1:]) <= 10
 
 
 class Products(TorchDispatchMode):

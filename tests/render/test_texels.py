@@ -4,6 +4,8 @@ The object is a ball, whose depth is known in closed form, and the overlap of pi
 points of its surface. Channels of the noise are independent draws: many of them measure its moments.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -185,3 +187,13 @@ def test_a_mesh_shows_what_is_in_front_only():
     found = torch.zeros_like(facing, dtype=torch.bool).index_put_((view, texels.texel), torch.tensor(True))
     assert facing[found].min() > -0.15 and found[facing > 0.7].all()  # a fine pixel at the outline is as wide
     assert texels.count == 64 * SIDE**2
+
+
+def test_a_pixel_beside_the_object_shows_nothing():
+    """Only a block of 2 x 2 latent pixels is left of the ball: its neighbors share an edge with it, and no triangle."""
+    whole, kept = ball(VIEWS), torch.zeros(len(VIEWS), 1, 64, 64)
+    kept[:, :, 28:36, 28:36] = 1
+    part = replace(whole, opacity=whole.opacity * kept, depth=whole.depth * kept)
+    block = torch.zeros(len(VIEWS), SIDE, SIDE, dtype=torch.bool)
+    block[:, 7:9, 7:9] = True
+    torch.testing.assert_close(shown(of_depth(part, VIEWS, SIDE, SIDE)) > 0, block)

@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from distill3d.devices import at_once, on_host
 from distill3d.diffusion import ddim
 from distill3d.diffusion import random as draw
 from distill3d.diffusion.guidance import Guided, guided_prediction
@@ -73,7 +74,8 @@ def asd(scale: float = 7.5, gap: float = 0.1) -> Objective:
 
     def later(query: Query, x_t: Tensor, kappa: Tensor) -> tuple[Tensor, int]:
         low = 0.5 + (0.02 - 0.5) * min(query.step / query.total, 1.0)
-        t = (query.t + gap * _uniform(query) * (query.t - low).clamp(min=0)).clamp(max=1)
+        (uniform,) = at_once(query.x.device, _uniform(query))
+        t = (query.t + gap * uniform * (query.t - low).clamp(min=0)).clamp(max=1)
         alpha, sigma = coefficients(query.prior.schedule, t, x_t)
         conditioning = replace(query.conditioning, perp=None, perp_weights=None)
         return guided_prediction(query.prior, alpha * query.x + sigma * kappa, t, conditioning, 1.0)
@@ -182,8 +184,9 @@ class Trajectories:
         x, schedule, conditioning = query.x, query.prior.schedule, query.conditioning
         samples, eps, nfe = self._trajectories(query)
         above = (query.t - self.stop).clamp(min=0)
-        t = torch.minimum(query.t + self.gap * _uniform(query) * above, query.t.clamp(min=float(self.times[0])))
-        times, rows = self.times.to(t), torch.arange(len(x), device=x.device)
+        uniform, times = at_once(x.device, _uniform(query), self.times.to(query.t.dtype))
+        t = torch.minimum(query.t + self.gap * uniform * above, query.t.clamp(min=float(self.times[0])))
+        rows = torch.arange(len(x), device=x.device)
         last = ((times >= t[:, None] - 1e-6).sum(1) - 1).clamp(min=0)  # the step that ends below t+
         here = ddim.ddim_step(samples[rows, last], eps[rows, last], schedule, times[last], t)
         kappa, simulated = guided_prediction(query.prior, here, t, conditioning, self.scale)
@@ -200,9 +203,8 @@ class Trajectories:
         own = (
             conditioning.perp is not None or conditioning.positive.control is not None or query.prior.camera_conditioned
         )
-        texts = [
-            _bytes(conditioning.positive.hidden[i]) + _bytes(conditioning.negative.hidden[i]) for i in range(len(x))
-        ]
+        hidden = torch.stack([conditioning.positive.hidden, conditioning.negative.hidden], 1).detach().float().cpu()
+        texts = [each.numpy().tobytes() for each in hidden]
         keys: list[object] = [i if own else (i // stride, text) for i, text in enumerate(texts)]
         missing = [i for i, key in enumerate(keys) if key not in self._known and key not in keys[:i]]
         nfe = 0
@@ -264,12 +266,15 @@ class Segments:
         if self.first is None:  # with an offset for each channel, as in the public code
             offset = draw.normal(x[..., :1, :1], query.generator)
             self.first = draw.normal(x, query.generator) + 0.1 * offset
-        e = self.edge(t)
-        s = torch.minimum(e + 0.01 + _uniform(query) * (t - e - 0.02).clamp(min=0), t)
+        end = on_host(t)
+        e = self.edge(end)
+        s = torch.minimum(e + 0.01 + _uniform(query) * (end - e - 0.02).clamp(min=0), end)
+        times = torch.stack([e, torch.where(end >= 0.15, s, e), end])
+        e, s = at_once(x.device, e, s)
         alpha, sigma = coefficients(schedule, e, x)
         x_e = alpha * x + sigma * self.first.to(x)
         model = Guided(query.prior, without_negative(query).conditioning, 0.0)
-        x_t = ddim.invert(model, x_e, schedule, torch.stack([e, torch.where(t >= 0.15, s, e), t]))
+        x_t = ddim.invert(model, x_e, schedule, times)
         self._path = x_e, e, s
         return to_eps("x0", x, x_t, *coefficients(schedule, t, x)), model.nfe
 
@@ -298,21 +303,18 @@ def _end_of_the_flow(scale: float, steps: int, warmup: float) -> Noise:
         if query.step < timesteps.steps_of(warmup, query.total):
             return random(query)
         x, schedule = query.x, query.prior.schedule
-        grid = torch.linspace(0, 1, 1001, dtype=torch.float64, device=x.device)
-        levels = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=x.device)
+        grid = torch.linspace(0, 1, 1001, dtype=torch.float64)
+        levels = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
         times = grid[torch.searchsorted(schedule.sigma(grid), levels).clamp(max=1000)]  # to a thousandth
         model = Guided(query.prior, query.conditioning, scale)
-        last = ddim.invert(model, x, schedule, times)
-        return to_eps("x0", x, last, *coefficients(schedule, times[-1:].expand(len(x)), x)), model.nfe
+        path = ddim.Path.of(x, times)
+        last = ddim.invert(model, x, schedule, path)
+        return to_eps("x0", x, last, *coefficients(schedule, path.end, x)), model.nfe
 
     return end
 
 
 def _uniform(query: Query) -> Tensor:
-    """U[0, 1) for each sample [B], the same within a group of views."""
+    """U[0, 1) for each sample [B] on the host, the same within a group of views."""
     drawn = draw.uniform(len(query.x) // query.views, draw.per_group(query.generator, query.views))
-    return drawn.to(query.t).repeat_interleave(query.views)
-
-
-def _bytes(value: Tensor) -> bytes:
-    return value.detach().float().cpu().numpy().tobytes()
+    return drawn.to("cpu", query.t.dtype).repeat_interleave(query.views)

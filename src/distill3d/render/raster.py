@@ -111,9 +111,11 @@ def rasterize_plane(
 
 
 def plane_fragments(
-    points: Float[Tensor, "v 2"], faces: Int[Tensor, "f 3"], height: int, width: int
-) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
-    """All pairs (face, flat pixel) where the center of the pixel lies in the face, edges included.
+    points: Float[Tensor, "v 2"], faces: Int[Tensor, "f 3"], drawn: Bool[Tensor, " f"], height: int, width: int
+) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"], Bool[Tensor, " k"]]:
+    """Pairs (face, flat pixel) of the faces `drawn`, and whether the center of the pixel lies in the face.
+
+    Edges count as inside. Pairs outside are left in, because to take them out an accelerator would have to wait.
 
     Args:
         points: x to the right and y down in pixels; (0.5, 0.5) is the center of the first pixel.
@@ -122,13 +124,13 @@ def plane_fragments(
     a, b, c = corner.unbind(1)
     area = (c[:, 0] - a[:, 0]) * (b[:, 1] - a[:, 1]) - (c[:, 1] - a[:, 1]) * (b[:, 0] - a[:, 0])
     corner = torch.where((area < 0)[:, None, None], corner.flip(1), corner)
-    found = [(faces.new_zeros(0), faces.new_zeros(0))]
-    for index, total in _parts(corner, area != 0, height, width):
+    found = [(faces.new_zeros(0), faces.new_zeros(0), drawn[:0])]
+    for index, total in _parts(corner, drawn & (area != 0), height, width):
         local, column, row = _fragments(corner[index], height, width, total)
-        inside = (_edges(corner[index[local]], column, row) >= 0).all(1).nonzero()[:, 0]
-        found.append((index[local][inside], (row * width + column)[inside]))
-    face, pixel = zip(*found, strict=True)
-    return torch.cat(face), torch.cat(pixel)
+        inside = (_edges(corner[index[local]], column, row) >= 0).all(1)
+        found.append((index[local], row * width + column, inside))
+    face, pixel, inside = zip(*found, strict=True)
+    return torch.cat(face), torch.cat(pixel), torch.cat(inside)
 
 
 def column_crossings(

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from distill3d.cameras import rays
+from distill3d.devices import marked
 from distill3d.render.raster import plane_fragments
 from distill3d.texels import Texels
 from distill3d.types import Cameras, Rendering
@@ -25,8 +26,9 @@ FOREGROUND = 0.1  # opacity above which something is seen
 
 def of_view(cameras: Cameras, height: int, width: int) -> Texels:
     """A texel for each pixel, the same in all views."""
-    pixel = torch.arange(len(cameras) * height * width, device=cameras.azimuth.device)
-    return Texels(height * width, pixel % (height * width), pixel)
+    size = height * width
+    pixel = torch.arange(len(cameras) * size, device=cameras.azimuth.device)
+    return Texels(size, pixel % size, pixel, (size,) * len(cameras))
 
 
 def of_azimuth(cameras: Cameras, height: int, width: int) -> Texels:
@@ -34,7 +36,8 @@ def of_azimuth(cameras: Cameras, height: int, width: int) -> Texels:
     size = height * width
     bins = (cameras.azimuth * (AZIMUTHS / 360)).round().long() % AZIMUTHS
     texel = bins[:, None] * size + torch.arange(size, device=bins.device)
-    return Texels(AZIMUTHS * size, texel.flatten(), torch.arange(texel.numel(), device=bins.device))
+    pixel = torch.arange(texel.numel(), device=bins.device)
+    return Texels(AZIMUTHS * size, texel.flatten(), pixel, (size,) * len(cameras))
 
 
 @torch.no_grad()
@@ -50,7 +53,7 @@ def of_depth(rendering: Rendering, cameras: Cameras, height: int, width: int) ->
         rendering: of square pixels, height and width multiples of those of the latent.
     """
     corners, seen = _corners(rendering, cameras, height, width)
-    triangle, pixel = _triangles(seen)
+    triangle, pixel, whole = _triangles(seen)
     points = corners.flatten(0, 2)
     side = FINENESS * max(height, width)
     radius = points.norm(dim=1)
@@ -59,19 +62,23 @@ def of_depth(rendering: Rendering, cameras: Cameras, height: int, width: int) ->
     # The three axes one after the other: place, half and triangles of each.
     place = torch.cat([_square(unit.roll(2 - axis, 1)) for axis in range(3)])
     half = (unit.T > 0).long()[:, triangle]  # [axis, triangle, corner]
-    axis, drawn = (half == half[..., :1]).all(2).nonzero().unbind(1)
-    found, cell = plane_fragments((place + 1) * (side / 2), triangle[drawn] + axis[:, None] * len(unit), side, side)
-    axis, drawn = axis[found], drawn[found]
-    chart = (2 * axis + half[axis, drawn, 0]) * SHELLS + shell[drawn]
-    return _once(6 * SHELLS * side**2, chart * side**2 + cell, pixel[drawn], height * width, len(cameras))
+    drawn = (half == half[..., :1]).all(2) & whole
+    faces = torch.cat([triangle + axis * len(unit) for axis in range(3)])
+    face, cell, inside = plane_fragments((place + 1) * (side / 2), faces, drawn.flatten(), side, side)
+    axis, face = torch.div(face, len(triangle), rounding_mode="floor"), face % len(triangle)
+    chart = (2 * axis + half[axis, face, 0]) * SHELLS + shell[face]
+    shown = torch.where(inside, pixel[face], -1)
+    return _once(6 * SHELLS * side**2, chart * side**2 + cell, pixel[face], shown, height * width, len(cameras))
 
 
-def _once(count: int, texel: Tensor, pixel: Tensor, size: int, views: int) -> Texels:
-    """Texels without those that a view shows in a second pixel; the last pixel keeps them."""
+def _once(count: int, texel: Tensor, pixel: Tensor, shown: Tensor, size: int, views: int) -> Texels:
+    """Texels without those that a view shows in a second pixel, the last of which keeps them; `shown`: pixel, or -1."""
     key = torch.div(pixel, size, rounding_mode="floor") * count + texel
-    owner = pixel.new_full((views * count,), -1).scatter_reduce_(0, key, pixel, "amax")
-    key = (owner >= 0).nonzero()[:, 0]
-    return Texels(count, key % count, owner[key])
+    owner = pixel.new_full((views * count,), -1).scatter_reduce_(0, key, shown, "amax")
+    used = owner >= 0
+    counts = used.view(views, count).sum(1).tolist()
+    key = marked(used, sum(counts))
+    return Texels(count, key % count, owner[key], tuple(counts))
 
 
 def _square(unit: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
@@ -108,11 +115,10 @@ def _corners(
     return points.permute(0, 2, 3, 1), seen[:, 0]
 
 
-def _triangles(seen: Bool[Tensor, "b h1 w1"]) -> tuple[Int[Tensor, "f 3"], Int[Tensor, " f"]]:
-    """Two triangles for each latent pixel, where all their corners are seen, and the flat pixel of each."""
+def _triangles(seen: Bool[Tensor, "b h1 w1"]) -> tuple[Int[Tensor, "f 3"], Int[Tensor, " f"], Bool[Tensor, " f"]]:
+    """Two triangles for each latent pixel, the flat pixel of each, and whether all their corners are seen."""
     index = torch.arange(seen.numel(), device=seen.device).view(seen.shape)
     a, b, c, d = index[:, :-1, :-1], index[:, :-1, 1:], index[:, 1:, :-1], index[:, 1:, 1:]
     triangle = torch.stack((torch.stack((a, b, c), -1), torch.stack((b, d, c), -1)), 3).view(-1, 3)
     pixel = torch.arange(a.numel(), device=seen.device).repeat_interleave(2)
-    kept = seen.flatten()[triangle].all(1).nonzero()[:, 0]
-    return triangle[kept], pixel[kept]
+    return triangle, pixel, seen.flatten()[triangle].all(1)
