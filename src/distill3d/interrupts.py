@@ -24,6 +24,13 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
+class Stopped(Interrupted):
+    """The end of a run that was asked for between two steps: no interruption, so its number is 0."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+
 def signal_of(error: KeyboardInterrupt) -> int:
     """The number of the signal; that of Ctrl-C if it is not known."""
     return error.number if isinstance(error, Interrupted) else int(signal.SIGINT)

@@ -6,7 +6,7 @@ This is where scenes and diffusion meet. `ObjectRun` is the state of a run in 3D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from distill3d.devices import as_floats
 from distill3d.diffusion.schedule import expand
 from distill3d.distill import regularizers
+from distill3d.distill.changes import Change, changed
 from distill3d.distill.divergence import PARAMETER, PENALTY, PREDICTION, check_step
+from distill3d.distill.observer import See, StepViews, Watch, nobody
 from distill3d.distill.recipes import Recipe
 from distill3d.distill.supervision import (
     GeometryObjective,
@@ -28,7 +30,8 @@ from distill3d.distill.supervision import (
     prompts_for,
     run_texts,
 )
-from distill3d.objectives import Stateful, attach
+from distill3d.objectives import Objective, Stateful, attach
+from distill3d.objectives.settings_base import Settings
 from distill3d.prompts import ViewPrompts
 from distill3d.types import Cameras, Guidance, Prior, Rendering, Scene
 
@@ -65,8 +68,11 @@ class Run(Protocol):
         """The optimizer of a step, at its learning rate, the scene adapted."""
         ...
 
-    def loss(self, step: int) -> tuple[Tensor, Progress]:
+    def loss(self, step: int, see: See | None = None) -> tuple[Tensor, Progress]:
         """The total loss, a scalar with gradients, and the numbers to log; `nfe` is that of this step alone.
+
+        Args:
+            see: is given the views of the step, if anybody looks.
 
         Raises:
             Diverged: for numbers that are not finite.
@@ -74,21 +80,25 @@ class Run(Protocol):
         ...
 
 
-def optimize(run: Run, steps: range, on_step: OnStep, nfe: int = 0) -> None:
+def optimize(run: Run, steps: range, on_step: OnStep, nfe: int = 0, watch: Watch = nobody) -> None:
     """Takes `steps` of a run. `nfe` network evaluations were spent before them.
 
-    `on_step` is called after each step; if it raises, the loop ends with the parameters in a consistent state.
+    `on_step` is called after each step; if it raises, the loop ends with the parameters in a consistent state. What
+    `watch` returns for a step is given its views before that.
 
     Raises:
         Diverged: at a step whose numbers are not finite, with the parameters as they were before it.
     """
     for step in steps:
         optimizer = run.optimizer_at(step)
-        loss, progress = run.loss(step)
+        see, views = watch(step), []
+        loss, progress = run.loss(step, views.append) if see else run.loss(step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         nfe += progress.nfe
+        for one in views:
+            see(one)  # type: ignore[misc]  # there are views only where somebody looks
         on_step(replace(progress, nfe=nfe))
 
 
@@ -110,6 +120,7 @@ class ObjectRun:
         the scene does not have.
         """
         self.recipe, self.prior = recipe, prior
+        self.written, self.changes = recipe, ()
         self.generator = torch.Generator().manual_seed(seed)
         self.objective = for_prior(recipe.objective.build(prior, recipe.steps, self.generator), prior, recipe)
         prior.prepare(run_texts(recipe, prompts, prior, self.objective))
@@ -117,8 +128,26 @@ class ObjectRun:
         self.geometry = GeometryObjective(recipe, prompts, second or prior) if recipe.supervision.weight else None
         self.scene: Scene = recipe.scene.build(prior.device) if scene is None else scene
         self.background = recipe.background.build(prior.device)
-        self._check_penalties()
+        self._check_penalties(recipe)
         self.restart_optimizer()
+
+    def follow(self, changes: Sequence[Change]) -> None:
+        """Changes settings from the steps on that `changes` name; they replace those of an earlier call.
+
+        Raises ValueError for a penalty that the scene does not have.
+        """
+        self._check_penalties(changed(self.written, changes, self.written.steps))
+        self.changes = tuple(changes)
+
+    def _take_settings(self, step: int) -> None:
+        """The settings of a step; an objective whose scale changes keeps its state."""
+        recipe = changed(self.written, self.changes, step)
+        before, self.recipe = self.recipe, recipe
+        if recipe.objective != before.objective and isinstance(recipe.objective, Settings):
+            self.objective = self._renewed(recipe.objective)
+
+    def _renewed(self, settings: Settings) -> Objective:
+        return settings.renewed(self.objective)
 
     @property
     def module(self) -> nn.ModuleDict:
@@ -139,13 +168,15 @@ class ObjectRun:
 
     def optimizer_at(self, step: int) -> torch.optim.Optimizer:
         """See `Run`."""
+        if self.changes:
+            self._take_settings(step)
         self.scene.adapt(step, self.recipe.steps, self.optimizer)
         rate = self.recipe.rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         return self.optimizer
 
-    def loss(self, step: int) -> tuple[Tensor, Progress]:
+    def loss(self, step: int, see: See | None = None) -> tuple[Tensor, Progress]:
         """See `Run`: the objective on random views, the loss on images, the second objective and the regularizers."""
         recipe, prior = self.recipe, self.prior
         cameras = recipe.cameras.sample(recipe.views, self.generator).to(prior.device)
@@ -177,7 +208,19 @@ class ObjectRun:
             yield "the second objective", second
 
         check_step(progress, parts())
+        if see is not None:
+            see(self._views(cameras, rendering.rgb, x, guidance, terms))
         return loss + penalty + second, progress
+
+    def _views(
+        self, cameras: Cameras, images: Tensor, x: Tensor, guidance: Guidance, terms: dict[str, Tensor]
+    ) -> StepViews:
+        def decoded(x: Tensor) -> Callable[[], Tensor]:
+            return torch.no_grad()(lambda: self.prior.decode(x).clamp(0, 1))
+
+        penalties = {name: term.detach() for name, term in terms.items()}
+        target = decoded(x.detach() - guidance.gradient)
+        return StepViews(cameras, images.detach(), target, decoded(guidance.x0), penalties)
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters and buffers under the names by which errors call them."""
@@ -231,10 +274,10 @@ class ObjectRun:
         weights = {name: self._weight(name, step) for name in terms}
         return {name: weights[name] * term() for name, term in terms.items() if weights[name] > 0}
 
-    def _check_penalties(self) -> None:
+    def _check_penalties(self, recipe: Recipe) -> None:
         known = {*VIEW_PENALTIES, "convexity", *self.scene.penalties()} - self.scene.unsupported_penalties
-        for field in fields(self.recipe.penalties):
-            if field.name not in known and getattr(self.recipe.penalties, field.name):
+        for field in fields(recipe.penalties):
+            if field.name not in known and getattr(recipe.penalties, field.name):
                 raise ValueError(
                     f"{type(self.scene).__name__} does not support the penalty {field.name}: set its weight to 0, "
                     f"--set penalties.{field.name}.start=0 --set penalties.{field.name}.end=0"

@@ -25,16 +25,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from distill3d.devices import as_floats, at_once, on_host
+from distill3d.distill.changes import scaled
 from distill3d.distill.divergence import PENALTY, PREDICTION, Diverged, check_step, first_not_finite
 from distill3d.distill.loop import ObjectRun, Progress
+from distill3d.distill.observer import See, StepViews
 from distill3d.distill.recipes import Recipe
 from distill3d.distill.supervision import condition_views, noise_texels
 from distill3d.objectives import Objective, starting_at
 from distill3d.objectives.objective import Stateful
+from distill3d.objectives.settings_base import Settings
 from distill3d.priors.components.matting import border_matte
 from distill3d.prompts import ViewPrompts
 from distill3d.scenes.hull import Hull, start_from_hull
-from distill3d.types import Condition, Guidance, Prior, Rendering, Scene
+from distill3d.types import Cameras, Condition, Guidance, Prior, Rendering, Scene
 
 L1_WEIGHT = 0.2  # of the absolute difference beside the squared one
 CHUNK = 4  # views that the CPU renders at once without gradients
@@ -48,6 +51,7 @@ class Targets:
         self.level = -1  # -1 before there are any
         self.t = 1.0  # time of the level
         self.cutouts: Float[Tensor, "v 4 s s"] | None = None
+        self.x0: Float[Tensor, "v 3 s s"] | None = None  # to look at, so not in checkpoints
 
     def state_dict(self) -> dict[str, Tensor]:
         """Level, time, cutouts and the state of the objective."""
@@ -60,6 +64,7 @@ class Targets:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restores what `state_dict` returned."""
+        self.x0 = None
         self.level, self.t, self.cutouts = int(state["level"]), float(state["t"]), state.get("cutouts")
         if self.objective is not None:
             names = [name for name in state if name.startswith("objective.")]
@@ -98,6 +103,15 @@ class SamplingRun(ObjectRun):
         """What a checkpoint stores beside parameters, optimizer and generator."""
         return self.targets
 
+    def _renewed(self, settings: Settings) -> Objective:
+        """The objective with the scene in the loop; that of the levels before it follows."""
+        method = scaled(self.method, settings.scale)  # type: ignore[attr-defined]
+        assert method is not None
+        self.method = method
+        objective = super()._renewed(settings)
+        self.targets.objective = objective.state
+        return objective
+
     def level_at(self, step: int) -> int:
         """Which targets a step is fitted to: 0 for those sampled without a scene, then one number per level."""
         first = round(self.settings.first * self.recipe.steps) if self.settings.joint_levels else 0
@@ -105,7 +119,7 @@ class SamplingRun(ObjectRun):
             return 0
         return 1 + (step - first) * self.settings.levels // (self.recipe.steps - first)
 
-    def loss(self, step: int) -> tuple[Tensor, Progress]:
+    def loss(self, step: int, see: See | None = None) -> tuple[Tensor, Progress]:
         """See `Run`: the difference from the targets of some views over random colors, and the regularizers."""
         level, nfe, targets = self.level_at(step), 0, self.targets
         if level != targets.level:
@@ -120,7 +134,8 @@ class SamplingRun(ObjectRun):
         rendering = self.scene.render(
             cameras, self.prior.image_size, colors, generator=self.generator, normals=self.needs_normals(step)
         )
-        difference = rendering.rgb - (cutouts[:, :3] + (1 - cutouts[:, 3:]) * colors[:, :, None, None])
+        wanted = cutouts[:, :3] + (1 - cutouts[:, 3:]) * colors[:, :, None, None]
+        difference = rendering.rgb - wanted
         loss = difference.square().mean() + L1_WEIGHT * difference.abs().mean()
         terms = self.penalties(step, rendering, cameras)
         penalty = torch.stack([loss.new_zeros(()), *terms.values()]).sum()
@@ -128,7 +143,15 @@ class SamplingRun(ObjectRun):
         progress = Progress(step, targets.t, loss_value, penalty_value, opacity, nfe)
         named = [(f"{PENALTY} {name}", term) for name, term in terms.items()]
         check_step(progress, chain(self.named_parameters(), [("the rendering", rendering.rgb), *named]))
+        if see is not None:
+            see(self._views_of(rows, cameras, rendering.rgb, wanted, terms))
         return loss + penalty, progress
+
+    def _views_of(
+        self, rows: Tensor, cameras: Cameras, images: Tensor, wanted: Tensor, terms: dict[str, Tensor]
+    ) -> StepViews:
+        x0, penalties = self.targets.x0, {name: term.detach() for name, term in terms.items()}
+        return StepViews(cameras, images.detach(), lambda: wanted, None if x0 is None else lambda: x0[rows], penalties)
 
     @torch.no_grad()
     def _sample_without_scene(self, step: int) -> int:
@@ -207,7 +230,7 @@ class SamplingRun(ObjectRun):
         matte = border_matte(estimates) if matte is None else matte
         behind = (1 - matte) * self.settings.background
         self.targets.cutouts = torch.cat((torch.minimum((images - behind).clamp_min(0), matte), matte), dim=1)
-        self.targets.t = t
+        self.targets.t, self.targets.x0 = t, estimates
 
     def _background(self, views: int) -> Rendering:
         size = self.prior.image_size

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -246,6 +246,11 @@ class _Trained(ScaledTime):
                 stacklevel=1,
             )
         return replace(self.with_student(student), state=student)
+
+    def renewed(self, old: Objective) -> Objective:
+        """See `Settings`: the student stays."""
+        student: Any = old.state
+        return replace(self.with_student(student), state=student, views=old.views, fixed_views=old.fixed_views)
 
     def with_student(self, student: reference.Student) -> Objective:
         """The objective with a student of your own."""

@@ -49,6 +49,13 @@ class Settings:
         """The objective with these settings; it needs neither prior nor generator."""
         return self._completed(self._make())
 
+    def renewed(self, old: Objective) -> Objective:
+        """The objective with these settings in place of one that has taken steps: it goes on from the state of that."""
+        new = self._completed(self._make())
+        if new.state is not None and old.state is not None:
+            new.state.load_state_dict(old.state.state_dict())
+        return replace(new, views=old.views, fixed_views=old.fixed_views)
+
     def _completed(self, objective: Objective) -> Objective:
         return replace(objective, apg=self.apg, pull=objective.pull if self.pull is None else self.pull)
 

@@ -28,10 +28,12 @@ from torch import Tensor
 import distill3d
 from distill3d.distill.divergence import PARAMETER, Diverged, first_not_finite
 from distill3d.distill.loop import OnStep, Progress, Run, optimize
+from distill3d.distill.observer import nobody
 from distill3d.files import checksum, explain, locked, remove_partial, replacing, sync
 from distill3d.interrupts import interrupts_between_steps, signal_of
 from distill3d.runs.checkpoint import Checkpointed, State, has_checkpoint, load_checkpoint, save_checkpoint, tidy
 from distill3d.runs.config import FORMAT, from_plain, to_plain
+from distill3d.runs.watching import Watching
 
 CHECKPOINT_SECONDS = 60.0
 CONFIG = "config.json"
@@ -163,7 +165,14 @@ class RunFolder:
         """Whether the log up to a checkpoint is the one that the checkpoint was made with."""
         return hashlib.sha256(b"".join(self._lines(state))).hexdigest() == state.around.get(self.metrics.name)
 
-    def train(self, run: Trainable, total: int, on_step: OnStep = lambda progress: None, retries: int = 0) -> Training:
+    def train(
+        self,
+        run: Trainable,
+        total: int,
+        on_step: OnStep = lambda progress: None,
+        retries: int = 0,
+        watching: Watching | None = None,
+    ) -> Training:
         """Takes the steps of a run up to `total`, from the folder's checkpoint if there is one.
 
         Writes a checkpoint at the start, every minute and at the end. Ctrl-C ends the loop after the present step,
@@ -173,6 +182,7 @@ class RunFolder:
         Args:
             retries: how often a run that diverges goes on from its last checkpoint, each time with the next seed; the
                 log then counts them as `retry`.
+            watching: the observers of the run; time that they pause it for does not count.
 
         Raises:
             Diverged: at a step with numbers that are not finite. The checkpoint and the run's parameters are finite.
@@ -181,17 +191,19 @@ class RunFolder:
         """
         for retry in range(retries):
             try:
-                return self._train(run, total, on_step, retry)
+                return self._train(run, total, on_step, retry, watching)
             except Diverged as error:
                 warnings.warn(f"the run diverged {error}: retry {retry + 1} of {retries} follows", stacklevel=1)
         try:
-            return self._train(run, total, on_step, retries)
+            return self._train(run, total, on_step, retries, watching)
         except Diverged:
             if first_not_finite(run.module.state_dict().items()):
                 load_checkpoint(self.checkpoint, run)
             raise
 
-    def _train(self, run: Trainable, total: int, on_step: OnStep, retry: int) -> Training:
+    def _train(
+        self, run: Trainable, total: int, on_step: OnStep, retry: int, watching: Watching | None = None
+    ) -> Training:
         now, kept, before = Training(0, 0, 0.0), -1, []
         if has_checkpoint(self.checkpoint):
             state = load_checkpoint(self.checkpoint, run)
@@ -199,6 +211,8 @@ class RunFolder:
         if retry:  # retry r of a run draws from its seed + r
             run.generator.manual_seed(run.generator.initial_seed() + retry)
         retry += before[-1].get("retry", 0) if before else 0
+        if watching is not None:
+            watching.start(now.steps)
         spent, began, saved = now.seconds, time.monotonic(), time.monotonic()
         consistent, interrupted, last = True, 0, None
 
@@ -219,7 +233,7 @@ class RunFolder:
         with self.log(before) as append, interrupts_between_steps() as check_interrupt:
 
             def after(progress: Progress) -> None:
-                nonlocal now, consistent, last
+                nonlocal now, consistent, last, began
                 last = replace(progress, seconds=round(spent + time.monotonic() - began, 3), retry=retry)
                 now, consistent = Training(last.step + 1, last.nfe, last.seconds), True
                 append(last)
@@ -227,12 +241,17 @@ class RunFolder:
                     save()
                 on_step(last)
                 check_interrupt()
+                asked = time.monotonic()
+                while watching is not None and watching.after(last):
+                    check_interrupt()
+                    began, asked = began + time.monotonic() - asked, time.monotonic()
                 consistent = now.steps == total
 
             try:
                 save()
                 consistent = now.steps == total
-                optimize(run, range(now.steps, total), after, now.nfe)
+                watch = nobody if watching is None else watching.watch
+                optimize(run, range(now.steps, total), after, now.nfe, watch)
                 save()
                 check_interrupt()
             except KeyboardInterrupt as error:

@@ -23,6 +23,7 @@ from distill3d.diffusion.schedule import coefficients, from_eps
 from distill3d.distill.divergence import PARAMETER, PREDICTION, Diverged, check_step, first_not_finite
 from distill3d.distill.image_recipes import DDIM, STARTS, ImageRecipe, image_recipe
 from distill3d.distill.loop import OnStep, Progress, optimize
+from distill3d.distill.observer import See
 from distill3d.export import video
 from distill3d.interrupts import interrupts_between_steps, signal_of
 from distill3d.meshes.images import FORMATS
@@ -175,8 +176,8 @@ class Distillation:
         """See `distill.loop.Run`."""
         return self._optimizer
 
-    def loss(self, step: int) -> tuple[Tensor, Progress]:
-        """See `distill.loop.Run`."""
+    def loss(self, step: int, see: See | None = None) -> tuple[Tensor, Progress]:
+        """See `distill.loop.Run`; images have no observers, so `see` is not called."""
         self.scene.project()
         x = self._encode(self.scene.render().rgb)
         total = self.recipe.steps

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from distill3d.distill.divergence import Diverged
 from distill3d.distill.loop import ObjectRun, OnStep
 from distill3d.distill.objects import object_run
+from distill3d.distill.observer import Observer
 from distill3d.distill.recipes import LAPTOP, PRIORS, Recipe
 from distill3d.export import video
 from distill3d.meshes.files import Up, read_mesh
@@ -31,6 +33,7 @@ from distill3d.prompts import ViewPrompts
 from distill3d.runs.checkpoint import has_checkpoint, load_module, read_state
 from distill3d.runs.config import RunConfig, resolved
 from distill3d.runs.folder import RunFolder
+from distill3d.runs.watching import Watching
 from distill3d.types import Prior, Scene, SceneOptions
 
 TURNTABLE_SIZE = 256
@@ -126,6 +129,7 @@ def generate(
     on_step: OnStep = lambda progress: None,
     prior: Prior | None = None,
     second: Prior | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Result:
     """Makes an object and writes its run folder below `out`.
 
@@ -137,6 +141,7 @@ def generate(
         force: run even if the bundled prior does not know the prompt.
         retries: how often a run that diverges goes on from its last checkpoint with another seed.
         prior, second: priors that are loaded already, or your own; default: those that the configuration names.
+        observers: they see each step and may change settings, pause or end the run (see distill3d.distill.observer).
 
     Raises:
         ValueError: for anything wrong with the prompt, the prior, the objective or the output folder, before anything
@@ -153,7 +158,7 @@ def generate(
     with folder.locked():
         own = config.recipe.scene.with_own_files(folder.path)
         folder.write_config("object", replace(config, recipe=replace(config.recipe, scene=own)))
-        return _finish(run, folder, on_step, retries)
+        return _finish(run, folder, on_step, retries, observers)
 
 
 def resume(
@@ -165,13 +170,14 @@ def resume(
     objective: Method | None = None,
     device: str | None = None,
     retries: int = 0,
+    observers: Sequence[Observer] = (),
 ) -> Result:
     """Continues a run from its checkpoint, or from the start if there is none yet, and writes its artifacts.
 
     Args:
         prior, scene, objective: needed where the run used your own; they cannot be read from its folder.
         device: where to compute; default: the device of the run.
-        retries: as for `generate`.
+        retries, observers: as for `generate`. Settings that observers changed before are changed at the same steps.
 
     Raises:
         ValueError: where the folder is not a run, its checkpoint is missing or damaged, or another process is at work.
@@ -185,7 +191,7 @@ def resume(
         config = replace(config, device=device or config.device)
         prior, second = load_priors(config, prior)
         run = _start(replace(config, init=None) if begun else config, prior, second)
-        return _finish(run, run_folder, on_step, retries)
+        return _finish(run, run_folder, on_step, retries, observers)
 
 
 def read_config(folder: Path, scene: SceneOptions | None = None, objective: Method | None = None) -> Config:
@@ -246,11 +252,13 @@ def _start(config: Config, prior: Prior, second: Prior | None) -> ObjectRun:
     return run
 
 
-def _finish(run: ObjectRun, folder: RunFolder, on_step: OnStep, retries: int) -> Result:
+def _finish(
+    run: ObjectRun, folder: RunFolder, on_step: OnStep, retries: int, observers: Sequence[Observer] = ()
+) -> Result:
     type_this = f"type  distill3d resume {shlex.quote(str(folder.path))}"
-    training = None
+    training, watching = None, Watching(run, folder.path, observers)
     try:
-        training, began = folder.train(run, run.recipe.steps, on_step, retries), time.monotonic()
+        training, began = folder.train(run, run.recipe.steps, on_step, retries, watching), time.monotonic()
         files = write_artifacts(folder.path, run.scene, run.recipe)
     except Diverged as error:
         write_artifacts(folder.path, run.scene, run.recipe)
@@ -260,4 +268,6 @@ def _finish(run: ObjectRun, folder: RunFolder, on_step: OnStep, retries: int) ->
         if training is not None or is_out_of_memory(error):  # `train` itself says what became of its checkpoint
             error.add_note(f"the run is kept in {folder.path}: {type_this}")
         raise
+    finally:
+        watching.end()
     return Result(folder.path, **vars(training), export_seconds=time.monotonic() - began, files=files)
