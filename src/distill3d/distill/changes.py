@@ -6,7 +6,7 @@ the same list takes the same steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 
 from distill3d.distill.recipes import Recipe
@@ -36,15 +36,13 @@ class Change:
             WeightSchedule(self.value, self.value)  # raises ValueError
 
 
-def changeable(recipe: Recipe, unsupported: frozenset[str] = frozenset()) -> tuple[str, ...]:
-    """The settings of a recipe that may change. A method without a guidance scale, or of your own, has none.
+def changeable(recipe: Recipe, penalties: Collection[str]) -> tuple[str, ...]:
+    """The settings of a recipe that may change, for a scene with these penalties.
 
-    Args:
-        unsupported: the penalties that the scene does not have.
+    A method without a guidance scale, or an `Objective` of your own, has no scale to change.
     """
     scale = (SCALE,) if scaled(recipe.objective, 1.0) is not None else ()
-    names = (field.name for field in fields(recipe.penalties) if field.name not in unsupported)
-    return (*scale, *(PENALTY + name for name in names))
+    return (*scale, *(PENALTY + field.name for field in fields(recipe.penalties) if field.name in penalties))
 
 
 def scaled(method: Method, scale: float) -> Settings | None:
@@ -56,9 +54,7 @@ def scaled(method: Method, scale: float) -> Settings | None:
 
 def changed(recipe: Recipe, changes: Sequence[Change], step: int) -> Recipe:
     """The recipe at a step: as it was written, with the changes until then, later ones over earlier ones."""
-    for change in changes:
-        if change.step > step:
-            continue
+    for change in sorted((change for change in changes if change.step <= step), key=lambda change: change.step):
         if change.setting == SCALE:
             recipe = replace(recipe, objective=scaled(recipe.objective, change.value))
         else:

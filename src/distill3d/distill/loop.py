@@ -274,8 +274,13 @@ class ObjectRun:
         weights = {name: self._weight(name, step) for name in terms}
         return {name: weights[name] * term() for name, term in terms.items() if weights[name] > 0}
 
+    @property
+    def known_penalties(self) -> frozenset[str]:
+        """The regularizers that the scene supports, by name."""
+        return frozenset({*VIEW_PENALTIES, "convexity", *self.scene.penalties()}) - self.scene.unsupported_penalties
+
     def _check_penalties(self, recipe: Recipe) -> None:
-        known = {*VIEW_PENALTIES, "convexity", *self.scene.penalties()} - self.scene.unsupported_penalties
+        known = self.known_penalties
         for field in fields(recipe.penalties):
             if field.name not in known and getattr(recipe.penalties, field.name):
                 raise ValueError(

@@ -36,7 +36,7 @@ def read_changes(folder: Path) -> tuple[Change, ...]:
 
 def check_changes(changes: Sequence[Change], run: ObjectRun) -> None:
     """Raises ValueError for a setting that the run does not have."""
-    allowed = changeable(run.written, run.scene.unsupported_penalties)
+    allowed = changeable(run.written, run.known_penalties)
     for change in changes:
         if change.setting not in allowed:
             raise ValueError(f"this run has no setting {change.setting!r} that can change; it has {', '.join(allowed)}")
