@@ -34,6 +34,7 @@ class DDIM:
 
 
 MOST_STEPS = 10**7  # of any run
+LARGEST_RATE = 1e6  # a learning rate; far above what any run survives, and below what float32 can hold
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class ImageRecipe:
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MOST_STEPS:
             raise ValueError(f"an image needs at least one step, and at most {MOST_STEPS}, got {self.steps}")
-        if self.rate is not None and not 0 < self.rate < float("inf"):
-            raise ValueError(f"the learning rate must be a finite number above 0, got {self.rate}")
+        if self.rate is not None and not 0 < self.rate <= LARGEST_RATE:
+            raise ValueError(f"the learning rate must lie in (0, {LARGEST_RATE:,.0f}], got {self.rate}")
         if self.space == "pixels" and self.rate is None:
             raise ValueError("pixels follow a gradient and need a learning rate, such as --learning-rate 0.05")
         if self.space == "pixels" and self.project:

@@ -7,12 +7,11 @@ changes single settings; `config.json` of a run holds the result.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from distill3d.cameras import MOST_VIEWS, CameraSampler, orbit
-from distill3d.distill.image_recipes import MOST_STEPS
+from distill3d.distill.image_recipes import LARGEST_RATE, MOST_STEPS
 from distill3d.distill.regularizers import WeightSchedule
 from distill3d.export.options import ExportOptions
 from distill3d.export.video import MOST_SIZE
@@ -151,8 +150,8 @@ class Recipe:
             raise ValueError(f"a turntable needs 1 to {MOST_VIEWS} frames, got {self.frames}")
         if self.render_size is not None and not 8 <= self.render_size <= MOST_SIZE:
             raise ValueError(f"render_size must be 8 to {MOST_SIZE} pixels, got {self.render_size}")
-        if not 0 <= self.learning_rate < math.inf:
-            raise ValueError(f"the learning rate must be a finite number of at least 0, got {self.learning_rate}")
+        if not 0 <= self.learning_rate <= LARGEST_RATE:
+            raise ValueError(f"the learning rate must lie in [0, {LARGEST_RATE:,.0f}], got {self.learning_rate}")
 
     def rate(self, step: int) -> float:
         """Learning rate at a step: constant, then a linear decay to a tenth."""
