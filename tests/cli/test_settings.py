@@ -283,5 +283,5 @@ def test_a_damaged_config_of_a_run_is_one_line(tmp_path):
 
 @pytest.mark.parametrize("words", [("--learning-rate", "nan"), ("--set", "recipe.objective.scale=inf")])
 def test_settings_are_finite_numbers(words):
-    with pytest.raises(ValueError, match="finite number|must lie in"):
+    with pytest.raises(ValueError, match="finite number"):
         config(*words)
