@@ -23,6 +23,7 @@ MODULES = {".".join((PACKAGE, *Path(name).with_suffix("").parts)).removesuffix("
 LAYERS = """
 devices
 types files interrupts untrusted texels
+workers
 cameras prompts diffusion
 priors render
 objectives meshes
@@ -258,6 +259,8 @@ def test_importing_the_package_is_cheap():
         "tyro",
         "rich",
         "viser",
+        "ray",
+        "fsspec",
     ]
 
     def loaded(*modules: str) -> set[str]:

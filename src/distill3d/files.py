@@ -86,12 +86,14 @@ def remove_partial(folder: Path) -> None:
     for path in folder.glob(f"{PARTIAL}*"):
         with suppress(OSError, ValueError):  # it has just ended; or it has another name
             machine, process, _ = path.name.removeprefix(PARTIAL).rsplit("-", 2)
-            ended = not _runs(int(process)) if machine == platform.node() else time.time() - path.stat().st_mtime > DAY
+            ended = (
+                not is_running(int(process)) if machine == platform.node() else time.time() - path.stat().st_mtime > DAY
+            )
             if ended and path not in _open:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _runs(process: int) -> bool:
+def is_running(process: int) -> bool:
     """Whether another process of this number is running. Our own number is that of an earlier one, in a container."""
     if process == os.getpid():
         return False
@@ -105,16 +107,16 @@ def _runs(process: int) -> bool:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, wait: float = 0.0) -> Iterator[None]:
     """Keeps other processes off a folder, made if needed; the lock is released when the process ends.
 
     Raises:
-        ValueError: where another process holds it.
+        ValueError: where another process holds it, and does so after `wait` seconds.
         OSError: where the folder cannot be written.
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / ".lock", blocking=False)
+    lock = FileLock(folder / ".lock", timeout=wait)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(NotImplementedError):  # a file system without locks

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from distill3d.bench import check_libraries, tables
-from distill3d.bench.cells import OUT_OF_MEMORY, Outcome, make_cell, read_outcome, reopen_cell
+from distill3d.bench.cells import OUT_OF_MEMORY, Outcome
 from distill3d.bench.judging import Judges, Scored, diversities, score
-from distill3d.bench.protocol import Protocol, Task, check_folder, open_folder
+from distill3d.bench.protocol import Protocol, Task
 from distill3d.bench.report import write_report
+from distill3d.bench.sweep import Sweep, opened
 from distill3d.distill.loop import Progress
 from distill3d.distill.objects import object_run
 from distill3d.distill.supervision import prompts_for, run_texts
-from distill3d.files import locked, replacing
+from distill3d.files import replacing
 from distill3d.types import Prior
+from distill3d.workers.executor import HERE, Executor, GivenUp
+from distill3d.workers.store import Place
 
 OnStep = Callable[[Task, Progress], None]
 OnCell = Callable[[Task, Outcome, bool], None]
@@ -45,15 +47,20 @@ class Listeners:
 
 
 def run_bench(
-    out: Path,
+    out: Place,
     protocol: Protocol,
     prior: Prior,
     judges: Judges,
     metrics: Sequence[str],
     command: str = "",
     listeners: Listeners = Listeners(),
+    executor: Executor = HERE,
 ) -> Findings:
     """Makes the missing cells, judges all, and writes tables and report.
+
+    `out` is a folder, or an address such as s3://bucket/folder: the result then has the folder of this machine that
+    holds a copy. With another executor than `Here` workers make the cells and load the prior by its name; this process
+    needs `prior` to check the settings only.
 
     Cells that ran out of memory, now or in an earlier call, are made once more at the end, from their checkpoints.
     After an interrupt, tables and report are written for the finished cells, and the interrupt is raised again.
@@ -61,34 +68,52 @@ def run_bench(
     Raises:
         ValueError: for settings that do not fit the prior, before anything is made, and for a folder that holds
             something else.
+        GivenUp: for cells whose workers failed again and again; tables and report are written for the others.
     """
     check_libraries()
     _check_and_embed(protocol, prior)
-    check_folder(out)  # before there is a lock file in it
-    with locked(out):
-        open_folder(out, protocol)
-        (out / "cells").mkdir(exist_ok=True)
+    with opened(out, protocol) as sweep:
+        folder = sweep.folder
         try:
+            missing: list[Task] = []
             starved: list[Task] = []
             for task in protocol.tasks():
-                outcome = read_outcome(out / "cells" / task.folder)
-                made = outcome is None
+                outcome = sweep.read(task)
                 if outcome is None:
-                    outcome = make_cell(out, protocol, task, prior, lambda p, task=task: listeners.on_step(task, p))
+                    missing.append(task)
+                elif outcome.failure == OUT_OF_MEMORY:
+                    starved.append(task)
+                else:
+                    listeners.on_cell(task, outcome, False)
+            for task, outcome in _made(sweep, missing, prior, executor, listeners):
                 if outcome.failure == OUT_OF_MEMORY:
                     starved.append(task)
                 else:
-                    listeners.on_cell(task, outcome, made)
+                    listeners.on_cell(task, outcome, True)
             for task in starved:  # once more: another process may have had the memory
-                reopen_cell(out, task)
-                outcome = make_cell(out, protocol, task, prior, lambda p, task=task: listeners.on_step(task, p))
+                sweep.reopen(task)
+            for task, outcome in _made(sweep, starved, prior, executor, listeners):
                 listeners.on_cell(task, outcome, True)
-        except KeyboardInterrupt:
-            if any((out / "cells").iterdir()):
-                conclude(out, protocol, judges, metrics, command)
+        except (KeyboardInterrupt, GivenUp):
+            if any((folder / "cells").iterdir()):
+                conclude(folder, protocol, judges, metrics, command)
+                sweep.upload()
             raise
-        shutil.rmtree(out / "work", ignore_errors=True)
-        return conclude(out, protocol, judges, metrics, command)
+        sweep.clean()
+        found = conclude(folder, protocol, judges, metrics, command)
+        sweep.upload()
+        return found
+
+
+def _made(
+    sweep: Sweep, tasks: Sequence[Task], prior: Prior, executor: Executor, listeners: Listeners
+) -> Iterator[tuple[Task, Outcome]]:
+    """Makes cells on the workers of an executor."""
+
+    def on_progress(index: int, progress: Progress) -> None:
+        listeners.on_step(tasks[index], progress)
+
+    return sweep.make(tasks, prior, executor, on_progress)
 
 
 def conclude(out: Path, protocol: Protocol, judges: Judges, metrics: Sequence[str], command: str = "") -> Findings:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
+from distill3d.cli.machines import CellMachines
 from distill3d.cli.objects import base_recipe, plain_method
 from distill3d.cli.settings import layered, nested, read_file
 from distill3d.cli.shared import (
@@ -20,6 +21,7 @@ from distill3d.cli.shared import (
     Listed,
     Model,
     Name,
+    Place,
     Settings,
     Text,
     command_line,
@@ -101,8 +103,9 @@ class Bench:
     quality: Budget = field(default_factory=Budget)
     judging: Judging = field(default_factory=Judging)
     model: Model = field(default_factory=Model)
-    out: Path = Path("bench")
-    """Folder for everything."""
+    machines: CellMachines = field(default_factory=CellMachines)
+    out: Place = Path("bench")
+    """Folder for everything, or an address that all machines share, such as s3://bucket/folder."""
     other: Settings = field(default_factory=Settings)
 
     def protocol(self) -> Protocol:
@@ -154,15 +157,19 @@ class Bench:
             check_names(judging.names.split(","))
         for prompt in protocol.prompts:
             check_prompt(prompt, protocol.prior, self.compared.force)
-        prior = load_prior(protocol.prior, protocol.device, protocol.dtype, protocol.prior_options)
+        executor = self.machines.executor(protocol.device)
+        device = self.machines.device_here(protocol.device)
+        prior = load_prior(protocol.prior, device, protocol.dtype, protocol.prior_options)
         variants = with_budget(protocol.variants, self.quality.budget, prior)
         protocol = replace(protocol, variants=variants, size=judging.size(prior.image_size))
         judges = find_judges(protocol, judging.evaluator, judging.reference)
         chosen, typed = choose_metrics(judging.names, protocol, judges), command_line(["distill3d", "bench"], self)
         with bench_bars(protocol) as listeners:
-            found = run_bench(self.out, protocol, prior, judges, chosen, typed, listeners)
+            found = run_bench(self.out, protocol, prior, judges, chosen, typed, listeners, executor)
         print(markdown(found.table))
-        print(f"{found.report}\n{self.out / 'table.md'}, table.tex, table.csv, cells.csv")
+        print(f"{found.report}\n{found.folder / 'table.md'}, table.tex, table.csv, cells.csv")
+        if found.folder != self.out:
+            print(f"all of it: {self.out}")
         return status_of(found)
 
 
@@ -204,12 +211,18 @@ def bench_bars(protocol: Protocol) -> Iterator[Listeners]:
     objects = bar.add_task("objects", total=len(protocol.tasks()))
     steps = bar.add_task("steps")
 
+    at_work: dict[str, tuple[int, Task]] = {}  # by folder: finished steps
+
     def on_step(task: Task, progress: Progress) -> None:
         bar.start()
-        bar.update(steps, completed=progress.step + 1, total=task.variant.recipe.steps, description=task.variant.name)
+        at_work[task.folder] = (progress.step + 1, task)
+        name = task.variant.name if len(at_work) == 1 else f"{len(at_work)} at work"
+        total = sum(task.variant.recipe.steps for _, task in at_work.values())
+        bar.update(steps, completed=sum(step for step, _ in at_work.values()), total=total, description=name)
 
     def on_cell(task: Task, outcome: Outcome, made: bool) -> None:
         bar.advance(objects)
+        at_work.pop(task.folder, None)
         if made:
             end = f"no object: {outcome.failure}" if outcome.failure else duration(outcome.seconds)
             bar.console.print(f"{task.prompt} | {task.variant.name} | seed {task.seed} | {end}", markup=False)

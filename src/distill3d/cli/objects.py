@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
+from distill3d.cli.machines import Machines, generate_many
 from distill3d.cli.settings import Tree, layered, nested, read_file
 from distill3d.cli.shared import (
     RUNS,
@@ -21,6 +22,7 @@ from distill3d.cli.shared import (
     Int,
     Model,
     Name,
+    Place,
     Prompt,
     Run,
     Settings,
@@ -103,7 +105,7 @@ class Output:
 
     def check(self) -> None:
         """Raises ValueError where --out is a file."""
-        if is_file_name(self.out):
+        if is_file_name(Path(self.out)):
             raise ValueError(
                 f"--out is the folder for run folders, got {self.out}; to write a run's mesh to a file, type: "
                 f"distill3d export RUN --out FILE.glb (or .obj, .ply)"
@@ -132,6 +134,8 @@ class ObjectTexts(Texts):
 class ObjectOutput(Output):
     """Where to, and what is written."""
 
+    out: Place = RUNS  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Folder in which run folders are made, or an address that all machines share, such as s3://bucket/folder."""
     faces: Int = None
     """Triangles of the mesh, at most about."""
 
@@ -153,6 +157,7 @@ class Generate:
     quality: Quality = field(default_factory=Quality)
     model: Model = field(default_factory=Model)
     output: ObjectOutput = field(default_factory=ObjectOutput)
+    machines: Machines = field(default_factory=Machines)
     other: Settings = field(default_factory=Settings)
 
     def config(self) -> Config:
@@ -170,6 +175,8 @@ class Generate:
         config, prompts = self.config(), read_prompts(self.prompt)
         for prompt in prompts:  # a wrong line is found before hours went into the lines above it
             check_prompt(prompt, config.prior, self.output.force)
+        if self.machines.many or isinstance(self.output.out, str):
+            return generate_many(config, prompts, self.output.out, self.machines, self.quality.retries)
         prior = second = None
         for prompt in prompts:
             config = replace(config, prompt=prompt)

@@ -37,6 +37,12 @@ def _optional(kind: Callable[[str], Any], metavar: str, choices: tuple[str, ...]
     )
 
 
+def _place(text: str) -> Path | str:
+    from distill3d.workers.store import place_of
+
+    return place_of(text)
+
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 NO_DEFAULT = arg(help_behavior_hint="")  # in the help; the text of the flag says what happens without it
 Int = Annotated[int | None, _optional(int, "INT"), NO_DEFAULT]
@@ -45,6 +51,8 @@ Text = Annotated[str | None, _optional(str, "TEXT"), NO_DEFAULT]
 Name = Annotated[str | None, _optional(str, "NAME"), NO_DEFAULT]
 File = Annotated[Path | None, _optional(Path, "PATH"), NO_DEFAULT]
 Folder = Annotated[Path | None, _optional(Path, "FOLDER"), NO_DEFAULT]
+Place = Annotated["Path | str", _optional(_place, "FOLDER")]
+PlaceOrNone = Annotated["Path | str | None", _optional(_place, "FOLDER"), NO_DEFAULT]
 Dtype = Annotated[str | None, _optional(str, "{auto,float32,bfloat16,float16}", DTYPES), NO_DEFAULT]
 Control = Annotated[str | None, _optional(str, "{depth,normal}", ("depth", "normal")), NO_DEFAULT]
 UpAxis = Annotated[Literal["auto", "y", "z"] | None, _optional(str, "{auto,y,z}", ("auto", "y", "z")), NO_DEFAULT]
@@ -174,7 +182,7 @@ def duration(seconds: float) -> str:
 
 
 def command_line(words: Sequence[str], command: object) -> str:
-    """What to type for the same command: the flags that are not at their default, without the output folder."""
+    """What to type for the same command: the flags that are not at their default, without --out and where it runs."""
     return shlex.join([*words, *_flags(command)])
 
 
@@ -183,7 +191,7 @@ def _flags(command: Any) -> Iterator[str]:
         value, default, flag = getattr(command, field.name), field.default, f"--{field.name.replace('_', '-')}"
         if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        if field.name == "out" or value == default:
+        if field.name in ("out", "machines") or value == default:
             continue
         if dataclasses.is_dataclass(value):
             yield from _flags(value)

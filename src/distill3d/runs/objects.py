@@ -32,7 +32,7 @@ from distill3d.priors.loading import load_prior
 from distill3d.prompts import ViewPrompts
 from distill3d.runs.checkpoint import has_checkpoint, load_module, read_state
 from distill3d.runs.config import RunConfig, resolved
-from distill3d.runs.folder import RunFolder
+from distill3d.runs.folder import CONFIG, RunFolder
 from distill3d.runs.watching import Watching
 from distill3d.types import Prior, Scene, SceneOptions
 
@@ -159,6 +159,19 @@ def generate(
         own = config.recipe.scene.with_own_files(folder.path)
         folder.write_config("object", replace(config, recipe=replace(config.recipe, scene=own)))
         return _finish(run, folder, on_step, retries, observers)
+
+
+def generate_in(
+    folder: RunFolder, config: Config, prior: Prior, second: Prior | None, on_step: OnStep, retries: int = 0
+) -> Result:
+    """Makes an object in a folder of this name, or goes on with the one that was begun there; see `generate`."""
+    begun = has_checkpoint(folder.checkpoint)
+    run = _start(replace(config, init=None) if begun else config, prior, second)
+    with folder.locked():
+        if not (folder.path / CONFIG).is_file():
+            own = config.recipe.scene.with_own_files(folder.path)
+            folder.write_config("object", replace(config, recipe=replace(config.recipe, scene=own)))
+        return _finish(run, folder, on_step, retries, ())
 
 
 def resume(

@@ -8,9 +8,12 @@ is a file, so that a study can be interrupted and continued; other settings make
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -26,11 +29,15 @@ from distill3d.evaluation.evaluator import Evaluator
 from distill3d.evaluation.metrics import METRICS, Quantity, RunResult, measure
 from distill3d.files import locked, replacing
 from distill3d.interrupts import Interrupted
+from distill3d.priors.loading import load_prior
 from distill3d.runs.config import RunConfig, to_plain
 from distill3d.runs.folder import slug
 from distill3d.runs.images import make_images
+from distill3d.runs.shared_work import check_seen, check_version, kept_copy
 from distill3d.types import Prior
 from distill3d.untrusted import csv_text, read_npz
+from distill3d.workers.executor import HERE, WAIT_SECONDS, Executor, Here, Make
+from distill3d.workers.store import Place, Store
 
 STEPS = 50  # of DDIM
 STRONG = 100.0  # the published guidance scale of SDS
@@ -115,18 +122,56 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class StudyResult:
-    """The result of a study: images by row and prompt, and the table."""
+    """The result of a study: its folder, images by row and prompt, and the table."""
 
+    folder: Path  # of a shared one, the copy on this machine
     made: Mapping[str, tuple[Sample, ...]]  # by a row's name, in the order of the prompts
     table: tables.Table
 
 
+@dataclasses.dataclass(frozen=True)
+class ImageSetup:
+    """Makes images of a study in a worker. It loads the prior once, unless it has it."""
+
+    out: Place
+    study: Study
+    prior: Prior | None = None  # of this process; it does not travel
+    version: str = distill3d.__version__
+
+    def __call__(self) -> Make[tuple[Row, str], None]:
+        """See `workers.executor.Setup`.
+
+        Raises:
+            ValueError: where this machine has another version, or does not see the folder.
+        """
+        check_version(self.version)
+        if isinstance(self.out, Path):
+            check_seen(self.out / "images")
+        study = self.study
+        prior = self.prior or load_prior(study.prior, study.device, study.dtype, study.prior_options)
+        return lambda task, tell: self.make(*task, prior)
+
+    def make(self, row: Row, prompt: str, prior: Prior) -> None:
+        """Makes an image unless it is there."""
+        name = self.study.key(row, prompt)
+        if isinstance(self.out, Path):
+            with locked(self.out / ".locks" / name, wait=WAIT_SECONDS):
+                if not (self.out / "images" / name).is_file():
+                    make_sample(self.out / "images" / name, self.study, row, prompt, prior)
+            return
+        with tempfile.TemporaryDirectory(prefix="distill3d-") as scratch:
+            path = Path(scratch) / name
+            make_sample(path, self.study, row, prompt, prior)
+            Store(self.out).write(f"images/{name}", path.read_bytes())
+
+
 def run_study(
-    out: Path,
+    out: Place,
     study: Study,
     prior: Prior,
     evaluator: Evaluator | None,
     on_image: Callable[[Row, str, bool], None] = lambda row, prompt, made: None,
+    executor: Executor = HERE,
 ) -> StudyResult:
     """Makes the missing images and writes table.md, table.tex, table.csv and images.csv.
 
@@ -134,26 +179,52 @@ def run_study(
         ValueError: where the folder cannot be written or holds a damaged image, and for a prior that does not fit.
         KeyboardInterrupt: as it came; what is finished stays.
     """
+    store = None if isinstance(out, Path) else Store(out)
+    folder = out if isinstance(out, Path) else kept_copy(out)
     try:
-        (out / "images").mkdir(parents=True, exist_ok=True)
+        (folder / "images").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from error
-    with locked(out):
+    with contextlib.ExitStack() as stack:
+        if store is not None:
+            store.check()
+            stack.enter_context(store.leased())
+        stack.enter_context(locked(folder))
         prior.prepare(sorted({*study.prompts, ""}))
-        made: dict[str, list[Sample]] = {row.name: [] for row in (*study.rows, *study.references)}
-        for prompt in study.prompts:
-            for row in (*study.rows, *study.references):
-                path = out / "images" / study.key(row, prompt)
-                new = not path.is_file()
-                if new:
-                    make_sample(path, study, row, prompt, prior)
-                made[row.name].append(read_sample(path))
-                on_image(row, prompt, new)
-        reference = [_finite(pair) for pair in _pairs(made.pop("reference"))]
+        rows = (*study.rows, *study.references)
+        tasks = [(row, prompt) for prompt in study.prompts for row in rows]
+        if store is not None:
+            _pull(store, folder, [study.key(*task) for task in tasks])
+        missing: list[tuple[Row, str]] = []
+        for task in tasks:
+            if (folder / "images" / study.key(*task)).is_file():
+                on_image(*task, False)
+            else:
+                missing.append(task)
+        setup = ImageSetup(out, study, prior if isinstance(executor, Here) else None)
+        for done in stack.enter_context(contextlib.closing(executor.run(setup, missing))):
+            if store is not None:
+                _pull(store, folder, [study.key(*missing[done.index])])
+            on_image(*missing[done.index], True)
+        shutil.rmtree(folder / ".locks", ignore_errors=True)
+
+        def samples(row: Row) -> list[Sample]:
+            return [read_sample(folder / "images" / study.key(row, prompt)) for prompt in study.prompts]
+
+        made = {row.name: samples(row) for row in study.rows}
+        reference = [_finite(pair) for pair in zip(*map(samples, study.references), strict=True)]
         scores = score_rows(study, made, reference, evaluator)
         table = make_table(study, made, scores, reference, evaluator)
-        _write(out, study, table, scores)
-    return StudyResult({name: tuple(row) for name, row in made.items()}, table)
+        _write(folder, study, table, scores)
+    return StudyResult(folder, {name: tuple(row) for name, row in made.items()}, table)
+
+
+def _pull(store: Store, folder: Path, names: Sequence[str]) -> None:
+    """Copies images that are shared to a folder of this machine."""
+    missing = [f"images/{name}" for name in names if not (folder / "images" / name).is_file()]
+    for name, content in store.read_all(missing).items():
+        with replacing(folder / name) as draft:
+            draft.write_bytes(content)
 
 
 def make_sample(path: Path, study: Study, row: Row, prompt: str, prior: Prior) -> None:
@@ -250,10 +321,6 @@ def _finite(samples: Sequence[Sample]) -> Tensor:
     """The finite ones of the images [N, 3, H, W]; N may be 0."""
     kept = [sample.image for sample in samples if sample.finite]
     return torch.stack(kept) if kept else samples[0].image.new_zeros(0, *samples[0].image.shape)
-
-
-def _pairs(samples: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
-    return list(zip(samples[::2], samples[1::2], strict=True))
 
 
 def _write(out: Path, study: Study, table: tables.Table, scores: Mapping[tuple[str, str], Mapping[str, float]]) -> None:
