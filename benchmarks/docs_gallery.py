@@ -23,7 +23,7 @@ from texture import meshes, save_gray
 from toybox_3d import prompts
 
 from distill3d.cli import main as cli
-from distill3d.export.video import read_video, save_turn
+from distill3d.export.video import read_video, turning_webp
 from distill3d.files import replacing
 from distill3d.priors.loading import load_prior
 from distill3d.runs.folder import slug
@@ -144,7 +144,8 @@ def main() -> None:
         for item in asked_for(arguments.only):
             picture, began = pictures / f"{item.name}.webp", time.process_time()
             folder = make(item, priors, arguments.steps)
-            save_turn(picture, read_video(folder / "turntable.mp4", FRAMES))
+            with replacing(picture) as draft:
+                draft.write_bytes(turning_webp(read_video(folder / "turntable.mp4", FRAMES)))
             size = picture.stat().st_size / 1000
             print(f"{item.name}: {size:.0f} kB, {time.process_time() - began:.0f} s of CPU, {folder}", flush=True)
     text = filled(page.read_text(), pictures)

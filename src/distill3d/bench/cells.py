@@ -24,7 +24,7 @@ from distill3d.distill.loop import ObjectRun, OnStep
 from distill3d.distill.objects import object_run
 from distill3d.evaluation.cost import Meter
 from distill3d.export.options import ExportOptions
-from distill3d.export.video import as_image, contact_sheet, save_image, save_still, save_turn
+from distill3d.export.video import as_image, contact_sheet, save_image, still_webp, turning_webp
 from distill3d.files import checksum, replacing, sync
 from distill3d.interrupts import Interrupted
 from distill3d.priors.components.folder import is_out_of_memory
@@ -183,8 +183,9 @@ def make_artifacts(work: Path, scene: Scene, protocol: Protocol) -> str:
         np.savez_compressed(draft, opacity=opacity, depth=seen.depth.half().numpy())
     save_image(work / "views.png", contact_sheet(views, COLUMNS, gap=0))
     images = [as_image(view) for view in views]
-    save_turn(work / "turn.webp", images)
-    save_still(work / "still.webp", images[0])
+    for name, picture in (("turn.webp", turning_webp(images)), ("still.webp", still_webp(images[0]))):
+        with replacing(work / name) as draft:
+            draft.write_bytes(picture)
     try:
         scene.cpu().export(work, SMALL)
     except ValueError:  # nothing solid: the report then has no model of it
@@ -223,4 +224,3 @@ def _trained(work: RunFolder, config: Config, prior: Prior, on_step: OnStep) -> 
     if training.interrupted:
         raise Interrupted(training.interrupted)
     return run
-

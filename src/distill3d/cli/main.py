@@ -47,6 +47,7 @@ SUMMARIES = {
         "paper",
         "Repeat an experiment of the paper (Lukoianov et al. 2024) on a prior of your choice.",
     ),
+    "gallery": ("gallery", "Write one HTML page with turning models from any runs."),
     "recipes": ("recipes", "Show the recipes side by side, or write one as a configuration file."),
     "doctor": ("doctor", "Show what is installed, which devices and priors there are, and how fast a prior runs here."),
 }

@@ -174,14 +174,19 @@ def duration(seconds: float) -> str:
 
 
 def command_line(words: Sequence[str], command: object) -> str:
-    """What to type for the same command: the flags that are not at their default, without the output folder."""
+    """What to type for the same command: the flags that are not at their default, without the output folder.
+
+    `words` are the command's name and its positional arguments.
+    """
     return shlex.join([*words, *_flags(command)])
 
 
 def _flags(command: Any) -> Iterator[str]:
     for field in dataclasses.fields(command):
         value, default, flag = getattr(command, field.name), field.default, f"--{field.name.replace('_', '-')}"
-        if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+        if default is dataclasses.MISSING:
+            if field.default_factory is dataclasses.MISSING:  # a positional argument
+                continue
             default = field.default_factory()
         if field.name == "out" or value == default:
             continue

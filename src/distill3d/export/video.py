@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -140,22 +141,23 @@ def read_video(path: str | os.PathLike[str], most: int) -> list[Image.Image]:
     return found
 
 
-def save_turn(path: str | os.PathLike[str], images: Sequence[Image.Image], seconds: float = TURN_SECONDS) -> None:
-    """Writes square images as an endless animated WebP of at most `TURN_SIZE` pixels a side, whole or not at all.
+def turning_webp(images: Sequence[Image.Image], seconds: float = TURN_SECONDS) -> bytes:
+    """Square images as an endless animated WebP of at most `TURN_SIZE` pixels a side.
 
     Args:
         seconds: of one round.
     """
     first, *others = [_at_most(image, TURN_SIZE) for image in images]
-    step = round(1000 * seconds / len(images))
-    with replacing(path) as draft:
-        first.save(draft, save_all=True, append_images=others, duration=step, loop=0, quality=70, method=4)
+    step, file = round(1000 * seconds / len(images)), io.BytesIO()
+    first.save(file, "WEBP", save_all=True, append_images=others, duration=step, loop=0, quality=70, method=4)
+    return file.getvalue()
 
 
-def save_still(path: str | os.PathLike[str], image: Image.Image) -> None:
-    """Writes a square image as a WebP of at most `STILL_SIZE` pixels a side, whole or not at all."""
-    with replacing(path) as draft:
-        _at_most(image, STILL_SIZE).save(draft, quality=80)
+def still_webp(image: Image.Image) -> bytes:
+    """A square image as a WebP of at most `STILL_SIZE` pixels a side."""
+    file = io.BytesIO()
+    _at_most(image, STILL_SIZE).save(file, "WEBP", quality=80)
+    return file.getvalue()
 
 
 def _at_most(image: Image.Image, largest: int) -> Image.Image:
