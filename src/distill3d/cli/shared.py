@@ -57,7 +57,8 @@ OptionalName = Annotated[Positional[str | None], arg(metavar="[NAME]", help_beha
 Run = Annotated[Positional[Path], arg(metavar="RUN")]
 Repeated = UseAppendAction[tuple[str, ...]]
 Listed = Annotated[tuple[str, ...], NO_DEFAULT]
-REPEATED_FLAGS = ("lora", "token", "set")  # the fields that are `Repeated`
+LogTo = Annotated[UseAppendAction[tuple[Literal["tensorboard", "wandb"], ...]], NO_DEFAULT]
+REPEATED_FLAGS = ("lora", "token", "set", "log")  # the fields that are `Repeated`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,8 @@ They lie in the run's folder beside metrics.jsonl. Each program has one file her
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import import_module
 from importlib.util import find_spec
@@ -101,6 +102,18 @@ class StepLog(Observer):
         if self._writer is not None:
             self._writer.close()
         self._writer = None
+
+
+@contextmanager
+def logging(logs: Sequence[StepLog], folder: Path) -> Iterator[None]:
+    """Opens the logs of a run without observers in its folder, and closes them."""
+    try:
+        for log in logs:
+            log.begin(folder, 0)
+        yield
+    finally:
+        for log in logs:
+            log.close()
 
 
 def open_logs(names: Sequence[str], steps: int, every: int | None = None) -> tuple[StepLog, ...]:
