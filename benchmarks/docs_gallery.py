@@ -91,10 +91,7 @@ def make(item: Item, priors: dict[str, Prior], most_steps: int | None) -> Path:
     if config.prior not in priors:
         priors[config.prior] = load_prior(config.prior, config.device, config.dtype)
     prior = priors[config.prior]
-    if folder is not None:
-        result = resume(folder, prior=prior)
-    else:
-        result = generate(config, item.folder, prior=prior)
+    result = resume(folder, prior=prior) if folder is not None else generate(config, item.folder, prior=prior)
     if result.interrupted:
         raise SystemExit(128 + result.interrupted)
     assert result.mesh is not None, f"{item.prompt}: no mesh"
@@ -131,7 +128,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--only", help="words of names, separated by commas; default: all")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the page; its pictures lie in images/gallery beside it")
+    parser.add_argument(
+        "--page", type=Path, default=PAGE, help="the page; its pictures lie in images/gallery beside it"
+    )
     parser.add_argument("--steps", type=int, help="fewer steps, to try this script")
     arguments = parser.parse_args()
     page, priors = arguments.page.resolve(), {}

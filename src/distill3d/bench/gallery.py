@@ -151,9 +151,7 @@ def write_gallery(
     for i, (entry, command) in enumerate(zip(entries, commands, strict=True)):
         still, turn = _pictures(entry)
         model = _glb(entry.model) if models and entry.model is not None else b""
-        cards.append(
-            _Card(i, entry.title, entry.facts, command, data_uri(still), base64_text(turn), packed(model))
-        )
+        cards.append(_Card(i, entry.title, entry.facts, command, data_uri(still), base64_text(turn), packed(model)))
         on_entry()
     write_page(path, "gallery.html", title=title, cards=cards)
 
@@ -183,7 +181,9 @@ def _pictures(entry: Entry) -> tuple[bytes, bytes]:
 def self_contained(document: Mapping[str, Any]) -> bool:
     """Whether a glTF document needs no other file, and no decoder that the viewer would load."""
     entries = (entry for kind in ("buffers", "images") for entry in document.get(kind, []))
-    return not any("uri" in entry for entry in entries) and COMPRESSED.isdisjoint(document.get("extensionsRequired", []))
+    return not any("uri" in entry for entry in entries) and COMPRESSED.isdisjoint(
+        document.get("extensionsRequired", [])
+    )
 
 
 def _glb(path: Path) -> bytes:

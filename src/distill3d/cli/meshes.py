@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from distill3d.cli.objects import Output, Quality, object_bar, object_config, report
-from distill3d.cli.shared import MESHES, Dtype, Flag, Folder, LogTo, Model, Name, Prompt, Run, Settings, Texts, run_folder
+from distill3d.cli.shared import (
+    MESHES,
+    Dtype,
+    Flag,
+    Folder,
+    LogTo,
+    Model,
+    Name,
+    Prompt,
+    Run,
+    Settings,
+    Texts,
+    run_folder,
+)
 
 if TYPE_CHECKING:
     from distill3d.runs.objects import Config
@@ -70,9 +83,7 @@ class Texture:
             print(f"making a UV map for {self.mesh.name}: {problem}")
         with object_bar(config.recipe.steps, "texturing") as on_step:
             force, retries = self.output.force, self.quality.retries
-            made = generate(
-                config, self.output.out, force=force, retries=retries, on_step=on_step, observers=logs
-            )
+            made = generate(config, self.output.out, force=force, retries=retries, on_step=on_step, observers=logs)
             return report(made)
 
 

@@ -124,5 +124,5 @@ def _flags(command: Generate | Texture) -> dict[str, tuple[str, str]]:
         for field in fields(kind):
             if field.type in ("Int", "Float"):
                 changed = {path for path, value in kind(**{field.name: 7}).changes().items() if value == 7}
-                found |= {path: (name, field.name) for path in changed}
+                found |= dict.fromkeys(changed, (name, field.name))
     return found

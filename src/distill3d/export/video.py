@@ -129,7 +129,9 @@ def read_video(path: str | os.PathLike[str], most: int) -> list[Image.Image]:
         with av.open(os.fspath(path)) as container:
             stream = container.streams.video[0]
             if max(stream.width, stream.height) > MOST_SIZE:
-                raise ValueError(f"its frames have {stream.width} x {stream.height} pixels, more than {MOST_SIZE} a side")
+                raise ValueError(
+                    f"its frames have {stream.width} x {stream.height} pixels, more than {MOST_SIZE} a side"
+                )
             total = stream.frames or sum(1 for _ in container.decode(stream))
             container.seek(0)
             wanted = {i * total // most for i in range(most)}
