@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import json
+import shutil
+import signal
 import struct
 import sys
 from collections import defaultdict
@@ -54,9 +56,16 @@ def events(folder):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     found = accumulator.EventAccumulator(str(folder / "tensorboard"), {"images": 0, "scalars": 0}).Reload()
     tags = found.Tags()
-    scalars = {name: {e.step: e.value for e in found.Scalars(name)} for name in tags["scalars"]}
-    images = {name: {e.step: (e.width, e.height) for e in found.Images(name)} for name in tags["images"]}
+    scalars = {name: by_step((e.step, e.value) for e in found.Scalars(name)) for name in tags["scalars"]}
+    images = {name: by_step((e.step, (e.width, e.height)) for e in found.Images(name)) for name in tags["images"]}
     return scalars, images
+
+
+def by_step(pairs):
+    """A dict of the pairs; each step stands there once."""
+    pairs = list(pairs)
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
 
 
 def history(folder):
@@ -139,30 +148,41 @@ def test_sampled_views_are_logged_from_the_first_step(views_folder, tmp_path):
     assert images["views"].keys() == images["targets"].keys() == {0, 1, 2, 3}
 
 
-class Interruption(Exception):
-    pass
+def numbers(run):
+    """The losses of metrics.jsonl by step."""
+    return {step["step"]: pytest.approx(step["loss"], rel=1e-6) for step in RunFolder(run).history()}
 
 
-def test_a_run_that_goes_on_logs_each_step_once(prior, tmp_path):
-    """What was logged behind the last checkpoint belongs to no run any more."""
-
-    def stop(progress):
-        if progress.step == 2:
-            raise Interruption
+def test_a_run_that_is_interrupted_goes_on_in_the_same_logs(prior, tmp_path):
+    def interrupt(progress):
+        if progress.step == 1:
+            signal.raise_signal(signal.SIGINT)
 
     logs = open_logs(LOGS, SMALL.steps)
-    with pytest.raises(Interruption):
-        generate(Config("a cat", SMALL), tmp_path, prior=prior, on_step=stop, observers=logs)
-    (run,) = (path.parent for path in tmp_path.glob("*/config.json"))
-    first = events(run)[0]["loss"]
+    run = generate(Config("a cat", SMALL), tmp_path, prior=prior, on_step=interrupt, observers=logs).folder
+    assert events(run)[0]["loss"] == numbers(run) == history(run)["loss"] and numbers(run).keys() == {0, 1}
     resume(run, prior=prior, observers=open_logs(LOGS, SMALL.steps))
     scalars, images = events(run)
-    wanted = {step["step"]: pytest.approx(step["loss"], rel=1e-6) for step in RunFolder(run).history()}
-    assert first.keys() == {0, 1} and scalars["loss"] == wanted and wanted.keys() == {0, 1, 2, 3}
+    assert scalars["loss"] == numbers(run) == history(run)["loss"] and numbers(run).keys() == {0, 1, 2, 3}
     assert images["views"].keys() == {0, 1, 2, 3}
-    assert history(run)["loss"] == wanted
-    ids = {path.stem for path in (run / "wandb").glob("offline-run-*/*.wandb")}
-    assert len(ids) == 1 and ids == {f"run-{run.name}"}  # so that W&B takes both parts as one run
+    parts = {path.stem for path in (run / "wandb").glob("offline-run-*/*.wandb")}
+    assert parts == {f"run-{run.name}"}  # one id, so that W&B takes both parts as one run
+
+
+def test_steps_that_a_killed_run_lost_are_shown_once(prior, tmp_path):
+    """They were logged after its last checkpoint."""
+
+    def keep(progress):
+        if progress.step == 0:
+            (folder,) = tmp_path.glob("*/checkpoint")
+            shutil.copytree(folder, tmp_path / "kept")
+
+    logs = open_logs(["tensorboard"], SMALL.steps)
+    run = generate(Config("a cat", SMALL), tmp_path, prior=prior, on_step=keep, observers=logs).folder
+    shutil.rmtree(run / "checkpoint")
+    (tmp_path / "kept").rename(run / "checkpoint")
+    resume(run, prior=prior, observers=open_logs(["tensorboard"], SMALL.steps))
+    assert events(run)[0]["loss"] == numbers(run)
 
 
 def test_images_on_the_way_of_an_image(kl_folder, tmp_path):

@@ -25,7 +25,7 @@ class TensorBoard:
     def __init__(self, folder: Path, step: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=step or None)
+        self._writer = SummaryWriter(str(folder), purge_step=step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """See `Writer`."""

@@ -57,7 +57,7 @@ class WeightsAndBiases:
 
 
 def mode() -> Literal["online", "offline", "disabled", "shared"]:
-    """What WANDB_MODE says; else online where the user is logged in (by `wandb login` or WANDB_API_KEY), else offline."""
+    """What WANDB_MODE says; else online where the user is logged in (`wandb login`, WANDB_API_KEY), else offline."""
     import wandb
 
     said = os.environ.get("WANDB_MODE")
