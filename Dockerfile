@@ -1,7 +1,7 @@
 # distill3d in a container.
 #
-#   docker build -t distill3d .                                        a CPU: the small torch of PyTorch's own index
-#   docker build -t distill3d --build-arg DEVICE=cuda .                an NVIDIA GPU: PyPI's torch, which brings CUDA
+#   docker build . --tag distill3d                             a CPU: the small torch of PyTorch's own index
+#   docker build . --build-arg DEVICE=cuda --tag distill3d     an NVIDIA GPU: PyPI's torch, which brings CUDA
 #   docker run --rm -v "$PWD/runs:/work/runs" distill3d generate "a red mushroom"
 #   docker run --rm --gpus all -v "$PWD/runs:/work/runs" -v distill3d-models:/home/user/.cache/huggingface \
 #     distill3d generate "a corgi" --prior sd21 --device cuda --dtype bfloat16

@@ -95,11 +95,11 @@ def test_the_notebook_runs_from_top_to_bottom():
     nbformat = pytest.importorskip("nbformat", reason="pip install nbclient ipykernel")
     nbclient = pytest.importorskip("nbclient", reason="pip install nbclient ipykernel")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    loop = next(cell for cell in notebook.cells if "steps = 60" in cell.source)
-    loop.source = loop.source.replace("steps = 60", "steps = 3")
+    loop = next(cell for cell in notebook.cells if "steps = 40" in cell.source)
+    loop.source = loop.source.replace("steps = 40", "steps = 3")
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     shown = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
-    assert not [o for o in shown if o.output_type == "error" or o.get("name") == "stderr"]
+    assert not [o for o in shown if o.get("name") == "stderr" and "TqdmWarning" not in o.text]  # no ipywidgets
     assert sum("image/png" in o.get("data", {}) for o in shown) == 2
     (last,) = notebook.cells[-2].outputs
     assert all(f"{name}: " in last.text for name in ("sds", "ism", "cfd"))
@@ -108,6 +108,6 @@ def test_the_notebook_runs_from_top_to_bottom():
 def test_the_notebook_is_stored_without_outputs_but_for_a_small_picture():
     cells = json.loads(NOTEBOOK.read_text())["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    assert len(outputs) == 1 and list(outputs[0]["data"]) == ["image/png"]
-    assert NOTEBOOK.stat().st_size < 60_000
+    assert len(outputs) == 1 and list(outputs[0]["data"]) == ["image/jpeg"]
+    assert NOTEBOOK.stat().st_size < 30_000
     assert all(cell["execution_count"] is None for cell in cells if cell["cell_type"] == "code")
