@@ -58,7 +58,7 @@ class LatentPrior(FrozenPrior):
 
     def model_output(self, network: Network, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The prediction of the UNet [N, *sample_shape]."""
-        inputs = x_t.contiguous(memory_format=torch.channels_last)
+        inputs = x_t.contiguous(memory_format=self.memory_format)
         timestep, options = self.timestep(t), self.unet_options(condition)
         residuals = self._control_residuals(inputs, timestep, condition, options)
         return network(inputs, timestep, condition.hidden, return_dict=False, **options, **residuals)[0]
