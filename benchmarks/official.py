@@ -31,7 +31,8 @@ import tempfile
 import time
 import types
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,14 @@ from distill3d.objectives import attach, sdi, sdi_release, timesteps
 from distill3d.objectives.objective import Objective
 from distill3d.priors.base import FrozenPrior
 from distill3d.priors.loading import load_prior
+from distill3d.priors.options import PriorOptions
 from distill3d.prompts import ViewPrompts
 from distill3d.types import Conditioning
 
 TINY = Path(__file__).parents[1] / "tests" / "data" / "parity" / "tiny_sd"
 PROMPT, ELEVATION, AZIMUTH, DISTANCE = "a red mushroom", 10.0, 70.0, 1.7
 RANDOM = 0.37  # in place of random.random(): how far the inversion overshoots
+FACTOR = {"tiny": 2, "SD 2.1": 8}  # of the autoencoders
 PACKAGES = ("", ".models", ".models.guidance", ".models.prompt_processors")
 Step = Callable[[], torch.Tensor]  # one guidance step -> the denoised latents
 
@@ -62,114 +65,129 @@ def main() -> None:
     parser.add_argument("--t", type=int, default=250, help="timestep, of 1000")
     parser.add_argument("--inversion-steps", type=int, help="default: 10 (tiny) and 4 (true, memory)")
     parser.add_argument("--pairs", type=int, help="default: 40 (tiny) and 3 (true)")
+    parser.add_argument("--size", type=int, default=64, help="height and width of the latents (true, memory)")
     parser.add_argument("--side", choices=("official", "ours"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     os.environ["TQDM_DISABLE"] = "1"
-    parts = arguments.part.split(",")
-    steps = arguments.inversion_steps
+    parts, steps = arguments.part.split(","), arguments.inversion_steps
+    tiny = Setting(arguments.checkout, TINY, False, arguments.t, steps or 10, 16)
+    true = dataclasses.replace(tiny, steps=steps or 4, size=arguments.size)
     if arguments.side is not None:
-        print(
-            json.dumps(
-                peaks(arguments.side, arguments.checkout, arguments.folder, arguments.t, steps or 4), allow_nan=False
-            )
-        )
+        found = peaks(arguments.side, dataclasses.replace(true, folder=arguments.folder))
+        print(json.dumps(found, allow_nan=False))
         return
     if "tiny" in parts:
-        print(HEADER)
-        for perp_neg in (False, True):
-            compare("tiny", TINY, arguments.checkout, perp_neg, arguments.t, steps or 10, arguments.pairs or 40)
+        compare("tiny", tiny, arguments.pairs or 40)
     if {"true", "memory"} & set(parts):
         with tempfile.TemporaryDirectory() as temporary:
-            folder = arguments.folder or Path(temporary) / "true-size"
-            if not (folder / "model_index.json").is_file():
-                subprocess.run([sys.executable, "-c", f"import official; official.write_true_size({str(folder)!r})"],
-                               cwd=Path(__file__).parent, check=True)  # fmt: skip
+            true = dataclasses.replace(true, folder=arguments.folder or Path(temporary) / "true-size")
+            if not (true.folder / "model_index.json").is_file():
+                write = f"import official; official.write_true_size({str(true.folder.resolve())!r})"
+                subprocess.run([sys.executable, "-c", write], cwd=Path(__file__).parent, check=True)
             if "memory" in parts:
-                print_peaks(arguments.checkout, folder, arguments.t, steps or 4)
+                print_peaks(true)
             if "true" in parts:
-                print(HEADER)
-                for perp_neg in (False, True):
-                    pairs = arguments.pairs or 3
-                    compare("SD 2.1", folder, arguments.checkout, perp_neg, arguments.t, steps or 4, pairs)
+                compare("SD 2.1", true, arguments.pairs or 3)
 
 
-HEADER = "| model | Perp-Neg | network rows | official, s | ours, s | ratio | difference |\n|" + "---|" * 7
+@dataclass(frozen=True)
+class Setting:
+    """What both sides compute."""
+
+    checkout: Path  # of the official code
+    folder: Path  # with the weights
+    perp_neg: bool
+    t: int  # timestep, of 1000
+    steps: int  # of an inversion to t = 1000
+    size: int  # height and width of the latents
 
 
-def compare(name: str, folder: Path, checkout: Path, perp_neg: bool, t: int, steps: int, pairs: int) -> None:
-    """Prints one line of the table."""
-    prior = load_prior(folder)
-    theirs, guidance = official_step(checkout, folder, prior, perp_neg, t, steps)
-    rows: list[int] = []
-    hook = guidance.unet.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
-    ours = our_step(prior, perp_neg, t, steps)
-    reference, found = theirs(), ours()
-    hook.remove()
-    spent = {"official": [], "ours": []}
+def compare(name: str, setting: Setting, pairs: int) -> None:
+    """Prints the table of a model: without and with Perp-Neg."""
+    print("| model | Perp-Neg | network rows | official, s | ours, s | ratio | difference |\n|" + "---|" * 7)
+    for perp_neg in (False, True):
+        each = dataclasses.replace(setting, perp_neg=perp_neg)
+        prior = load_prior(each.folder, options=PriorOptions(image_size=each.size * FACTOR[name]))
+        guidance, theirs = official_step(each, prior)
+        ours, rows = our_step(each, prior), []
+        hook = guidance.unet.register_forward_hook(
+            lambda module, inputs, output, rows=rows: rows.append(len(output[0]))
+        )
+        reference, found = theirs(), ours()
+        hook.remove()
+        official, own = take_turns(theirs, ours, pairs)
+        ratio, low, high = np.quantile(official / own, (0.5, 0.25, 0.75))
+        difference = float((found - reference).abs().max() / reference.abs().max())
+        seconds = f"{np.median(official):.3f} | {np.median(own):.3f}"
+        spread = f"{ratio:.3f} ({low:.3f} to {high:.3f})"
+        perp = "yes" if perp_neg else "no"
+        print(f"| {name} | {perp} | {rows.count} | {seconds} | {spread} | {difference:.1e} |", flush=True)
+
+
+class Rows:
+    """Counts the rows of a network's calls."""
+
+    count = 0
+
+    def __call__(self, module: torch.nn.Module, inputs: object, output: Any) -> None:
+        self.count += len(output[0])
+
+
+def take_turns(first: Step, second: Step, pairs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds of CPU of both in each pair; each begins every other pair."""
+    spent = np.zeros((2, pairs))
     for pair in range(pairs):
-        order = [("official", theirs), ("ours", ours)]
-        for side, step in order if pair % 2 else order[::-1]:
+        for side in (0, 1) if pair % 2 else (1, 0):
             gc.collect()
             began = time.process_time()
-            step()
-            spent[side].append(time.process_time() - began)
-    ratios = np.quantile(np.divide(spent["official"], spent["ours"]), (0.5, 0.25, 0.75))
-    middle = [np.median(spent[side]) for side in ("official", "ours")]
-    difference = float((found - reference).abs().max() / reference.abs().max())
-    print(
-        f"| {name} | {'yes' if perp_neg else 'no'} | {sum(rows)} | {middle[0]:.3f} | {middle[1]:.3f} | "
-        f"{ratios[0]:.3f} ({ratios[1]:.3f} to {ratios[2]:.3f}) | {difference:.1e} |",
-        flush=True,
-    )
+            (first, second)[side]()
+            spent[side, pair] = time.process_time() - began
+    return spent[0], spent[1]
 
 
-def our_step(prior: FrozenPrior, perp_neg: bool, t: int, steps: int) -> Step:
-    objective, conditioning = our_objective(t, steps), our_conditioning(prior, perp_neg)
-    x, generator = latents(prior), torch.Generator().manual_seed(0)
+def our_step(setting: Setting, prior: FrozenPrior) -> Step:
+    objective, conditioning = our_objective(setting), our_conditioning(setting, prior)
+    x, generator = latents(setting), torch.Generator().manual_seed(0)
     return lambda: objective.guidance(x, prior, conditioning, step=0, total=10000, generator=generator).x0
 
 
-def our_objective(t: int, steps: int) -> Objective:
+def our_objective(setting: Setting) -> Objective:
     """The released SDI at the timestep t, with the given overshoot and without fresh noise."""
-    found = sdi_release.inversion(steps, -7.5, 0.0, random=RANDOM)
-    released = sdi(inversion_steps=steps, eta=0.0, released=True)
-    return dataclasses.replace(released, noise=found, timesteps=timesteps.listed([t / 1000]))
+    found = sdi_release.inversion(setting.steps, -7.5, 0.0, random=RANDOM)
+    released = sdi(inversion_steps=setting.steps, eta=0.0, released=True)
+    return dataclasses.replace(released, noise=found, timesteps=timesteps.listed([setting.t / 1000]))
 
 
-def our_conditioning(prior: FrozenPrior, perp_neg: bool) -> Conditioning:
-    views = ViewPrompts(PROMPT, perp_neg=perp_neg)
+def our_conditioning(setting: Setting, prior: FrozenPrior) -> Conditioning:
+    views = ViewPrompts(PROMPT, perp_neg=setting.perp_neg)
     return views.conditioning(torch.tensor([AZIMUTH]), torch.tensor([ELEVATION]), prior.embed)
 
 
-def latents(prior: FrozenPrior) -> torch.Tensor:
-    return torch.randn(1, *prior.sample_shape, generator=torch.Generator().manual_seed(0))
+def latents(setting: Setting) -> torch.Tensor:
+    return torch.randn(1, 4, setting.size, setting.size, generator=torch.Generator().manual_seed(0))
 
 
-def official_step(
-    checkout: Path, folder: Path, prior: FrozenPrior, perp_neg: bool, t: int, steps: int
-) -> tuple[Step, Any]:
-    """One step of the official guidance, and the guidance itself; `prior` embeds the texts of both sides."""
-    guidance, prompts = official(checkout, folder, embeddings(prior), perp_neg, steps)
-    x, cameras = latents(prior), [torch.tensor([value]) for value in (ELEVATION, AZIMUTH, DISTANCE)]
-    return lambda: guidance.compute_grad_sdi(x, torch.tensor([t]), prompts, *cameras)[0], guidance
+def official_step(setting: Setting, prior: FrozenPrior) -> tuple[Any, Step]:
+    """The official guidance and a step of it; the prior embeds the texts of both sides."""
+    texts = {text: prior.embed([text]).hidden[0] for text in (PROMPT, *ViewPrompts(PROMPT).texts)}
+    guidance, prompts = official(setting, texts)
+    x, t, cameras = latents(setting), torch.tensor([setting.t]), camera()
+    return guidance, lambda: guidance.compute_grad_sdi(x, t, prompts, *cameras)[0]
 
 
-def embeddings(prior: FrozenPrior) -> dict[str, torch.Tensor]:
-    """The embedding [L, C] of each text of the prompt."""
-    return {text: prior.embed([text]).hidden[0] for text in (PROMPT, *ViewPrompts(PROMPT).texts)}
+def camera() -> list[torch.Tensor]:
+    return [torch.tensor([value]) for value in (ELEVATION, AZIMUTH, DISTANCE)]
 
 
-def official(
-    checkout: Path, folder: Path, texts: Mapping[str, torch.Tensor], perp_neg: bool, steps: int
-) -> tuple[Any, Any]:
+def official(setting: Setting, texts: Mapping[str, torch.Tensor]) -> tuple[Any, Any]:
     """The official guidance with the weights of a folder, and what its prompt processor makes of the embeddings."""
-    modules = import_official(checkout)
-    settings = dict(pretrained_model_name_or_path=str(folder), half_precision_weights=False, guidance_scale=7.5)
-    settings |= dict(inversion_n_steps=steps, inversion_eta=0.0)
-    guidance = modules.guidance.StableDiffusionSDIGuidance(settings)
+    modules = import_official(setting.checkout)
+    options = dict(pretrained_model_name_or_path=str(setting.folder), half_precision_weights=False, guidance_scale=7.5)
+    options |= dict(inversion_n_steps=setting.steps, inversion_eta=0.0)
+    guidance = modules.guidance.StableDiffusionSDIGuidance(options)
     modules.guidance.random = types.SimpleNamespace(random=lambda: RANDOM)
 
     class Embedded(modules.prompts.PromptProcessor):
@@ -182,7 +200,7 @@ def official(
         def load_from_cache(self, prompt: str) -> torch.Tensor:
             return texts[prompt]
 
-    return guidance, Embedded(dict(prompt=PROMPT, use_perp_neg=perp_neg))()
+    return guidance, Embedded(dict(prompt=PROMPT, use_perp_neg=setting.perp_neg))()
 
 
 def import_official(checkout: Path) -> types.SimpleNamespace:
@@ -254,34 +272,37 @@ def write_true_size(folder: str) -> None:
     shutil.copy(TINY / "model_index.json", target)
 
 
-def print_peaks(checkout: Path, folder: Path, t: int, steps: int) -> None:
+def print_peaks(setting: Setting) -> None:
     print("| peak of the process, GB | loaded | guidance | gradient on an image |\n|---|---|---|---|")
     for side in ("official", "ours"):
-        command = [sys.executable, __file__, "--side", side, "--checkout", str(checkout), "--folder", str(folder)]
-        command += ["--t", str(t), "--inversion-steps", str(steps)]
+        command = [sys.executable, __file__, "--side", side, "--checkout", str(setting.checkout)]
+        command += ["--folder", str(setting.folder), "--t", str(setting.t), "--size", str(setting.size)]
+        command += ["--inversion-steps", str(setting.steps)]
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         print(f"| {side} | " + " | ".join(f"{value:.2f}" for value in found) + " |", flush=True)
 
 
-def peaks(side: str, checkout: Path, folder: Path, t: int, steps: int) -> Sequence[float]:
+def peaks(side: str, setting: Setting) -> list[float]:
     """Peak memory in GB after loading, after the guidance of a step on latents, and after one on an image."""
-    images = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    images = torch.rand(1, 3, 8 * setting.size, 8 * setting.size, generator=torch.Generator().manual_seed(0))
+    images.requires_grad_()
     if side == "official":
         texts = dict.fromkeys((PROMPT, *ViewPrompts(PROMPT).texts), torch.zeros(77, 1024))
-        guidance, prompts = official(checkout, folder, texts, False, steps)
+        guidance, prompts = official(setting, texts)
         found = [peak()]
-        guidance.set_min_max_steps(t / 1000, t / 1000)
-        cameras = [torch.tensor([value]) for value in (ELEVATION, AZIMUTH, DISTANCE)]
-        guidance.compute_grad_sdi(torch.randn(1, 4, 64, 64), torch.tensor([t]), prompts, *cameras)
+        t, cameras = torch.tensor([setting.t]), camera()
+        guidance.compute_grad_sdi(latents(setting), t, prompts, *cameras)
         found.append(peak())
-        loss = guidance(images.permute(0, 2, 3, 1), prompts, *cameras)["loss_sdi"]
+        x = guidance.encode_images(images)
+        target = guidance.compute_grad_sdi(x, t, prompts, *cameras)[0]
+        loss = 0.5 * (x - target).square().mean()
     else:
-        prior = load_prior(folder)
-        objective, conditioning = our_objective(t, steps), our_conditioning(prior, False)
+        prior = load_prior(setting.folder, options=PriorOptions(image_size=8 * setting.size))
+        objective, conditioning = our_objective(setting), our_conditioning(setting, prior)
         prior.text_cache.free_encoders()
         found = [peak()]
         run = dict(step=0, total=10000, generator=torch.Generator().manual_seed(0))
-        objective.guidance(latents(prior), prior, conditioning, **run)
+        objective.guidance(latents(setting), prior, conditioning, **run)
         found.append(peak())
         x = prior.encode(images)
         loss = attach(x, objective.guidance(x, prior, conditioning, **run).gradient)
