@@ -4,8 +4,8 @@
 
 Each cell is a fresh process with the given environment that runs a short `laptop` loop (4 noise levels of 16 views
 without a scene, then 12 steps with 2 more), bound to --cores cores together with competitors that only count. With n
-competitors on c cores a loop of c threads can get c / (c + n) of the machine, and one of a single thread 1 / (1 + n / c)
-of a core, so a policy degrades in proportion if its time is at most (c + n) / c of that with none.
+competitors on c cores a loop of c threads can get c / (c + n) of the machine, so a policy degrades in proportion if its
+time is at most (c + n) / c of that with none.
 
 Threads that work together wait for each other some thousand times a second. A thread that waits spins at first; if the
 one it waits for has no core because a competitor is on it, the spinning takes what is left. The wheels of torch bring
