@@ -113,6 +113,11 @@ def meshes() -> list[tuple[str, str, str | None, str, trimesh.Trimesh]]:
     return ten + [(name, prompt, None, color, mesh) for name, prompt, color, mesh in others]
 
 
+def save_gray(path: Path, solid: trimesh.Trimesh) -> None:
+    """Writes a mesh without a texture, gray all over."""
+    save_mesh(path, Mesh(np.array(solid.vertices), np.array(solid.faces), np.full(solid.vertices.shape, 0.4)))
+
+
 def geometry_error(found: Mesh, source: Mesh) -> float:
     """Largest difference of a corner's coordinate, in units of the source's extent; infinite if faces differ."""
     if len(found.faces) != len(source.faces):
@@ -162,7 +167,7 @@ def main() -> None:
     rows, sheet = [], []
     for name, prompt, kind, color, solid in meshes()[: arguments.meshes]:
         path = arguments.out / f"{name}.glb"
-        save_mesh(path, Mesh(np.array(solid.vertices), np.array(solid.faces), np.full(solid.vertices.shape, 0.4)))
+        save_gray(path, solid)
         options = MeshOptions(mesh=str(path))
         export = dataclasses.replace(LAPTOP_TEXTURE.export, texture=512)
         recipe = dataclasses.replace(LAPTOP_TEXTURE, scene=options, export=export, steps=arguments.steps, frames=8)

@@ -4,13 +4,11 @@ import dataclasses
 import io
 import itertools
 import json
-import os
 import re
 import shutil
 from xml.etree import ElementTree
 
 import pytest
-import torch
 from PIL import Image
 
 from distill3d import bench
@@ -20,34 +18,14 @@ from distill3d.bench.plots import Curve, interval_plot, line_plot
 from distill3d.bench.protocol import Protocol, Variant
 from distill3d.bench.report import write_report
 from distill3d.bench.tables import cells_csv, make_table
-from distill3d.scenes.voxels import VoxelField, VoxelOptions
 
-FLAGS = [
-    "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync",
-    "--disable-component-update", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
-]  # fmt: skip
 NAMES = ("sdi", "sds", "ism")
 PROMPTS = ("a red <b>ball</b> & a box", "a blue car %%js%%")
 SCORES = {"sdi": (28.0, 31.0), "sds": (22.5, 24.0), "ism": (25.0, 30.0)}
 
 
-def ball() -> VoxelField:
-    """A field that is a solid colored ball of the radius 0.6."""
-    field = VoxelOptions(resolution=24, blob_height=0.0).build()
-    axis = torch.linspace(-1, 1, 24)
-    x, y, z = torch.meshgrid(axis, axis, axis, indexing="ij")
-    with torch.no_grad():
-        field.raw[..., 0] = 0.54 + 40 * (0.6 - (x**2 + y**2 + z**2).sqrt())  # softplus(0.54) is 1
-        field.raw[..., 1:] = torch.stack((x, y, z), -1) * 4
-    return field.eval()
-
-
-# Without a GPU pixels are read back slowly, a busy machine is late with a frame: both are said, neither is a mistake.
-SLOW = ("GPU stall due to ReadPixels", "rAF timed out")
-
-
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
+def report(tmp_path_factory, ball):
     """The page about three methods and two prompts; the last method failed on the second."""
     out = tmp_path_factory.mktemp("bench")
     protocol = Protocol(tuple(map(Variant, NAMES)), PROMPTS, views=6, size=32, prior="some/where")
@@ -57,7 +35,7 @@ def report(tmp_path_factory):
         failed = task.variant.name == "ism" and task.prompt == PROMPTS[1]
         if first is None:
             folder.mkdir(parents=True)
-            make_artifacts(folder, ball(), protocol)
+            make_artifacts(folder, ball, protocol)
             first = folder
         elif not failed:
             shutil.copytree(first, folder)
@@ -72,35 +50,10 @@ def report(tmp_path_factory):
     return out / "report.html"
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium; the tests are skipped where there is none."""
-    sync = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = os.environ.get("DISTILL3D_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium, or set DISTILL3D_CHROMIUM")
-    with sync.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=found, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
-def page(browser, report):
-    """The opened page; whatever the console says or the network is asked for, fails the test."""
-    complaints = []
-    page = browser.new_page(
-        viewport={"width": 1100, "height": 800}, color_scheme="light", reduced_motion="no-preference"
-    )
-    page.set_default_timeout(120_000)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-    page.on("request", lambda asked: asked.url.startswith(("file:", "data:", "blob:")) or complaints.append(asked.url))
-    page.goto(report.as_uri())
-    yield page
-    page.close()
-    assert not [c for c in complaints if not any(said in c for said in SLOW)]
+def page(opened, report):
+    """The opened page."""
+    return opened(report)
 
 
 def test_a_table_sorts(page):

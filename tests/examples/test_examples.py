@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ SMALL = dict(
     steps=2, views=1, frames=2, export=ExportOptions(texture=64, resolution=24, fit=0),
 )  # fmt: skip
 EXAMPLES = Path(__file__).parents[2] / "examples"
+NOTEBOOK = EXAMPLES / "sdi_in_your_own_trainer.ipynb"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 
@@ -86,3 +88,26 @@ def test_texturing_a_mesh_and_reading_the_run(tmp_path, capsys):
     shutil.move(result.folder, moved)
     summary = load("07_read_a_run").main(str(moved))
     assert summary["nfe"] > 0 and 0.05 < summary["opacity"] < 0.9 and "'a red apple'" in capsys.readouterr().out
+
+
+def test_the_notebook_runs_from_top_to_bottom():
+    """In a kernel of its own, with few steps, as Jupyter runs it."""
+    nbformat = pytest.importorskip("nbformat", reason="pip install nbclient ipykernel")
+    nbclient = pytest.importorskip("nbclient", reason="pip install nbclient ipykernel")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    loop = next(cell for cell in notebook.cells if "steps = 40" in cell.source)
+    loop.source = loop.source.replace("steps = 40", "steps = 3")
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    shown = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
+    assert not [o for o in shown if o.get("name") == "stderr" and "TqdmWarning" not in o.text]  # no ipywidgets
+    assert sum("image/png" in o.get("data", {}) for o in shown) == 2
+    printed = "".join(output.text for output in notebook.cells[-2].outputs)
+    assert all(f"{name}: " in printed for name in ("sds", "ism", "cfd"))
+
+
+def test_the_notebook_is_stored_without_outputs_but_for_a_small_picture():
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert len(outputs) == 1 and list(outputs[0]["data"]) == ["image/jpeg"]
+    assert NOTEBOOK.stat().st_size < 30_000
+    assert all(cell["execution_count"] is None for cell in cells if cell["cell_type"] == "code")

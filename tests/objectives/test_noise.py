@@ -11,7 +11,7 @@ import torch
 from distill3d.diffusion import ddim
 from distill3d.diffusion.guidance import Guided
 from distill3d.diffusion.schedule import Cosine, Flow, coefficients, stable_diffusion
-from distill3d.objectives import Query, kappa_residual, noise, sdi, sdi_cached, sds, timesteps
+from distill3d.objectives import Query, kappa_residual, noise, prediction, sdi, sdi_cached, sds, timesteps
 from distill3d.priors.mixture import MixturePrior
 from distill3d.types import Conditioning
 
@@ -343,3 +343,35 @@ def test_mistakes_are_named(gaussian):
     query, exact, _, _ = gaussian
     with pytest.raises(ValueError, match="scale must be a finite number"):
         kappa_residual(exact, query.x, query.t, query.prior, query.conditioning, "large")
+
+
+@pytest.mark.parametrize("kind", ["default", "nominal", "released"])
+def test_the_schedule_is_asked_as_often_for_ten_hops_as_for_two(mixture, conditions, randn, kind, monkeypatch):
+    """All levels of an inversion come from one look-up; this prior asks for its own level at each of its calls."""
+    schedule = stable_diffusion()
+    prior = MixturePrior(mixture.means, mixture.stds, mixture.weights, mixture.conditions, schedule)
+    counts = {"log_snr": 0, "predict": 0}
+
+    def count(owner, name):
+        plain = getattr(owner, name)
+
+        def counting(*arguments):
+            counts[name] += 1
+            return plain(*arguments)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    count(type(schedule), "log_snr")
+    count(MixturePrior, "predict")
+    found = {}
+    for steps in (2, 10):
+        before = dict(counts)
+        objective = sdi(inversion_steps=steps, start=0.9, stop=0.9, released=kind == "released")
+        if kind == "nominal":
+            objective = dataclasses.replace(objective, prediction=prediction.nominal(7.5, -7.5, steps))
+        texts = conditions(prior, ["left"])
+        objective.guidance(randn(1, 2, 2, 2), prior, texts, step=0, total=1, generator=seeds(1)[0])
+        found[steps] = {name: counts[name] - before[name] for name in counts}
+    assert found[10]["predict"] >= found[2]["predict"] + 7
+    own = [each["log_snr"] - each["predict"] for each in found.values()]
+    assert own[0] == own[1] <= 8

@@ -11,13 +11,10 @@ import dataclasses
 import json
 import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from distill3d import cameras
@@ -27,7 +24,7 @@ from distill3d.distill.loop import ObjectRun, OnStep
 from distill3d.distill.objects import object_run
 from distill3d.evaluation.cost import Meter
 from distill3d.export.options import ExportOptions
-from distill3d.export.video import contact_sheet, save_image
+from distill3d.export.video import as_image, contact_sheet, save_image, still_webp, turning_webp
 from distill3d.files import checksum, replacing, sync
 from distill3d.interrupts import Interrupted
 from distill3d.priors.components.folder import is_out_of_memory
@@ -42,7 +39,6 @@ NOT_SEALED = ("cell.json", "scores.json", ".lock")  # what changes after a cell 
 COLUMNS = 10  # of views.png
 OUT_OF_MEMORY = "out of memory"  # as a failure
 SMALL = ExportOptions(texture=None, faces=2_500, resolution=64)  # meshes that many fit into one page
-TURN_SIZE, STILL_SIZE, TURN_SECONDS = 128, 96, 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,12 +182,10 @@ def make_artifacts(work: Path, scene: Scene, protocol: Protocol) -> str:
         opacity = (seen.opacity.clamp(0, 1) * 255).round().byte().numpy()
         np.savez_compressed(draft, opacity=opacity, depth=seen.depth.half().numpy())
     save_image(work / "views.png", contact_sheet(views, COLUMNS, gap=0))
-    images = [Image.fromarray(p) for p in (views * 255).round().byte().permute(0, 2, 3, 1).numpy()]
-    with _webp(work / "turn.webp", images, TURN_SIZE) as (draft, frames):
-        step = round(1000 * TURN_SECONDS / len(frames))
-        frames[0].save(draft, save_all=True, append_images=frames[1:], duration=step, loop=0, quality=70, method=4)
-    with _webp(work / "still.webp", images[:1], STILL_SIZE) as (draft, frames):
-        frames[0].save(draft, quality=80)
+    images = [as_image(view) for view in views]
+    for name, picture in (("turn.webp", turning_webp(images)), ("still.webp", still_webp(images[0]))):
+        with replacing(work / name) as draft:
+            draft.write_bytes(picture)
     try:
         scene.cpu().export(work, SMALL)
     except ValueError:  # nothing solid: the report then has no model of it
@@ -230,11 +224,3 @@ def _trained(work: RunFolder, config: Config, prior: Prior, on_step: OnStep) -> 
     if training.interrupted:
         raise Interrupted(training.interrupted)
     return run
-
-
-@contextmanager
-def _webp(path: Path, images: list[Image.Image], largest: int) -> Iterator[tuple[Path, list[Image.Image]]]:
-    """A draft to save to, and the images resized to at most `largest` pixels per side."""
-    side = min(largest, images[0].width)
-    with replacing(path) as draft:
-        yield draft, [p.resize((side, side), Image.Resampling.LANCZOS) for p in images]

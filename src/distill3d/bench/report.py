@@ -1,31 +1,25 @@
 """The report: one HTML file with tables, plots, turntables and models that needs no other file and no network.
 
-The page's template, style and script are in `page/`. Images and models are stored inside the file as text; models and
-the program that shows them (model-viewer, Apache-2.0) are only unpacked when a row is opened. A content security policy
-in the page forbids it the network.
+Its template is page/report.html; see `pages` for what it shares with other pages. Models and their viewer are only
+unpacked when a row is opened.
 """
 
 from __future__ import annotations
 
-import base64
-import gzip
 import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import distill3d
 from distill3d.bench.judging import Scored
+from distill3d.bench.pages import base64_text, data_uri, packed, write_page
 from distill3d.bench.plots import Curve, interval_plot, line_plot
 from distill3d.bench.protocol import Protocol, Task
 from distill3d.bench.tables import Table, heading, plain, readable
-from distill3d.files import replacing
 from distill3d.runs.config import to_plain
 from distill3d.runs.folder import RunFolder
-from distill3d.untrusted import printable
 
-PAGE = Path(__file__).parent / "page"
 CURVES = (("loss", "loss", True), ("opacity", "mean opacity", False))  # of metrics.jsonl: key, title, log axis
 History = Sequence[Mapping[str, float]]
 
@@ -58,14 +52,10 @@ def write_report(
     path: Path, out: Path, protocol: Protocol, table: Table, cells: Sequence[Scored], command: str = ""
 ) -> None:
     """Writes the page about the cells of the folder `out`; `command` is the command line that made it."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     histories = {cell.task: RunFolder(out / "cells" / cell.task.folder).history() for cell in cells}
-    viewer = (PAGE / "model-viewer.min.js").read_text(encoding="utf-8").split("//# sourceMappingURL")[0]
-    environment = Environment(
-        loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.get_template("page.html").render(
+    write_page(
+        path,
+        "report.html",
         protocol=protocol,
         prior=Path(protocol.prior).name or protocol.prior,
         steps=sorted(variant.recipe.steps for variant in protocol.variants),
@@ -81,13 +71,7 @@ def write_report(
         ],
         prompts=_prompts(out, protocol, table, cells, histories),
         settings=json.dumps({k: v for k, v in to_plain(protocol).items() if k != "prompts"}, indent=1, allow_nan=False),
-        version=distill3d.__version__,
-        css=(PAGE / "page.css").read_text(encoding="utf-8"),
-        js=(PAGE / "page.js").read_text(encoding="utf-8"),
-        viewer=_packed(viewer.encode()),
     )
-    with replacing(path) as draft:
-        draft.write_text(printable(page), encoding="utf-8")
 
 
 def _means(protocol: Protocol, cells: Sequence[Scored], histories: Mapping[Task, History], key: str) -> list[Curve]:
@@ -130,19 +114,11 @@ def _card(index: int, cell: Scored, folder: Path, table: Table) -> _Card:
         diverged=cell.diverged,
         failure=cell.outcome.failure or "nothing to see",
         scores=[(readable(m), cell.scores[m.name]) for m in table.metrics if m.name in cell.scores],
-        still=f"data:image/webp;base64,{_base64(still)}" if still else "",
-        turn=_base64(turn),
-        model=_packed(model) if model else "",
+        still=data_uri(still),
+        turn=base64_text(turn),
+        model=packed(model),
     )
 
 
 def _read(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
-
-
-def _packed(content: bytes) -> str:
-    return _base64(gzip.compress(content, 9, mtime=0))
-
-
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode()

@@ -16,6 +16,7 @@ from distill3d.cli.shared import (
     Flag,
     Float,
     Int,
+    LogTo,
     Model,
     Name,
     Prompt,
@@ -82,6 +83,8 @@ class ImageOutput:
     """Run even if the bundled prior does not know what the prompt names."""
     size: Int = None
     """Pixels per side of each image; default: the prior's image size."""
+    log: LogTo = ()
+    """Log numbers and images for TensorBoard or Weights & Biases too, in the run's folder; needs distill3d[log]."""
 
     @property
     def file(self) -> Path | None:
@@ -145,6 +148,7 @@ class Image:
         """Makes an image of each prompt; returns the exit status."""
         from distill3d.prompts import read_prompts
         from distill3d.runs.images import generate_image, load_image_prior
+        from distill3d.runs.logs import open_logs
         from distill3d.runs.objects import check_prompt
 
         config, prompts = self.config(), read_prompts(self.prompt)
@@ -152,11 +156,12 @@ class Image:
             raise ValueError(f"{len(prompts)} images cannot be written to one file: give a folder with --out")
         for prompt in prompts:  # a wrong line is found before time went into the lines above it
             check_prompt(prompt, config.prior, self.output.force)
+        logs = open_logs(self.output.log, config.recipe.steps)
         prior = load_image_prior(config)
         for prompt in prompts:
             with progress_bar(config.recipe.steps, "sampling") as on_step:
                 out, config = self.output.folder(), replace(config, prompt=prompt)
-                result = generate_image(config, out, size=self.output.size, on_step=on_step, prior=prior)
+                result = generate_image(config, out, size=self.output.size, on_step=on_step, prior=prior, logs=logs)
             made, image = result.made, self.output.deliver(result.image)
             print(f"{made.steps} steps in {duration(made.seconds)} with {made.nfe:,} NFE: {image}")
             if made.interrupted:

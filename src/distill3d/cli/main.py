@@ -12,7 +12,7 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import make_dataclass
 from functools import reduce
 from importlib import import_module
@@ -47,9 +47,15 @@ SUMMARIES = {
         "paper",
         "Repeat an experiment of the paper (Lukoianov et al. 2024) on a prior of your choice.",
     ),
+    "gallery": ("gallery", "Write one HTML page with turning models from any runs."),
     "recipes": ("recipes", "Show the recipes side by side, or write one as a configuration file."),
     "doctor": ("doctor", "Show what is installed, which devices and priors there are, and how fast a prior runs here."),
 }
+
+# What a thread does while it waits for another: "passive" sleeps, "active" spins, None leaves it to the library. The
+# rule for it and its measurement are benchmarks/busy.py.
+WAIT_POLICY: str | None = None
+OPENMP = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # a user who sets one of these has chosen
 
 
 class _Commands(Mapping[str, "type[Command]"]):
@@ -81,8 +87,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # closed streams are None
             stream.reconfigure(errors="backslashreplace")  # a terminal need not know every letter
+    choose_wait_policy(os.environ)
     raise_on_signals()
     sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def choose_wait_policy(environment: MutableMapping[str, str]) -> None:
+    """Sets WAIT_POLICY in an environment without a choice of its own; OpenMP reads it when torch is imported."""
+    if WAIT_POLICY is not None and not any(name in environment for name in OPENMP):
+        environment["OMP_WAIT_POLICY"] = WAIT_POLICY
 
 
 def run(argv: Sequence[str]) -> int:

@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from distill3d.cli.objects import Output, Quality, object_bar, object_config, report
-from distill3d.cli.shared import MESHES, Dtype, Flag, Folder, Model, Name, Prompt, Run, Settings, Texts, run_folder
+from distill3d.cli.shared import (
+    MESHES,
+    Dtype,
+    Flag,
+    Folder,
+    LogTo,
+    Model,
+    Name,
+    Prompt,
+    Run,
+    Settings,
+    Texts,
+    run_folder,
+)
 
 if TYPE_CHECKING:
     from distill3d.runs.objects import Config
@@ -57,6 +70,7 @@ class Texture:
         """Makes the texture; returns the exit status."""
         from distill3d.meshes.files import read_mesh
         from distill3d.meshes.texture import uv_problem
+        from distill3d.runs.logs import open_logs
         from distill3d.runs.objects import check_prompt, generate
 
         if not self.mesh.is_file() and Path(self.prompt).suffix.lower() in MESHES:
@@ -64,11 +78,13 @@ class Texture:
         self.output.check()
         config = self.config()
         check_prompt(self.prompt, config.prior, self.output.force)
+        logs = open_logs(self.output.log, config.recipe.steps)
         if problem := uv_problem(read_mesh(self.mesh, self.up)):
             print(f"making a UV map for {self.mesh.name}: {problem}")
         with object_bar(config.recipe.steps, "texturing") as on_step:
-            retries = self.quality.retries
-            return report(generate(config, self.output.out, force=self.output.force, retries=retries, on_step=on_step))
+            force, retries = self.output.force, self.quality.retries
+            made = generate(config, self.output.out, force=force, retries=retries, on_step=on_step, observers=logs)
+            return report(made)
 
 
 @dataclass(frozen=True)
@@ -95,11 +111,14 @@ class Refine:
     """How often a run that diverges goes on from its last checkpoint with another seed."""
     out: Folder = None
     """Folder in which the new run's folder is made; default: the one that holds the run."""
+    log: LogTo = ()
+    """Log numbers and images for TensorBoard or Weights & Biases too, in the run's folder; needs distill3d[log]."""
 
     def run(self) -> int:
         """Refines; returns the exit status."""
         from distill3d.distill.recipes import TEXTURE_RECIPES, refinement
         from distill3d.priors.components.hub import BUNDLED
+        from distill3d.runs.logs import open_logs
         from distill3d.runs.objects import generate, read_config
         from distill3d.scenes.mesh import MeshOptions
 
@@ -111,6 +130,7 @@ class Refine:
             config = replace(config, prior="toybox")
         if not isinstance(base.scene, MeshOptions):
             base = TEXTURE_RECIPES["laptop" if config.prior in BUNDLED else "paper"]
+        logs = open_logs(self.log, self.steps)
         recipe = refinement(base, self.steps, self.start, self.move)
         assert isinstance(recipe.scene, MeshOptions)
         scene = replace(recipe.scene, mesh=str(mesh), up="auto")
@@ -124,4 +144,5 @@ class Refine:
         )
         with object_bar(recipe.steps, "refining") as on_step:
             out = self.out or self.folder.resolve().parent
-            return report(generate(config, out, force=True, retries=self.retries, on_step=on_step))
+            made = generate(config, out, force=True, retries=self.retries, on_step=on_step, observers=logs)
+            return report(made)

@@ -20,6 +20,7 @@ from distill3d.cli.shared import (
     Flag,
     Float,
     Int,
+    LogTo,
     Model,
     Name,
     Place,
@@ -98,6 +99,8 @@ class Output:
     """Frames of the turntable video."""
     texture_size: Int = None
     """Texels per side of the mesh's texture."""
+    log: LogTo = ()
+    """Log numbers and images for TensorBoard or Weights & Biases too, in the run's folder; needs distill3d[log]."""
 
     def changes(self) -> dict[str, object]:
         """The settings that these flags change, by path; None changes nothing."""
@@ -169,6 +172,7 @@ class Generate:
     def run(self) -> int:
         """Makes an object for each prompt; returns the exit status."""
         from distill3d.prompts import read_prompts
+        from distill3d.runs.logs import open_logs
         from distill3d.runs.objects import check_prompt, generate, load_priors
 
         self.output.check()
@@ -176,14 +180,23 @@ class Generate:
         for prompt in prompts:  # a wrong line is found before hours went into the lines above it
             check_prompt(prompt, config.prior, self.output.force)
         if self.machines.many or isinstance(self.output.out, str):
+            if self.output.log:
+                raise ValueError("--log is for one object at a time: leave it out, or --workers, --ray and the address")
             return generate_many(config, prompts, self.output.out, self.machines, self.quality.retries)
+        logs = open_logs(self.output.log, config.recipe.steps)
         prior = second = None
         for prompt in prompts:
             config = replace(config, prompt=prompt)
             prior, second = load_priors(config, prior, second)
             with object_bar(config.recipe.steps, "distilling") as on_step:
                 result = generate(
-                    config, self.output.out, retries=self.quality.retries, on_step=on_step, prior=prior, second=second
+                    config,
+                    self.output.out,
+                    retries=self.quality.retries,
+                    on_step=on_step,
+                    prior=prior,
+                    second=second,
+                    observers=logs,
                 )
             if status := report(result):
                 return status
@@ -200,13 +213,18 @@ class Resume:
     """Where to compute: cpu, cuda, cuda:1, mps; default: where the run was."""
     retries: int = 0
     """How often a run that diverges goes on from its last checkpoint with another seed."""
+    log: LogTo = ()
+    """Log numbers and images for TensorBoard or Weights & Biases too, in the run's folder; needs distill3d[log]."""
 
     def run(self) -> int:
         """Takes the steps that are missing; returns the exit status."""
+        from distill3d.runs.logs import open_logs
         from distill3d.runs.objects import read_config, resume
 
-        with object_bar(read_config(run_folder(self.folder)).recipe.steps, "distilling") as on_step:
-            result = resume(self.folder, on_step, device=self.device, retries=self.retries)
+        steps = read_config(run_folder(self.folder)).recipe.steps
+        logs = open_logs(self.log, steps)
+        with object_bar(steps, "distilling") as on_step:
+            result = resume(self.folder, on_step, device=self.device, retries=self.retries, observers=logs)
         return report(result)
 
 

@@ -65,7 +65,8 @@ OptionalName = Annotated[Positional[str | None], arg(metavar="[NAME]", help_beha
 Run = Annotated[Positional[Path], arg(metavar="RUN")]
 Repeated = UseAppendAction[tuple[str, ...]]
 Listed = Annotated[tuple[str, ...], NO_DEFAULT]
-REPEATED_FLAGS = ("lora", "token", "set")  # the fields that are `Repeated`
+LogTo = Annotated[UseAppendAction[tuple[Literal["tensorboard", "wandb"], ...]], NO_DEFAULT]
+REPEATED_FLAGS = ("lora", "token", "set", "log")  # the fields that are `Repeated`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,14 +183,19 @@ def duration(seconds: float) -> str:
 
 
 def command_line(words: Sequence[str], command: object) -> str:
-    """What to type for the same command: the flags that are not at their default, without --out and where it runs."""
+    """What to type for the same command: the flags that are not at their default, without --out and where it runs.
+
+    `words` are the command's name and its positional arguments.
+    """
     return shlex.join([*words, *_flags(command)])
 
 
 def _flags(command: Any) -> Iterator[str]:
     for field in dataclasses.fields(command):
         value, default, flag = getattr(command, field.name), field.default, f"--{field.name.replace('_', '-')}"
-        if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+        if default is dataclasses.MISSING:
+            if field.default_factory is dataclasses.MISSING:  # a positional argument
+                continue
             default = field.default_factory()
         if field.name in ("out", "machines") or value == default:
             continue

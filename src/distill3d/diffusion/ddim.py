@@ -24,11 +24,12 @@ from torch import Tensor
 
 from distill3d.devices import at_once
 from distill3d.diffusion.random import Generators, standard_normal
-from distill3d.diffusion.schedule import coefficients, expand, from_eps, log_snr
+from distill3d.diffusion.schedule import coefficients, expand, from_eps
 from distill3d.types import Schedule
 
 Model = Callable[[Tensor, Tensor], Tensor]  # eps(x [N, ...], t [N]) -> [N, ...]
 Solver = Literal["euler", "ab2", "heun"]
+Levels = tuple[Tensor, Tensor]  # alpha and sigma of a time for each sample, shaped to multiply the samples
 
 
 @runtime_checkable
@@ -60,26 +61,40 @@ def ddim_step(
     the forward process itself; the variance is preserved for every eta in [0, 1] and either direction.
     Raises ValueError if eta is not in [0, 1], or positive without noise.
     """
+    return step_between(x, eps, coefficients(schedule, t, x), coefficients(schedule, s, x), eta, noise)
+
+
+def step_between(
+    x: Float[Tensor, "b *shape"],
+    eps: Float[Tensor, "b *shape"],
+    here: Levels,
+    there: Levels,
+    eta: float = 0.0,
+    noise: Float[Tensor, "b *shape"] | None = None,
+) -> Float[Tensor, "b *shape"]:
+    """`ddim_step` between two known levels, each alpha and sigma, shaped to multiply x."""
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta must lie in [0, 1] (0: deterministic, 1: fully random), got {eta}")
-    alpha_s, sigma_s = coefficients(schedule, s, x)
-    x0 = from_eps("x0", eps, x, *coefficients(schedule, t, x))
+    alpha_s, sigma_s = there
+    x0 = from_eps("x0", eps, x, *here)
     if eta == 0.0:
         return alpha_s * x0 + sigma_s * eps
     if noise is None:
         raise ValueError(f"eta = {eta} needs noise: pass noise shaped like x, or a generator to the loop")
-    gap = (log_snr(schedule, t.to(x)) - log_snr(schedule, s.to(x))).abs()
-    fresh = eta * expand((-torch.expm1(-gap)).sqrt(), x)  # f / sigma_s
+    gap = (_log_snr(*here) - _log_snr(*there)).abs()
+    fresh = eta * (-torch.expm1(-gap)).sqrt()  # f / sigma_s
     return alpha_s * x0 + sigma_s * ((1 - fresh**2).sqrt() * eps + fresh * noise)
+
+
+def _log_snr(alpha: Tensor, sigma: Tensor) -> Tensor:
+    return 2 * (alpha.log() - sigma.log())
 
 
 @dataclass(frozen=True)
 class Hop:
     """One step of those samples [N] whose time changes."""
 
-    index: int
-    t: Float[Tensor, " b"]
-    s: Float[Tensor, " b"]
+    index: int  # of its time in `Path.times`; the next one is where it goes
     rows: Int[Tensor, " n"] | None  # None is all of them
     noise: Float[Tensor, "n *shape"] | None
 
@@ -89,7 +104,12 @@ class Path:
     """The steps through some times, ready on the device of x."""
 
     hops: tuple[Hop, ...]
-    end: Float[Tensor, " b"]  # the last times
+    times: Float[Tensor, "k b"]
+
+    @property
+    def end(self) -> Float[Tensor, " b"]:
+        """The last times."""
+        return self.times[-1]
 
     @staticmethod
     def of(
@@ -110,11 +130,15 @@ class Path:
             noise = [one.to(x.dtype) for one in drawn]
         times, *rest = at_once(x.device, times, *some, *noise)
         parts, fresh = iter(rest[: len(some)]), iter(rest[len(some) :])
-        hops = [
-            Hop(k, times[k], times[k + 1], None if len(rows) == len(x) else next(parts), next(fresh, None))
-            for k, rows in moving
-        ]
-        return Path(tuple(hops), times[-1])
+        hops = [Hop(k, None if len(rows) == len(x) else next(parts), next(fresh, None)) for k, rows in moving]
+        return Path(tuple(hops), times)
+
+    def levels(self, schedule: Schedule, like: Float[Tensor, "b *shape"]) -> list[Levels]:
+        """alpha and sigma of each of the times, shaped to multiply `like`; from one look-up in the schedule."""
+        shaped = like.new_empty(self.times.numel(), *[1] * (like.ndim - 1))
+        every = coefficients(schedule, self.times.flatten(), shaped)
+        alphas, sigmas = (value.unflatten(0, self.times.shape) for value in every)
+        return list(zip(alphas, sigmas, strict=True))
 
 
 def sample(
@@ -200,17 +224,19 @@ def _solve(
         raise ValueError(f"eta = {eta} needs randomness: pass a generator, or noise [steps, B, ...]")
     path = times if isinstance(times, Path) else Path.of(x, times, generator if eta > 0 and noise is None else None)
     slope = _Slope(x) if solver == "ab2" else None
+    levels = path.levels(schedule, x)
     for hop in path.hops:
         rows = slice(None) if hop.rows is None else hop.rows
         predict = model if hop.rows is None else _model_of(model, hop.rows)
-        t, s, here = hop.t[rows], hop.s[rows], x[rows]
+        (t, s), here = path.times[hop.index : hop.index + 2, rows], x[rows]
+        start, end = ((alpha[rows], sigma[rows]) for alpha, sigma in levels[hop.index : hop.index + 2])
         eps = predict(here, t)
         if slope is not None:
-            eps = slope.extrapolate(eps, log_snr(schedule, t), log_snr(schedule, s), rows)
+            eps = slope.extrapolate(eps, _log_snr(*start).flatten(), _log_snr(*end).flatten(), rows)
         elif solver == "heun":
-            eps = (eps + predict(ddim_step(here, eps, schedule, t, s), s)) / 2
+            eps = (eps + predict(step_between(here, eps, start, end), s)) / 2
         fresh = hop.noise if noise is None else noise[hop.index][rows]
-        there = ddim_step(here, eps, schedule, t, s, eta, fresh)
+        there = step_between(here, eps, start, end, eta, fresh)
         x = there if hop.rows is None else x.index_copy(0, hop.rows, there)
     return x
 

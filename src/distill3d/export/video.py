@@ -1,10 +1,11 @@
-"""Images for people: turntables as mp4, contact sheets as PNG."""
+"""Images for people: turntables as mp4 and animated WebP, contact sheets as PNG."""
 
 from __future__ import annotations
 
+import io
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MOST_SIZE = 4096  # pixels per side of a rendered image
+TURN_SIZE, STILL_SIZE, TURN_SECONDS = 128, 96, 5.0  # of small pictures for pages
 
 
 def turntable_frames(
@@ -114,6 +116,66 @@ def _as_os_error() -> Iterator[None]:
         raise OSError(error.errno, error.strerror) from error
 
 
+def read_video(path: str | os.PathLike[str], most: int) -> list[Image.Image]:
+    """At most `most` evenly spaced frames of a video file, the first one included.
+
+    Raises:
+        ValueError: for a file that cannot be read as a video.
+    """
+    import av
+    from av.error import FFmpegError
+
+    try:
+        with av.open(os.fspath(path)) as container:
+            stream = container.streams.video[0]
+            if max(stream.width, stream.height) > MOST_SIZE:
+                raise ValueError(
+                    f"its frames have {stream.width} x {stream.height} pixels, more than {MOST_SIZE} a side"
+                )
+            total = stream.frames or sum(1 for _ in container.decode(stream))
+            container.seek(0)
+            wanted = {i * total // most for i in range(most)}
+            found = [f.to_image() for i, f in enumerate(container.decode(stream)) if i in wanted]
+    except (FFmpegError, IndexError, ValueError) as error:
+        raise ValueError(f"{os.fspath(path)} cannot be read as a video: {error}") from error
+    if not found:
+        raise ValueError(f"{os.fspath(path)} cannot be read as a video: it has no frames")
+    return found
+
+
+def turning_webp(images: Sequence[Image.Image], seconds: float = TURN_SECONDS) -> bytes:
+    """Square images as an endless animated WebP of at most `TURN_SIZE` pixels a side.
+
+    Args:
+        seconds: of one round.
+    """
+    first, *others = [_at_most(image, TURN_SIZE) for image in images]
+    step, file = round(1000 * seconds / len(images)), io.BytesIO()
+    first.save(file, "WEBP", save_all=True, append_images=others, duration=step, loop=0, quality=70, method=4)
+    return file.getvalue()
+
+
+def still_webp(image: Image.Image) -> bytes:
+    """A square image as a WebP of at most `STILL_SIZE` pixels a side."""
+    file = io.BytesIO()
+    _at_most(image, STILL_SIZE).save(file, "WEBP", quality=80)
+    return file.getvalue()
+
+
+def _at_most(image: Image.Image, largest: int) -> Image.Image:
+    from PIL import Image
+
+    side = min(largest, image.width)
+    return image.resize((side, side), Image.Resampling.LANCZOS)
+
+
+def as_image(image: Float[Tensor, "3 h w"]) -> Image.Image:
+    """An image in [0, 1] as one of PIL."""
+    from PIL import Image
+
+    return Image.fromarray(_bytes(image).numpy())
+
+
 def contact_sheet(images: Float[Tensor, "n c h w"], columns: int, gap: int = 2) -> Image.Image:
     """Images [N, 3, H, W] in [0, 1] side by side, row by row, with `gap` white pixels between them.
 
@@ -136,10 +198,8 @@ def contact_sheet(images: Float[Tensor, "n c h w"], columns: int, gap: int = 2) 
 
 def save_image(path: str | os.PathLike[str], image: Image.Image | Float[Tensor, "3 h w"]) -> None:
     """Writes an image, PIL or a tensor in [0, 1], in the format of the suffix, whole or not at all."""
-    from PIL import Image
-
     if isinstance(image, Tensor):
-        image = Image.fromarray(_bytes(image).numpy())
+        image = as_image(image)
     with replacing(path) as draft:
         image.save(draft)
 

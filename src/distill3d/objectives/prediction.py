@@ -69,13 +69,14 @@ def inversion_factor(schedule: Schedule, t: Float[Tensor, " b"], steps: int) -> 
     rho(t + tau), so c = sum_k (rho_(k+1) - rho_k) rho_k / (rho_n rho(t)): (n - 1) / (2 n) for n equal hops to t itself.
     To first order in rho, and without eta.
     """
-    found, draws = torch.zeros_like(t), 16  # midpoints of tau
-    for k in range(draws):
-        end = (t + (k + 0.5) / (draws * steps)).clamp(max=1.0)
-        times = torch.cat([ddim.ascending(end, steps), t[None]])
-        *path, here = schedule.sigma(times) / schedule.alpha(times)
-        found = found + sum((b - a) * a for a, b in itertools.pairwise(path)) / (draws * path[-1] * here)
-    return found
+    draws = 16
+    tau = (torch.arange(draws, dtype=t.dtype, device=t.device) + 0.5) / (draws * steps)  # midpoints
+    ends = (t + tau[:, None]).clamp(max=1.0)  # [16, B]
+    times = torch.cat([ddim.ascending(ends.flatten(), steps), t.repeat(draws)[None]])
+    alpha, sigma = coefficients(schedule, times.flatten(), times.new_empty(times.numel()))
+    *path, here = (sigma / alpha).view(-1, *ends.shape)
+    total = torch.stack([(b - a) * a for a, b in itertools.pairwise(path)]).sum(0)
+    return (total / (path[-1] * here)).mean(0)
 
 
 def nominal(scale: float, inversion_scale: float, steps: int) -> Prediction:

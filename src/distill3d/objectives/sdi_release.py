@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from distill3d.diffusion import random as draw
-from distill3d.diffusion.ddim import ddim_step
+from distill3d.diffusion.ddim import Levels, step_between
 from distill3d.diffusion.guidance import cfg, perp_neg
 from distill3d.diffusion.random import Generators
 from distill3d.diffusion.schedule import Table, coefficients, to_eps
@@ -30,7 +30,7 @@ from distill3d.objectives import prediction as predictions
 from distill3d.objectives import reference, weighting
 from distill3d.objectives import timesteps as times
 from distill3d.objectives.objective import Noise, Objective, Prediction, Query, Timesteps
-from distill3d.types import Condition, Schedule
+from distill3d.types import Condition
 
 LEVELS = 1000
 LOWEST = 1  # the first timestep above the data in the grid of Stable Diffusion's scheduler
@@ -113,21 +113,23 @@ def inversion(
         schedule, x, nfe = query.prior.schedule, query.x, 0
         drawn = draw.uniform(1, query.generator).item() if random is None else random
         path = grid(round(query.t.item() * LEVELS), steps, drawn)
-        for k, (t, s) in enumerate(itertools.pairwise(query.t.new_tensor(path)[:, None] / LEVELS)):
-            eps, count = _predict(query, x, t, scale)
-            std = eta * _ddim_std(schedule, t, s, x)
-            x, nfe = ddim_step(x, eps, schedule, t, s), nfe + count
+        times = query.t.new_tensor(path) / LEVELS
+        alphas, sigmas = (value[:, None] for value in coefficients(schedule, times, x.expand(len(times), *x.shape[1:])))
+        levels = list(zip(alphas, sigmas, strict=True))
+        for k, (here, there) in enumerate(itertools.pairwise(levels)):
+            eps, count = _predict(query, x, times[k : k + 1], scale)
+            x, nfe = step_between(x, eps, here, there), nfe + count
             if eta > 0:
-                x = x + std * (draw.normal(x, query.generator) if fresh is None else fresh[k].to(x))
-        alpha, sigma = coefficients(schedule, query.t, x)
-        return to_eps("x0", query.x, x, alpha, sigma), nfe
+                fresh_noise = draw.normal(x, query.generator) if fresh is None else fresh[k].to(x)
+                x = x + eta * _ddim_std(here, there) * fresh_noise
+        return to_eps("x0", query.x, x, *coefficients(schedule, query.t, x)), nfe
 
     return noise
 
 
-def _ddim_std(schedule: Schedule, t: Tensor, s: Tensor, like: Tensor) -> Tensor:
-    """sigma_t / sigma_s sqrt(1 - alpha_s^2 / alpha_t^2): DDIM's own for the step down from s to t."""
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = (coefficients(schedule, level, like) for level in (t, s))
+def _ddim_std(here: Levels, there: Levels) -> Tensor:
+    """sigma_t / sigma_s sqrt(1 - alpha_s^2 / alpha_t^2): DDIM's own for the step down from there (s) to here (t)."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = here, there
     return sigma_t / sigma_s * (1 - (alpha_s / alpha_t) ** 2).sqrt()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from distill3d.diffusion.schedule import Kind, Table, coefficients, to_eps
 from distill3d.priors.components.autoencoder import Codec
 from distill3d.priors.components.folder import first_line, freeze
+from distill3d.priors.components.layout import in_format, network_format
 from distill3d.priors.components.text_cache import TextCache
 from distill3d.types import Condition, Prior, Schedule
 
@@ -89,7 +90,8 @@ class FrozenPrior(Prior):
         """Freezes the network in place. kind is what the network predicts, size the height and width of x."""
         config = config or DeviceConfig()
         self.name, self.device, self.dtype, self.offload = name, config.device, config.dtype, config.offload
-        self.network = freeze(network, config.network_device, config.dtype).to(memory_format=torch.channels_last)
+        self.memory_format = network_format(config.device)
+        self.network = in_format(freeze(network, config.network_device, config.dtype), self.memory_format)
         self.codec, self.text_cache = codec, text_cache
         self.schedule: Schedule = schedule
         self.kind: Kind = kind
@@ -135,9 +137,10 @@ class FrozenPrior(Prior):
         self, network: Network, x_t: Float[Tensor, " n *x"], t: Float[Tensor, " n"], condition: Condition
     ) -> Float[Tensor, " n *x"]:
         """As `predict`, with another network that is called in the same way."""
-        out = self.model_output(network, x_t.to(self.dtype), t, condition.to(self.dtype))
-        alpha, sigma = coefficients(self.schedule, t, x_t)
-        return to_eps(self.kind, out.to(x_t.dtype), x_t, alpha, sigma).contiguous()
+        out = self.model_output(network, x_t.to(self.dtype), t, condition.to(self.dtype)).to(x_t.dtype)
+        if self.kind == "eps":  # needs no noise level
+            return out.contiguous()
+        return to_eps(self.kind, out, x_t, *coefficients(self.schedule, t, x_t)).contiguous()
 
     def model_output(self, network: Network, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The raw output of the network, of the kind `self.kind`; x_t and condition are in the network's dtype."""

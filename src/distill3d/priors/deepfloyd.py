@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from distill3d.diffusion.schedule import Table
@@ -25,7 +24,7 @@ class PixelPrior(FrozenPrior):
 
     def model_output(self, network: Network, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The predicted noise of the UNet, without the channels of its learned variance."""
-        inputs = x_t.contiguous(memory_format=torch.channels_last)
+        inputs = x_t.contiguous(memory_format=self.memory_format)
         return network(inputs, self.timestep(t), condition.hidden, return_dict=False)[0][:, : x_t.shape[1]]
 
 

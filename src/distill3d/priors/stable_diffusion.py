@@ -25,6 +25,7 @@ from distill3d.diffusion.schedule import Table
 from distill3d.priors.base import FrozenPrior, Network, prediction_kind
 from distill3d.priors.components.autoencoder import Autoencoder
 from distill3d.priors.components.matting import MattingNetwork, load_matting
+from distill3d.priors.components.sharing import share_equal_rows
 from distill3d.priors.components.text_encoders import TextEncoders
 from distill3d.priors.options import PriorBuilder, check_text_width
 from distill3d.types import Condition
@@ -58,7 +59,7 @@ class LatentPrior(FrozenPrior):
 
     def model_output(self, network: Network, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The prediction of the UNet [N, *sample_shape]."""
-        inputs = x_t.contiguous(memory_format=torch.channels_last)
+        inputs = x_t.contiguous(memory_format=self.memory_format)
         timestep, options = self.timestep(t), self.unet_options(condition)
         residuals = self._control_residuals(inputs, timestep, condition, options)
         return network(inputs, timestep, condition.hidden, return_dict=False, **options, **residuals)[0]
@@ -212,6 +213,7 @@ def build_stable_diffusion(builder: PriorBuilder) -> LatentPrior:
         return TextEncoders(lambda text: Condition(clip.states(text)[-1]), {"text_encoder": clip.encoder})
 
     if views is None:
+        share_equal_rows(unet)
         return _assemble(LatentPrior, builder, unet, autoencoder, load)
     prior = _assemble(MultiViewPrior, builder, unet, autoencoder, load)
     prior.join(views)

@@ -240,11 +240,11 @@ class RunFolder:
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
                     save()
                 on_step(last)
-                check_interrupt()
                 asked = time.monotonic()
                 while watching is not None and watching.after(last):
                     check_interrupt()
                     began, asked = began + time.monotonic() - asked, time.monotonic()
+                check_interrupt()  # after the observers: they see every step that the log has
                 consistent = now.steps == total
 
             try:

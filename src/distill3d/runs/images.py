@@ -31,6 +31,7 @@ from distill3d.objectives import attach
 from distill3d.priors.loading import load_prior
 from distill3d.runs.config import RunConfig, resolved
 from distill3d.runs.folder import RunFolder
+from distill3d.runs.logs import StepLog, logging
 from distill3d.runs.objects import check_prompt
 from distill3d.scenes.image import ImageScene, encodable, unit_range
 from distill3d.types import Conditioning, Prior
@@ -259,12 +260,14 @@ def generate_image(
     force: bool = False,
     on_step: OnStep = lambda progress: None,
     prior: Prior | None = None,
+    logs: Sequence[StepLog] = (),
 ) -> ImageResult:
     """Makes an image and writes its run folder below `out`: config.json, metrics.jsonl, image.png.
 
     Args:
         size: pixels per side of image.png; default: the prior's.
         prior: a prior that is loaded already, or your own; default: the one that the configuration names.
+        logs: for other programs, see `logs.open_logs`.
 
     Raises:
         ValueError: for anything wrong with the prompt, the prior, the recipe or the output folder, before anything is
@@ -281,11 +284,15 @@ def generate_image(
     folder = RunFolder.create(out, config.prompt)
     folder.write_config("image", config)
 
-    with folder.log() as append:
+    with folder.log() as append, logging(logs, folder.path):
 
         def after(progress: Progress) -> None:
             append(progress)
             on_step(progress)
+            for log in logs:
+                log.after(progress)
+                if log.wants(progress.step):
+                    log.show(progress.step, {"image": run.images()})
 
         made = finish(run, after)
     result = ImageResult(folder.path, made)

@@ -35,7 +35,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }));
 }
 
-// Models: their viewer is unpacked when the first row is opened.
+// Models: their viewer is unpacked when the first row is opened, or the first model asked for.
 let viewer;
 
 function loadViewer() {
@@ -70,24 +70,37 @@ async function showModel(button) {
   stage.replaceChildren(shown);
 }
 
+// A picture turns once it can be seen: in a row that is opened, or on a page without rows when it is scrolled to.
+function turn(image) {
+  const turning = still ? "" : content(`turn-${image.dataset.turn}`);
+  delete image.dataset.turn;
+  if (turning) image.src = `data:image/webp;base64,${turning}`;
+}
+
 for (const row of document.querySelectorAll("details.prompt")) {
   row.addEventListener("toggle", () => {
     if (!row.open) return;
     if (row.querySelector("button.turn")) loadViewer();
-    for (const image of still ? [] : row.querySelectorAll("img[data-turn]")) {
-      const turn = content(`turn-${image.dataset.turn}`);
-      delete image.dataset.turn;
-      if (turn) image.src = `data:image/webp;base64,${turn}`;
-    }
+    row.querySelectorAll("img[data-turn]").forEach(turn);
   });
-  for (const button of row.querySelectorAll("button.turn")) {
-    button.addEventListener("click", () => showModel(button));
+}
+
+const seen = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) {
+    if (!isIntersecting) continue;
+    seen.unobserve(target);
+    turn(target);
   }
+}, { rootMargin: "200px" });
+document.querySelectorAll("#models img[data-turn]").forEach((image) => seen.observe(image));
+
+for (const button of document.querySelectorAll("button.turn")) {
+  button.addEventListener("click", () => showModel(button));
 }
 
 document.getElementById("find")?.addEventListener("input", (event) => {
   const words = event.target.value.toLowerCase().split(/\s+/);
-  for (const row of document.querySelectorAll("details.prompt")) {
+  for (const row of document.querySelectorAll(".entry")) {
     const text = row.querySelector(".words").textContent.toLowerCase();
     row.hidden = !words.every((word) => text.includes(word));
   }

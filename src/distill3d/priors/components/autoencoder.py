@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill3d.priors.components.folder import freeze
+from distill3d.priors.components.layout import autoencoder_format, in_format
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 Images = Float[Tensor, "b 3 H W"]
@@ -73,7 +74,8 @@ class Autoencoder:
         """slicing: one image at a time; tiling: overlapping tiles, whose seams are blended, so the result is only
         nearly the same; checkpointing: gradient checkpointing in the encoder."""
         inside = torch.float32 if dtype in LOW_PRECISION else dtype
-        self.vae = freeze(vae, device, inside).to(memory_format=torch.channels_last)
+        self.memory_format = autoencoder_format(vae, torch.device(device))
+        self.vae = in_format(freeze(vae, device, inside), self.memory_format)
         config = vae.config
         self.channels = int(config.latent_channels)
         self.factor = 2 ** (len(config.block_out_channels) - 1)
@@ -115,4 +117,4 @@ class Autoencoder:
         return {"vae": self.vae}
 
     def _inside(self, values: Tensor) -> Tensor:
-        return values.to(self.vae.dtype).contiguous(memory_format=torch.channels_last)
+        return values.to(self.vae.dtype).contiguous(memory_format=self.memory_format)

@@ -1,8 +1,8 @@
 """Are GLB and splat files what other programs take? The reference validator, trimesh, and two viewers in a browser.
 
-    npm install --prefix /tmp/gallery three gltf-validator @mkkellogg/gaussian-splats-3d   # outside the repository
+    npm install --prefix /tmp/viewers three gltf-validator @mkkellogg/gaussian-splats-3d   # outside the repository
     pip install playwright                                                                # and a system's Chromium
-    python benchmarks/gallery.py A.glb B.ply ... --modules /tmp/gallery/node_modules --picture gallery.png
+    python benchmarks/viewers.py A.glb B.ply ... --modules /tmp/viewers/node_modules --picture gallery.png
 
 For each GLB file: errors and warnings of gltf-validator, faces and material as trimesh reads them, and a row of
 pictures as three.js shows it from the front, obliquely and from behind, with its own loader, physically based

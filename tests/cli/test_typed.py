@@ -1,0 +1,54 @@
+"""From the configuration of a run back to what to type: the command describes the same object."""
+
+import dataclasses
+import shlex
+from pathlib import Path
+
+import pytest
+
+import distill3d as d3d
+from distill3d.cli import main as cli
+from distill3d.cli.typed import typed
+from distill3d.distill.recipes import DISTILL, TEXTURE_RECIPES, refinement
+from distill3d.runs.config import resolved, to_plain
+from distill3d.runs.objects import Config
+
+LINES = [
+    'generate "a red mushroom"',
+    'generate "a blue car" --seed 3 --method sds --steps 100',
+    'generate "a hat" --recipe paper --no-perp-neg',
+    'generate "a hat" --negative "ugly; bad" --front "it\'s a face" --scale 5.0 --prior sd15',
+    'generate "a red mushroom" --faces 500 --set scene.resolution=32 --set penalties.opaque.end=0.5',
+    'generate "a red hat" --recipe splats --learning-rate 0.1',
+    'generate "a hat" --method sds_bridge --perp-neg --frames 9',
+    'generate "a hat" --recipe laptop --method sdi_cached',
+    'generate "a hat" --set sampling=none',
+    "generate \"a hat\" --set 'prior_options.lora=[\"a.safetensors:0.5\"]' --set 'cameras.elevation=[0.0, 10.0]'",
+    'generate "a hat" --init a.glb --up z --turn 90.0',
+    'texture MESH "a red chair"',
+    'texture MESH "a red chair" --up z --turn 90.0 --keep-colors --steps 9 --texture-size 512',
+]
+
+
+def described(line):
+    """The configuration of a command line."""
+    return resolved(cli.parse(shlex.split(line.removeprefix("distill3d "))).config())
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_command_comes_back_as_short_as_it_was(line):
+    found = typed(described(line), Path("RUN"))
+    assert to_plain(described(found)) == to_plain(described(line))
+    assert sorted(shlex.split(found)[1:]) == sorted(shlex.split(line))
+
+
+def test_what_no_flag_can_say_is_read_from_the_run():
+    config = Config("a hat", dataclasses.replace(DISTILL, objective=d3d.sdi()))
+    assert typed(config, Path("some run")) == "distill3d generate 'a hat' --config 'some run/config.json'"
+
+
+def test_a_refined_mesh_is_refined_again():
+    recipe = refinement(TEXTURE_RECIPES["laptop"], 30, 0.4, 0.03)
+    scene = dataclasses.replace(recipe.scene, mesh="source.npz", up="y")
+    config = Config("a hat", dataclasses.replace(recipe, scene=scene), prior="toybox", seed=2)
+    assert typed(config, Path("x")) == "distill3d refine RUN --steps 30 --start 0.4 --seed 2"
