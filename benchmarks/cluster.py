@@ -5,8 +5,8 @@
 Every case is the same command, `distill3d bench` on 12 small cells of the bundled prior, in a process of its own:
 
 - `--workers 2`, and `--ray` on two nodes of one core each: seconds of the whole command, and the efficiency of Ray;
-- one of the two nodes is killed after the second cell;
-- the driver is killed (SIGKILL) after the second cell, and the same command is given again.
+- the driver is killed (SIGKILL) after the second cell, and the same command is given again;
+- a node joins after the first cell, and is killed after the fourth.
 
 Tables, views, maps and models must be those of the first case, byte by byte. Needs two cores and the package ray; about
 five minutes.
@@ -88,7 +88,7 @@ def main() -> None:
         assert len(expected) == cells * len(COMPARED) + len(TABLES), sorted(expected)
 
         cluster = Cluster(initialize_head=True, head_node_args=HEAD)
-        second = cluster.add_node(**NODE)
+        second, nodes = cluster.add_node(**NODE), []
         ray = ("--ray", cluster.address)
         began = time.monotonic()
         finish(start(place / "ray", asked, *ray), place / "ray")
@@ -104,8 +104,10 @@ def main() -> None:
         again = [path for path, stamp in kept.items() if path.stat().st_mtime_ns != stamp]
 
         out = place / "killed node"
-        driver = start(out, asked, *ray)
-        after_cells(driver, out, 2, lambda: cluster.remove_node(second, allow_graceful=False))
+        cluster.remove_node(second)
+        driver = start(out, asked, *ray)  # on the first node; a driver dies with the node that it belongs to
+        after_cells(driver, out, 1, lambda: nodes.append(cluster.add_node(**NODE)))
+        after_cells(driver, out, 4, lambda: cluster.remove_node(nodes.pop(), allow_graceful=False))
         finish(driver, out)
         cluster.shutdown()
 

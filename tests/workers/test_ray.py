@@ -13,7 +13,7 @@ from distill3d.bench.run import Listeners, run_bench
 from distill3d.distill.recipes import DISTILL
 from distill3d.objectives import SDS
 from distill3d.priors.loading import load_prior
-from distill3d.workers.ray_cluster import RayCluster
+from distill3d.workers.ray_cluster import RayCluster, connect
 
 ray = pytest.importorskip("ray", reason='needs the extra ray: pip install "distill3d[ray]"')
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray itself, about its own future
@@ -36,6 +36,7 @@ def cluster():
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0", PYTHONPATH=path)
     head = {**NODE, "include_dashboard": False, "include_log_monitor": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
+    connect(cluster.address)  # before there is another node of this machine that it could belong to
     cluster.second = cluster.add_node(**NODE)
     yield cluster
     ray.shutdown()
