@@ -74,7 +74,8 @@ class _Worker:
     """An actor and what it is doing."""
 
     actor: Any
-    node: str = ""  # known after its first answer
+    hello: Any  # the reference to the name of its node; until it is there, the actor waits for room in the cluster
+    node: str = ""
     index: int | None = None  # of the task that it makes
     answer: Any = None  # the reference to its answer
     progress: Any = None  # the reference to its report of progress
@@ -129,11 +130,12 @@ class _Team:
                 "add nodes, or lower --gpus-per-cell"
             )
         for _ in range(min(waiting - idle, capacity - len(self.workers))):
-            self.workers.append(_Worker(self.kind.remote(self.kept, self.share.cpus)))
+            actor = self.kind.remote(self.kept, self.share.cpus)
+            self.workers.append(_Worker(actor, actor.node.remote()))
 
     def free(self, index: int) -> _Worker | None:
         """An idle worker for a task, if possible on a node where it has not failed."""
-        idle = [worker for worker in self.workers if worker.index is None]
+        idle = [worker for worker in self.workers if worker.index is None and worker.node]
         elsewhere = [worker for worker in idle if worker.node not in self.avoid.get(index, ())]
         return next(iter(elsewhere or idle), None)
 
@@ -149,12 +151,20 @@ class _Team:
         from ray.exceptions import RayError
 
         pending = {worker.answer: worker for worker in self.workers if worker.index is not None}
-        ready, _ = ray.wait(list(pending), timeout=POLL_SECONDS) if pending else ([], [])
-        for worker in map(pending.__getitem__, ready):
+        hellos = {worker.hello: worker for worker in self.workers if not worker.node}
+        every = [*pending, *hellos]
+        ready, _ = ray.wait(every, timeout=POLL_SECONDS) if every else ([], time.sleep(POLL_SECONDS))
+        for worker in [hellos[reference] for reference in ready if reference in hellos]:
+            try:
+                worker.node = ray.get(worker.hello)
+            except RayError:  # its node died before it could start
+                self.workers.remove(worker)
+                self.looked = -GROW_SECONDS
+        for worker in [pending[reference] for reference in ready if reference in pending]:
             index = worker.index
             assert index is not None
             try:
-                worker.node, answer = ray.get(worker.answer)
+                answer = ray.get(worker.answer)
             except RayError as error:
                 answer = Answer("failed", f"its worker ended ({type(error).__name__})")
             worker.index = worker.answer = worker.progress = None
@@ -208,9 +218,14 @@ class _Actor:
         self._said: tuple[int, object] | None = None
         self._stopped = False
 
-    def make(self, index: int, task: object) -> tuple[str, Answer]:
-        """Makes a task; also returns the node that did."""
+    def node(self) -> str:
+        """The name of its node."""
         import ray
+
+        return ray.get_runtime_context().get_node_id()
+
+    def make(self, index: int, task: object) -> Answer:
+        """Makes a task."""
 
         def tell(report: object) -> None:
             self._said = (index, report)
@@ -218,7 +233,7 @@ class _Actor:
                 raise Interrupted(signal.SIGTERM)
 
         use_threads(self._threads)
-        return ray.get_runtime_context().get_node_id(), attempt(lambda: self._kept()(task, tell))
+        return attempt(lambda: self._kept()(task, tell))
 
     def report(self) -> tuple[int, object] | None:
         """The index of a task, and what it told last."""
