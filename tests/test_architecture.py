@@ -31,7 +31,7 @@ export
 scenes
 distill evaluation
 runs
-bench
+bench viewer
 cli
 """
 RANKS = {unit: rank for rank, line in enumerate(LAYERS.strip().splitlines()) for unit in line.split()}

@@ -11,7 +11,7 @@ from distill3d.distill.recipes import RECIPES
 from distill3d.objectives import METHODS
 from distill3d.priors.components.hub import SHORT_NAMES
 
-MOST_FLAGS = 41
+MOST_FLAGS = 42
 
 
 def said(capsys, *arguments):
@@ -36,7 +36,7 @@ def test_no_command_has_more_flags_than_a_person_reads(command, capsys):
 def test_flags_of_generate_are_grouped_as_a_person_thinks(capsys):
     assert cli.run(["generate", "--help"]) == 0
     groups = re.findall(r"^\W*([a-z]+) options\W*$", capsys.readouterr().out, re.MULTILINE)
-    assert groups == ["prompt", "quality", "model", "output", "machines", "other"]
+    assert groups == ["prompt", "quality", "model", "output", "machines", "viewer", "other"]
 
 
 def test_help_names_every_command_and_shows_its_first_sentence(capsys):

@@ -166,7 +166,8 @@ def test_changes_are_recorded_and_a_resumed_run_repeats_them(objective, prior, v
 
 def test_a_stopped_run_is_kept_as_a_finished_one(kl_folder, tmp_path):
     config, spy = Config("a cat", SMALL, prior=str(kl_folder), dtype="float32"), Spy()
-    result = generate(config, tmp_path, observers=(spy, Script(s1=[Steering(stop=True)])))
+    result = generate(config, tmp_path, observers=(Script(s1=[Steering(stop=True)]), spy))
+    assert [progress.step for progress in spy.heard] == [0, 1]  # the last step is shown to all
     assert result.steps == 2 and result.interrupted == 0 and spy.calls == [("start", 0), ("end",)]
     assert {"preview.png", "turntable.mp4", "checkpoint"} <= {path.name for path in result.folder.iterdir()}
 

@@ -40,6 +40,7 @@ SUMMARIES = {
     "resume": ("objects", "Continue a run from its last checkpoint."),
     "export": ("exports", "Write the mesh of a run again: with another texture, format or resolution."),
     "render": ("exports", "Render a run again, as a turntable video."),
+    "view": ("viewing", "Show a run in a browser: mesh, splats, normals, opacity, depth and turntable."),
     "image": ("images", "Make an image from a prompt, with DDIM or any objective."),
     "compare": ("images", "Compare methods: one prompt and one seed, all images labeled in one, and a table."),
     "bench": ("bench", "Compare methods on objects: the same prompts, seeds, scene, cameras and budget for all."),

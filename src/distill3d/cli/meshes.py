@@ -23,6 +23,7 @@ from distill3d.cli.shared import (
     Texts,
     run_folder,
 )
+from distill3d.cli.viewing import Viewing
 
 if TYPE_CHECKING:
     from distill3d.runs.objects import Config
@@ -50,6 +51,7 @@ class Texture:
     quality: Quality = field(default_factory=Quality)
     model: Model = field(default_factory=Model)
     output: Output = field(default_factory=Output)
+    viewing: Annotated[Viewing, arg(name="viewer")] = field(default_factory=Viewing)
     other: Settings = field(default_factory=Settings)
 
     def config(self) -> Config:
@@ -81,10 +83,11 @@ class Texture:
         logs = open_logs(self.output.log, config.recipe.steps)
         if problem := uv_problem(read_mesh(self.mesh, self.up)):
             print(f"making a UV map for {self.mesh.name}: {problem}")
-        with object_bar(config.recipe.steps, "texturing") as on_step:
-            force, retries = self.output.force, self.quality.retries
-            made = generate(config, self.output.out, force=force, retries=retries, on_step=on_step, observers=logs)
-            return report(made)
+        with self.viewing.observers() as observers, object_bar(config.recipe.steps, "texturing") as on_step:
+            out, force, retries = self.output.out, self.output.force, self.quality.retries
+            return report(
+                generate(config, out, force=force, retries=retries, on_step=on_step, observers=(*observers, *logs))
+            )
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ class Refine:
     """Folder in which the new run's folder is made; default: the one that holds the run."""
     log: LogTo = ()
     """Log numbers and images for TensorBoard or Weights & Biases too, in the run's folder; needs distill3d[log]."""
+    viewing: Annotated[Viewing, arg(name="viewer")] = field(default_factory=Viewing)
 
     def run(self) -> int:
         """Refines; returns the exit status."""
@@ -142,7 +146,8 @@ class Refine:
             dtype=self.dtype or config.dtype,
             init=None,
         )
-        with object_bar(recipe.steps, "refining") as on_step:
+        with self.viewing.observers() as observers, object_bar(recipe.steps, "refining") as on_step:
             out = self.out or self.folder.resolve().parent
-            made = generate(config, out, force=True, retries=self.retries, on_step=on_step, observers=logs)
-            return report(made)
+            return report(
+                generate(config, out, force=True, retries=self.retries, on_step=on_step, observers=(*observers, *logs))
+            )

@@ -34,6 +34,7 @@ from distill3d.cli.shared import (
     progress_bar,
     run_folder,
 )
+from distill3d.cli.viewing import Viewing
 from distill3d.untrusted import printable
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ class Generate:
     model: Model = field(default_factory=Model)
     output: ObjectOutput = field(default_factory=ObjectOutput)
     machines: Machines = field(default_factory=Machines)
+    viewing: Annotated[Viewing, arg(name="viewer")] = field(default_factory=Viewing)
     other: Settings = field(default_factory=Settings)
 
     def config(self) -> Config:
@@ -180,26 +182,27 @@ class Generate:
         for prompt in prompts:  # a wrong line is found before hours went into the lines above it
             check_prompt(prompt, config.prior, self.output.force)
         if self.machines.many or isinstance(self.output.out, str):
-            if self.output.log:
-                raise ValueError("--log is for one object at a time: leave it out, or --workers, --ray and the address")
+            if self.output.log or self.viewing != Viewing():
+                raise ValueError("--log and --view are for one object at a time: not for --workers, --ray, addresses")
             return generate_many(config, prompts, self.output.out, self.machines, self.quality.retries)
         logs = open_logs(self.output.log, config.recipe.steps)
         prior = second = None
-        for prompt in prompts:
-            config = replace(config, prompt=prompt)
-            prior, second = load_priors(config, prior, second)
-            with object_bar(config.recipe.steps, "distilling") as on_step:
-                result = generate(
-                    config,
-                    self.output.out,
-                    retries=self.quality.retries,
-                    on_step=on_step,
-                    prior=prior,
-                    second=second,
-                    observers=logs,
-                )
-            if status := report(result):
-                return status
+        with self.viewing.observers() as observers:
+            for prompt in prompts:
+                config = replace(config, prompt=prompt)
+                prior, second = load_priors(config, prior, second)
+                with object_bar(config.recipe.steps, "distilling") as on_step:
+                    result = generate(
+                        config,
+                        self.output.out,
+                        retries=self.quality.retries,
+                        on_step=on_step,
+                        prior=prior,
+                        second=second,
+                        observers=(*observers, *logs),
+                    )
+                if status := report(result):
+                    return status
         return 0
 
 
@@ -215,6 +218,7 @@ class Resume:
     """How often a run that diverges goes on from its last checkpoint with another seed."""
     log: LogTo = ()
     """Log numbers and images for TensorBoard or Weights & Biases too, in the run's folder; needs distill3d[log]."""
+    viewing: Annotated[Viewing, arg(name="viewer")] = field(default_factory=Viewing)
 
     def run(self) -> int:
         """Takes the steps that are missing; returns the exit status."""
@@ -223,8 +227,10 @@ class Resume:
 
         steps = read_config(run_folder(self.folder)).recipe.steps
         logs = open_logs(self.log, steps)
-        with object_bar(steps, "distilling") as on_step:
-            result = resume(self.folder, on_step, device=self.device, retries=self.retries, observers=logs)
+        with self.viewing.observers() as observers, object_bar(steps, "distilling") as on_step:
+            result = resume(
+                self.folder, on_step, device=self.device, retries=self.retries, observers=(*observers, *logs)
+            )
         return report(result)
 
 

@@ -57,7 +57,10 @@ class Observer(Protocol):
     """
 
     def start(self, run: ObjectRun, folder: Path, step: int) -> None:
-        """Called once, before the first step, which is `step` (above 0 for a run that is resumed)."""
+        """Called before the first step, which is `step` (above 0 for a run that is resumed).
+
+        Called again where a run that diverged goes on from its checkpoint.
+        """
 
     def wants(self, step: int) -> bool:
         """Whether to call `see` at this step."""

@@ -71,14 +71,15 @@ class Watching:
         Raises:
             Stopped: where an observer ends the run.
         """
-        again = False
+        again = stop = False
         for one in list(self.observers):
             steering = self._ask(one, partial(one.after, progress), None) or Steering()
             again |= steering.again
             if steering.settings:
                 self._change(progress.step + 1, steering)
-            if steering.stop:
-                raise Stopped
+            stop |= steering.stop
+        if stop:
+            raise Stopped
         return again
 
     def end(self) -> None:
