@@ -103,9 +103,8 @@ def table(items: list[Item], pictures: Path) -> str:
     there = [item for item in items if (pictures / f"{item.name}.webp").is_file()]
     cells = [f"![{item.prompt}](images/gallery/{item.name}.webp)<br>`{item.command}`" for item in there]
     cells += [""] * (-len(cells) % COLUMNS)
-    rows = [cells[i : i + COLUMNS] for i in range(0, len(cells), COLUMNS)]
-    lines = [f"|{'   |' * COLUMNS}", f"|{':-:|' * COLUMNS}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+    rows = [f"| {' | '.join(cells[i : i + COLUMNS])} |" for i in range(0, len(cells), COLUMNS)]
+    return "\n".join([*rows[:1], f"|{':-:|' * COLUMNS}", *rows[1:]])
 
 
 def filled(text: str, pictures: Path) -> str:

@@ -112,10 +112,8 @@ def compare(name: str, setting: Setting, pairs: int) -> None:
         each = dataclasses.replace(setting, perp_neg=perp_neg)
         prior = load_prior(each.folder, options=PriorOptions(image_size=each.size * FACTOR[name]))
         guidance, theirs = official_step(each, prior)
-        ours, rows = our_step(each, prior), []
-        hook = guidance.unet.register_forward_hook(
-            lambda module, inputs, output, rows=rows: rows.append(len(output[0]))
-        )
+        ours, rows = our_step(each, prior), Rows()
+        hook = guidance.unet.register_forward_hook(rows)
         reference, found = theirs(), ours()
         hook.remove()
         official, own = take_turns(theirs, ours, pairs)

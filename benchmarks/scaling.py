@@ -49,10 +49,11 @@ def main() -> None:
     torch.set_num_threads(1)
     prior, joint = (load_prior(name, dtype="auto") for name in ("toybox", "toybox-mv"))
     joint.join(16)
+    # In this order, because the peak of a process does not fall: the allocator keeps what the largest step took.
     panels = {
-        "views of a step": table("views", VIEWS, lambda n: step_of(dataclasses.replace(DISTILL, views=n), prior)),
-        "grid points a side": table("grid points a side", RESOLUTIONS, lambda n: step_of(at(n), prior)),
         "cells of a bench": table("cells", tuple(map(int, arguments.cells.split(","))), lambda n: bench(n, prior)),
+        "grid points a side": table("grid points a side", RESOLUTIONS, lambda n: step_of(at(n), prior)),
+        "views of a step": table("views", VIEWS, lambda n: step_of(dataclasses.replace(DISTILL, views=n), prior)),
     }
     rates = {each.name: rows_a_second(each) for each in (prior, joint)}
     if arguments.picture is not None:
@@ -123,10 +124,10 @@ def draw(panels: dict[str, list[Point]], rates: dict[str, dict[int, float]], pat
     for place, (name, points) in zip(axes, panels.items(), strict=False):
         sizes, seconds, memory = zip(*points, strict=True)
         place.plot(sizes, seconds, MARKERS[0] + "-", color=COLORS[5])
-        place.set(xlabel=name, ylabel="seconds of CPU", ylim=(0, None))
+        place.set(xlabel=name, ylabel="seconds of CPU", ylim=(0, 1.1 * max(seconds)))
         other = place.twinx()
         other.plot(sizes, memory, MARKERS[1] + "--", color=COLORS[4])
-        other.set(ylabel="peak memory, GB (dashed)", ylim=(0, None))
+        other.set(ylabel="peak memory, GB (dashed)", ylim=(0, 1.1 * max(memory)))
     for i, (name, found) in enumerate(rates.items()):
         axes[-1].plot([*found], [*found.values()], MARKERS[i] + "-", color=COLORS[5 - i], label=name)
     axes[-1].set(xlabel="rows of a network call", ylabel="rows a second", ylim=(0, None), xscale="log")

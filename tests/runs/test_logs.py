@@ -1,7 +1,6 @@
 """The logs for other programs, read back as those programs read them: the numbers of metrics.jsonl, and images."""
 
 import dataclasses
-import io
 import json
 import shutil
 import signal
@@ -123,10 +122,14 @@ def test_both_logs_have_the_numbers_of_every_step_and_images_of_some(prior, tmp_
         ("views", "targets", "x0"), shown
     )
     assert images["preview"].keys() == {3}
+    pictures = []
     for name in ("views", "targets", "x0"):
         assert recorded[name].keys() == {0, 3}
         (file,) = (run / "wandb").glob(f"offline-run-*/files/{recorded[name][3]['path']}")
-        assert Image.open(io.BytesIO(file.read_bytes())).size == shown[3]
+        with Image.open(file) as picture:
+            assert picture.size == shown[3]
+            pictures.append(picture.tobytes())
+    assert len(set(pictures)) == 3  # three things to see
     assert not (tmp_path / "wandb").exists()  # everything lies in the run's folder
 
 

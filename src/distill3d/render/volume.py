@@ -14,10 +14,8 @@ composited at a time. `Sampling.checkpoint` bounds what a backward pass needs of
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float
@@ -136,7 +134,7 @@ def render_rays(
             march = _refined(march, near[rows], sampling, filters, *refined)
         keep = _visible(march, sampling, filters)
         light = None if lighting is None else (lighting, lighting.position.to(origins)[rows // (height * width)])
-        for part, counts in _groups(keep.sum(1).tolist(), sampling.points):
+        for part, counts in _groups(keep.sum(1).cpu(), sampling.points):
             samples = _Samples.gather(march, keep, part, counts, light)
             if sampling.checkpoint and torch.is_grad_enabled():
                 values = checkpoint(_composite, samples, field, use_reentrant=False, preserve_rng_state=False)
@@ -225,17 +223,17 @@ class _Samples:
 
     @staticmethod
     def gather(
-        march: _March, keep: Tensor, part: slice, counts: list[int], light: tuple[Lighting, Tensor] | None
+        march: _March, keep: Tensor, part: slice, counts: Tensor, light: tuple[Lighting, Tensor] | None
     ) -> _Samples:
-        """Those of the rays in `part` that the mask `keep` [R, S] marks, `counts` of each ray."""
-        index = marked(keep[part].reshape(-1), sum(counts)) + part.start * keep.shape[1]
+        """Those of the rays in `part` that the mask `keep` [R, S] marks, `counts` (on the host) of each ray."""
+        index = marked(keep[part].reshape(-1), int(counts.sum())) + part.start * keep.shape[1]
         ray = torch.div(index, keep.shape[1], rounding_mode="floor")
         lengths = march.t.view(-1).index_select(0, index)
         directions = march.directions.index_select(0, ray)
         points = torch.addcmul(march.origins.index_select(0, ray), directions, lengths[:, None])
         widths = march.widths(ray, index - ray * keep.shape[1])
         ray = ray - part.start
-        shape = (sum(count > 0 for count in counts), max(1, *counts))
+        shape = (int((counts > 0).sum()), max(1, int(counts.max())))
         count = keep[part].sum(1)
         first = ((count > 0).cumsum(0) - 1) * shape[1] - (count.cumsum(0) - count)
         return _Samples(
@@ -250,12 +248,13 @@ class _Samples:
         )
 
 
-def _groups(counts: list[int], most: int) -> Iterator[tuple[slice, list[int]]]:
-    """Splits rays with so many samples into groups of at most `most` samples, or of one ray."""
-    total = list(accumulate(counts, initial=0))
+def _groups(counts: Tensor, most: int) -> Iterator[tuple[slice, Tensor]]:
+    """Splits rays with so many samples [R] (on the host) into groups of at most `most` samples, or of one ray."""
+    total = pad(counts.cumsum(0), (1, 0))
     begin = 0
     while begin < len(counts):
-        end = max(begin + 1, bisect_right(total, total[begin] + most) - 1)
+        end = int(torch.searchsorted(total, total[begin] + most, right=True)) - 1
+        end = max(begin + 1, end)
         yield slice(begin, end), counts[begin:end]
         begin = end
 
