@@ -59,7 +59,7 @@ def unet_call(prior: FrozenPrior, rows: int) -> Call:
 
     def prepared(memory_format: torch.memory_format) -> Callable[[], object]:
         prior.memory_format = memory_format
-        nn.Module.to(prior.network, memory_format=memory_format)
+        nn.Module.to(prior.network, memory_format=memory_format)  # type: ignore[call-overload]
         return torch.no_grad()(lambda: prior.predict(x, torch.full((rows,), 0.5), condition))
 
     return prepared
@@ -79,7 +79,7 @@ def in_format(prior: FrozenPrior, call: Callable[[], object]) -> Call:
     def prepared(memory_format: torch.memory_format) -> Callable[[], object]:
         assert isinstance(prior.codec, Autoencoder)
         prior.codec.memory_format = memory_format
-        nn.Module.to(prior.codec.vae, memory_format=memory_format)
+        nn.Module.to(prior.codec.vae, memory_format=memory_format)  # type: ignore[call-overload]
         return call
 
     return prepared

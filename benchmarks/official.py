@@ -299,11 +299,15 @@ def peaks(side: str, setting: Setting) -> list[float]:
         objective, conditioning = our_objective(setting), our_conditioning(setting, prior)
         prior.text_cache.free_encoders()
         found = [peak()]
-        run = dict(step=0, total=10000, generator=torch.Generator().manual_seed(0))
-        objective.guidance(latents(setting), prior, conditioning, **run)
+
+        def guided(x: torch.Tensor) -> torch.Tensor:
+            generator = torch.Generator().manual_seed(0)
+            return objective.guidance(x, prior, conditioning, step=0, total=10000, generator=generator).gradient
+
+        guided(latents(setting))
         found.append(peak())
         x = prior.encode(images)
-        loss = attach(x, objective.guidance(x, prior, conditioning, **run).gradient)
+        loss = attach(x, guided(x))
     loss.backward()
     return [*found, peak()]
 

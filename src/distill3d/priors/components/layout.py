@@ -30,4 +30,6 @@ def autoencoder_format(vae: nn.Module, device: torch.device) -> torch.memory_for
 
 def in_format(network: M, memory_format: torch.memory_format) -> M:
     """The network with its weights in this format, in place; nothing is copied in the plain one."""
-    return network if memory_format == torch.contiguous_format else network.to(memory_format=memory_format)
+    if memory_format != torch.contiguous_format:
+        network.to(memory_format=memory_format)  # type: ignore[call-overload]  # in torch's stubs only with a device
+    return network
