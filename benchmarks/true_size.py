@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from distill3d.diffusion.schedule import Flow, stable_diffusion
+from distill3d.planning.models import SD21_UNET, SD35_MEDIUM, SDXL_UNET, VAE
 from distill3d.priors.base import DeviceConfig, FrozenPrior
 from distill3d.priors.components.autoencoder import Autoencoder
 from distill3d.priors.components.text_cache import TextCache
@@ -20,27 +21,6 @@ from distill3d.priors.flow import SD3Prior
 from distill3d.priors.stable_diffusion import LatentPrior, SDXLPrior
 from distill3d.types import Condition
 
-SD21_UNET = {
-    "sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2,
-    "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True,
-}  # fmt: skip
-SDXL_UNET = {
-    "sample_size": 128, "block_out_channels": (320, 640, 1280), "layers_per_block": 2, "cross_attention_dim": 2048,
-    "attention_head_dim": (5, 10, 20), "transformer_layers_per_block": (1, 2, 10), "use_linear_projection": True,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
-}  # fmt: skip
-SD35_MEDIUM = {
-    "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 24,
-    "attention_head_dim": 64, "num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536,
-    "pooled_projection_dim": 2048, "pos_embed_max_size": 384, "dual_attention_layers": tuple(range(13)),
-    "qk_norm": "rms_norm",
-}  # fmt: skip
-VAE = {
-    "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "norm_num_groups": 32,
-    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
-}  # fmt: skip
 MODELS = ("sd21", "sdxl", "sd35")
 
 

@@ -31,6 +31,7 @@ export
 scenes
 distill evaluation
 runs
+planning
 bench viewer
 cli
 """

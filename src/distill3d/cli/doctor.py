@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from distill3d.cli.settings import nested
-from distill3d.cli.shared import Model
+from distill3d.cli.shared import Flag, Model, Name
 
 if TYPE_CHECKING:
     import torch
@@ -28,20 +28,35 @@ BATCH = 4  # network rows in one timed call
 class Doctor:
     """Show what is installed, which devices and priors there are, and how fast a prior runs here.
 
-    --prior none skips the last part.
+    --prior none skips the last part. --plan prints what a run needs instead, without a download:
+    distill3d doctor --plan --recipe paper --prior sdxl --device cuda:H100
     """
 
+    plan: Flag = False
+    """What a run of a recipe needs: memory by part, network evaluations, time on a card, flags with which it fits."""
+    recipe: Name = None
+    """With --plan: the recipe of the run; default: as for generate, which has --plan, too, with all its flags."""
     model: Model = field(default_factory=Model)
 
     def run(self) -> int:
         """Prints all findings; returns the exit status."""
         from distill3d.runs.config import PriorConfig, from_plain
 
+        if self.plan:
+            return self._plan()
+        if self.recipe is not None:
+            raise ValueError("--recipe goes with --plan: the plan of a run")
         config = from_plain(PriorConfig, nested(self.model.changes()))
         for part in (_packages(), _devices(), _priors(), _timed(config) if config.prior.lower() != "none" else ()):
             for line in part:
                 print(line, flush=True)
         return 0
+
+    def _plan(self) -> int:
+        from distill3d.cli.objects import Generate, Quality
+        from distill3d.cli.plan import show_plan
+
+        return show_plan(Generate("a red mushroom", quality=Quality(recipe=self.recipe), model=self.model).config())
 
 
 def _packages() -> Iterator[str]:

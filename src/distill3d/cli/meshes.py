@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from distill3d.cli.objects import Output, Quality, object_bar, object_config, report
+from distill3d.cli.plan import show_plan
 from distill3d.cli.shared import (
     MESHES,
     Dtype,
@@ -80,6 +81,8 @@ class Texture:
         self.output.check()
         config = self.config()
         check_prompt(self.prompt, config.prior, self.output.force)
+        if self.output.plan:
+            return show_plan(config)
         logs = open_logs(self.output.log, config.recipe.steps)
         if problem := uv_problem(read_mesh(self.mesh, self.up)):
             print(f"making a UV map for {self.mesh.name}: {problem}")
