@@ -109,6 +109,7 @@ def test_rows_are_those_of_a_real_run(config, recipe):
 
 
 def test_rows_of_a_run_that_samples_views():
+    assert LAPTOP.sampling is not None
     sampling = replace(LAPTOP.sampling, joint_levels=2, levels=2, rings=((4, 12.0, 0.0),), group=4)
     recipe = replace(LAPTOP, steps=5, sampling=sampling, scene=VoxelOptions(resolution=12))
     config = Config("a red mushroom", recipe, prior="toybox-mv", dtype="float32")
@@ -187,11 +188,12 @@ def test_attention_is_fused():
     assert found.forward < 4096 * 4096 * 4 / 8
 
 
-def test_a_plan_leaves_nothing_and_asks_nobody(kl_folder, tmp_path, capsys, no_network):
-    flags = ["--prior", str(kl_folder), "--out", str(tmp_path / "runs"), "--steps", "2", "--set", "scene.resolution=12"]
-    assert cli.run(["generate", "a dot", "--plan", "--device", "cuda:H100", *flags]) == 0
+def test_a_plan_leaves_nothing_and_asks_nobody(kl_folder, tmp_path, capsys, no_network, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--prior", str(kl_folder), "--steps", "2", "--set", "scene.resolution=12", "--device", "cuda:H100"]
+    assert cli.run(["doctor", "--plan", *flags]) == 0
     said = capsys.readouterr().out
-    assert not (tmp_path / "runs").exists()
+    assert not list(tmp_path.iterdir())
     assert all(text in said for text in ("peak memory:", "network rows:", "time on H100", " 8 GB: these settings"))
 
 
@@ -203,7 +205,7 @@ def test_errors_are_one_line(kl_folder, capsys, no_network):
         (["doctor", "--plan", "--prior", "someone/model"], "downloads nothing and has no configuration"),
         (["doctor", *prior, "--offload"], "choose one with --device"),
         (["doctor", *prior, "--controlnet", "x"], "leave out --controlnet"),
-        (["doctor", "--recipe", "paper"], "--recipe goes with --plan"),
+        (["doctor", "--recipe", "paper"], "settings of a run go with --plan"),
     ):
         assert cli.run(words) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()

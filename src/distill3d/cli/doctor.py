@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from distill3d.cli.objects import Generate, Quality
+from distill3d.cli.plan import show_plan
 from distill3d.cli.settings import nested
-from distill3d.cli.shared import Flag, Model, Name
+from distill3d.cli.shared import Flag, Model, Settings
 
 if TYPE_CHECKING:
     import torch
@@ -33,30 +35,26 @@ class Doctor:
     """
 
     plan: Flag = False
-    """What a run of a recipe needs: memory by part, network evaluations, time on a card, flags with which it fits."""
-    recipe: Name = None
-    """With --plan: the recipe of the run; default: as for generate, which has --plan, too, with all its flags."""
+    """What distill3d generate needs with these flags: memory by part, network evaluations, time on a card, and flags
+    with which it fits."""
     model: Model = field(default_factory=Model)
+    quality: Quality = field(default_factory=Quality)
+    other: Settings = field(default_factory=Settings)
 
     def run(self) -> int:
         """Prints all findings; returns the exit status."""
         from distill3d.runs.config import PriorConfig, from_plain
 
         if self.plan:
-            return self._plan()
-        if self.recipe is not None:
-            raise ValueError("--recipe goes with --plan: the plan of a run")
+            run = Generate("a red mushroom", quality=self.quality, model=self.model, other=self.other)
+            return show_plan(run.config())
+        if (self.quality, self.other) != (Quality(), Settings()):
+            raise ValueError("settings of a run go with --plan: distill3d doctor --plan --recipe paper")
         config = from_plain(PriorConfig, nested(self.model.changes()))
         for part in (_packages(), _devices(), _priors(), _timed(config) if config.prior.lower() != "none" else ()):
             for line in part:
                 print(line, flush=True)
         return 0
-
-    def _plan(self) -> int:
-        from distill3d.cli.objects import Generate, Quality
-        from distill3d.cli.plan import show_plan
-
-        return show_plan(Generate("a red mushroom", quality=Quality(recipe=self.recipe), model=self.model).config())
 
 
 def _packages() -> Iterator[str]:

@@ -48,6 +48,8 @@ class Texture:
     """Degrees to turn the mesh, counterclockwise seen from above, so that its front faces +x (+z with y up)."""
     keep_colors: Flag = False
     """Start from the colors of the file; --set objective.start=0.6 keeps more of them. Default: gray."""
+    plan: Flag = False
+    """Only print what the run needs: memory by part, network evaluations, time. --device may name a card, cuda:H100."""
     texts: Annotated[Texts, arg(name="prompt")] = field(default_factory=Texts)
     quality: Quality = field(default_factory=Quality)
     model: Model = field(default_factory=Model)
@@ -81,7 +83,7 @@ class Texture:
         self.output.check()
         config = self.config()
         check_prompt(self.prompt, config.prior, self.output.force)
-        if self.output.plan:
+        if self.plan:
             return show_plan(config)
         logs = open_logs(self.output.log, config.recipe.steps)
         if problem := uv_problem(read_mesh(self.mesh, self.up)):

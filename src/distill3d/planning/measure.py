@@ -53,7 +53,7 @@ class Profile:
 class Known:
     """What plans have in common: it is found once, and kept."""
 
-    profiles: dict[object, Profile] = field(default_factory=dict)
+    profiles: dict[tuple[Any, ...], Profile] = field(default_factory=dict)
     scenes: dict[str, Any] = field(default_factory=dict)  # by their settings
 
 
