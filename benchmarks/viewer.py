@@ -21,7 +21,7 @@ import torch
 from visitor import Visitor
 
 from distill3d.distill.observer import Observer
-from distill3d.distill.recipes import DISTILL, Recipe
+from distill3d.distill.recipes import DISTILL, LAPTOP, PRIORS, Recipe
 from distill3d.priors.loading import load_prior
 from distill3d.runs.objects import Config, generate
 from distill3d.types import Prior
@@ -38,11 +38,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=("pictures", "cost"))
     parser.add_argument("--out", type=Path, default=Path("docs/images"), help="folder of the pictures")
-    parser.add_argument("--steps", type=int, help="of a run; default: 100 for pictures, 20 for costs")
+    parser.add_argument("--steps", type=int, help="of a run; default: the recipe's for pictures, 20 for costs")
     parser.add_argument("--pairs", type=int, default=5, help="runs with and without the viewer")
     options = parser.parse_args()
     if options.task == "pictures":
-        pictures(options.out, options.steps or 100)
+        pictures(options.out, options.steps or LAPTOP.steps)
     else:
         cost(options.steps or 20, options.pairs)
 
@@ -54,9 +54,10 @@ def recipe(steps: int) -> Recipe:
 
 
 def pictures(out: Path, steps: int) -> None:
-    """viewer-live.png, of a run at 70 % of its steps, and viewer-after.png, of its mesh."""
+    """viewer-live.png, of a run of recipe laptop at 70 % of its steps, and viewer-after.png, of its mesh."""
     viewer, work = LiveViewer(Address(port=0)), Path(tempfile.mkdtemp())
-    runner = threading.Thread(target=lambda: generate(Config(PROMPT, recipe(steps)), work, observers=(viewer,)))
+    config = Config("a green chair", dataclasses.replace(LAPTOP, steps=steps), prior=PRIORS["laptop"])
+    runner = threading.Thread(target=lambda: generate(config, work, observers=(viewer,)))
     runner.start()
 
     def shot(page, name: str) -> None:
