@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from distill3d.planning.meter import Meter, Operation
@@ -115,7 +113,7 @@ class Stage:
                 return torch.empty(x.shape, dtype=x.dtype).requires_grad_(x.requires_grad and gradient)
 
         args, options = tree_unflatten([hollow(x) for x in leaves], tree)
-        with torch.set_grad_enabled(gradient), self.fake, FusedAttention():
+        with torch.set_grad_enabled(gradient), self.fake:
             return profile(lambda: function(*args, **options), gradient)
 
 
@@ -136,32 +134,6 @@ def profile(call: Callable[[], Any], gradient: bool) -> Profile:
             torch.autograd.backward([x for x in tensors if x.requires_grad], ones)
             backward = meter.highest - results
     return Profile(max(0, forward), max(0, kept), max(0, backward), work, work_backward, shapes)
-
-
-class FusedAttention(TorchFunctionMode):
-    """Attention as the fused kernels of GPUs and CPUs compute it. Without values torch would take the plain product."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return _attend(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
-    )[0]
 
 
 class _Crossing(torch.autograd.Function):
