@@ -157,7 +157,7 @@ def test_the_run_folder_holds_everything(kl_folder, tmp_path):
     ("settings", "message"),
     [
         (lambda: ImageRecipe(steps=0), "at least one step, and at most 10000000, got 0"),
-        (lambda: ImageRecipe(rate=-1.0), "above 0, got -1"),
+        (lambda: ImageRecipe(rate=-1.0), "must lie in .0, 1,000,000., got -1"),
         (lambda: ImageRecipe(objective=SDI(scale=float("nan"))), "scale must be a finite number"),
         (lambda: DDIM(start=1.5), "0 <= stop <= start <= 1"),
         (lambda: ImageRecipe(space="pixels", rate=None), "need a learning rate"),

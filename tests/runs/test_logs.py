@@ -129,7 +129,7 @@ def test_both_logs_have_the_numbers_of_every_step_and_images_of_some(prior, tmp_
         with Image.open(file) as picture:
             assert picture.size == shown[3]
             pictures.append(picture.tobytes())
-    assert len(set(pictures)) == 3  # three things to see
+    assert pictures[0] not in pictures[1:]  # a target may be the estimate itself, as it is here, but not the view
     assert not (tmp_path / "wandb").exists()  # everything lies in the run's folder
 
 

@@ -13,13 +13,11 @@ from PIL import Image
 
 pytest.importorskip("viser")
 
-from distill3d.distill.recipes import DISTILL, Penalties
+from distill3d.distill.recipes import DISTILL
 from distill3d.export.options import ExportOptions
 from distill3d.objectives import SDI
 from distill3d.runs.objects import Config, generate
 from distill3d.runs.watching import read_changes
-from distill3d.scenes.gaussians import GaussianOptions
-from distill3d.viewer.after import AfterViewer
 from distill3d.viewer.gate import Address
 from distill3d.viewer.live import LiveViewer
 from distill3d.viewer.panel import Pause, Stop
@@ -173,43 +171,3 @@ def test_two_clients_pause_and_one_vanishes(running, visit):
 def test_without_the_token_there_is_no_page(running, visit):
     page = visit(running.viewer.screen.url.split("?")[0])
     assert "This viewer needs its token" in page.inner_text("body") and page.locator("canvas").count() == 0
-
-
-class Ended:
-    """The viewer of a run that has ended, at work in a thread of its own."""
-
-    def __init__(self, folder):
-        self.viewer, self.seen = AfterViewer(folder, Address(port=0)), threading.Event()
-        self.thread = threading.Thread(target=self._work)
-        self.thread.start()
-
-    def _work(self):
-        while not self.seen.is_set():
-            self.viewer.tick()
-
-    def close(self):
-        self.seen.set()
-        self.thread.join()
-        self.viewer.close()
-
-
-@pytest.mark.parametrize("kind", ["mesh", "splats"])
-def test_a_run_that_has_ended(kind, kl_folder, visit, tmp_path):
-    recipe = replace(SMALL, steps=2)
-    if kind == "splats":
-        recipe = replace(recipe, scene=GaussianOptions(count=50), penalties=Penalties())
-    result = generate(Config("a *cat*", recipe, prior=str(kl_folder), dtype="float32"), tmp_path)
-    ended = Ended(result.folder)
-    try:
-        page = visit(ended.viewer.screen.url)
-        page.get_by_text("2 of 2 steps").wait_for()
-        assert page.get_by_text("a *cat*").count() == 1  # as typed
-        assert set(ended.viewer.nodes) == {kind} and page.locator("video").count() == 1
-        until(lambda: shows_something(page))
-        for shown in ("Color", "Depth"):
-            before = canvas(page)
-            page.get_by_role("textbox").first.click()
-            page.get_by_role("option", name=shown).click()
-            until(lambda before=before: np.abs(canvas(page) - before).mean() > 1)
-    finally:
-        ended.close()

@@ -109,7 +109,7 @@ def test_a_watched_run_takes_the_same_steps_and_its_client_gets_pictures(prior, 
     steps = [p["step"] for p in RunFolder(tmp_path / "live").history()]
     assert steps == viewer.steps == list(range(SMALL.steps))
     assert all(len(curve) == SMALL.steps for curve in viewer.curves.values())
-    assert any(message["type"] == "GuiUplotMessage" for message in visitor.messages)
+    until(lambda: any(message["type"] == "GuiUplotMessage" for message in list(visitor.messages)))
 
 
 def test_settings_change_between_steps_and_are_recorded(prior, viewer, background, tmp_path):

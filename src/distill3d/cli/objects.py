@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import arg
 
 from distill3d.cli.machines import Machines, generate_many
+from distill3d.cli.plan import show_plan
 from distill3d.cli.settings import Tree, layered, nested, read_file
 from distill3d.cli.shared import (
     RUNS,
@@ -142,6 +143,8 @@ class ObjectOutput(Output):
     """Folder in which run folders are made, or an address that all machines share, such as s3://bucket/folder."""
     faces: Int = None
     """Triangles of the mesh, at most about."""
+    plan: Flag = False
+    """Only print what the run needs: memory by part, network evaluations, time. --device may name a card, cuda:H100."""
 
     def changes(self) -> dict[str, object]:
         """See `Output`."""
@@ -181,6 +184,8 @@ class Generate:
         config, prompts = self.config(), read_prompts(self.prompt)
         for prompt in prompts:  # a wrong line is found before hours went into the lines above it
             check_prompt(prompt, config.prior, self.output.force)
+        if self.output.plan:
+            return show_plan(replace(config, prompt=prompts[0]))
         if self.machines.many or isinstance(self.output.out, str):
             if self.output.log or self.viewing != Viewing():
                 raise ValueError("--log and --view are for one object at a time: not for --workers, --ray, addresses")

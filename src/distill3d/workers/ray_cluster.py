@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from distill3d.interrupts import Interrupted
 from distill3d.workers.executor import Answer, Done, OnProgress, Queue, R, Setup, T, attempt, one_line, use_threads
@@ -164,7 +164,7 @@ class _Team:
             index = worker.index
             assert index is not None
             try:
-                answer = ray.get(worker.answer)
+                answer = cast(Answer, ray.get(worker.answer))
             except RayError as error:
                 answer = Answer("failed", f"its worker ended ({type(error).__name__})")
             worker.index = worker.answer = worker.progress = None
@@ -254,11 +254,11 @@ def connect(address: str) -> None:
     if find_spec("ray") is None:
         raise ImportError('--ray needs the package ray: type  pip install "distill3d[ray]"')
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else every start prints a notice about GPUs
+    _knock(address)
     import ray
 
     if ray.is_initialized():
         return
-    _knock(address)
     failures: list[BaseException] = []
 
     def join() -> None:
