@@ -39,7 +39,7 @@ def test_a_family_computes_on_a_device_what_it_computes_on_the_cpu(name, toys):
     for device in ("cpu", card.DEVICE):
         with card.watch() as seen:
             prior = load_prior(toy.folder, device=device, options=PriorOptions(image_size=toy.size))
-            prior.network.to(memory_format=torch.contiguous_format)  # a device may have another, which rounds otherwise
+            prior.network.to(memory_format=torch.channels_last)  # as devices have it: another one rounds otherwise
             prior.embed(["a red cube", "a cat", ""])
             seen.take()
             found.append(evaluation(prior, device))

@@ -100,6 +100,7 @@ class LiveViewer(Observer):
             done, total = self.steps[-1] + 1, self.run.written.steps
             text = f"**The run has ended**, {done} of {total} steps. Its files are in {self.folder}."
             self.panel.show_status(text, 1.0)
+            self.panel.show_curves(self.steps, self.curves)
             self.screen.notify(None, "The run has ended", f"distill3d view {self.folder}")
 
     def _paint(self, eyes: list[Eye], step: int) -> None:
