@@ -2,8 +2,8 @@
 #
 #   docker build . --tag distill3d                             a CPU: the small torch of PyTorch's own index
 #   docker build . --build-arg DEVICE=cuda --tag distill3d     an NVIDIA GPU: PyPI's torch, which brings CUDA
-#   docker run --rm -v "$PWD/runs:/work/runs" distill3d generate "a red mushroom"
-#   docker run --rm --gpus all -v "$PWD/runs:/work/runs" -v distill3d-models:/home/user/.cache/huggingface \
+#   docker run --rm -v "$PWD/runs:/data/runs" distill3d generate "a red mushroom"
+#   docker run --rm --gpus all -v "$PWD/runs:/data/runs" -v distill3d-models:/home/user/.cache/huggingface \
 #     distill3d generate "a corgi" --prior sd21 --device cuda --dtype bfloat16
 #
 # Files in runs/ belong to the user 1000 unless --build-arg USER_ID=... says otherwise. A GPU needs NVIDIA's container
@@ -33,8 +33,8 @@ RUN index=""; if [ "$DEVICE" = cpu ]; then index="--extra-index-url https://down
     pip install --no-cache-dir "${more[@]}" -c constraints.txt ".[$EXTRAS]" && \
     distill3d --version
 
-RUN useradd --create-home --uid "$USER_ID" user && mkdir -p /work/runs && chown -R user /work
+RUN useradd --create-home --uid "$USER_ID" user && mkdir -p /data/runs && chown -R user /data
 USER $USER_ID
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["distill3d"]
 CMD ["--help"]

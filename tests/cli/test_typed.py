@@ -42,9 +42,8 @@ def test_a_command_comes_back_as_short_as_it_was(line):
     assert sorted(shlex.split(found)[1:]) == sorted(shlex.split(line))
 
 
-def test_what_no_flag_can_say_is_read_from_the_run():
-    config = Config("a hat", dataclasses.replace(DISTILL, objective=d3d.sdi()))
-    assert typed(config, Path("some run")) == "distill3d generate 'a hat' --config 'some run/config.json'"
+def test_no_command_makes_a_run_with_an_objective_of_your_own():
+    assert typed(Config("a hat", dataclasses.replace(DISTILL, objective=d3d.sdi())), Path("some run")) == ""
 
 
 def test_a_refined_mesh_is_refined_again():

@@ -20,7 +20,7 @@ from distill3d.bench.protocol import Protocol, Task, check_folder, open_folder
 from distill3d.distill.loop import OnStep
 from distill3d.files import locked
 from distill3d.priors.loading import load_prior
-from distill3d.runs.shared_work import check_seen, check_version, kept_copy, make_published
+from distill3d.runs.shared_work import check_worker, kept_copy, make_published
 from distill3d.types import Prior
 from distill3d.workers.executor import WAIT_SECONDS, Executor, Here, Make, OnProgress, Tell
 from distill3d.workers.store import Place, Store
@@ -43,9 +43,7 @@ class CellSetup:
         Raises:
             ValueError: where this machine has another version, or does not see the folder.
         """
-        check_version(self.version)
-        if isinstance(self.out, Path):
-            check_seen(self.out / "bench.json")
+        check_worker(self.version, self.out, "bench.json")
         place = self.protocol
         prior = self.prior or load_prior(place.prior, place.device, place.dtype, place.prior_options)
         return lambda task, tell: self.make(task, prior, tell)

@@ -15,7 +15,7 @@ from distill3d.cli.settings import paths
 from distill3d.cli.shared import Model, Settings, Texts, command_line
 from distill3d.distill.recipes import RECIPES, TEXTURE_RECIPES, refinement
 from distill3d.objectives import METHODS
-from distill3d.runs.config import KINDS, resolved, to_plain
+from distill3d.runs.config import KINDS, Custom, from_plain, resolved, to_plain
 from distill3d.runs.objects import Config
 from distill3d.scenes.mesh import MeshOptions
 
@@ -27,7 +27,7 @@ def typed(config: Config, folder: Path) -> str:
     """The command that makes the object of a run, such as distill3d generate "a red mushroom" --seed 1.
 
     It is the shortest of several. A precision is left out where this machine takes it by itself. Where flags and --set
-    cannot say all, as for parts of your own, the command reads the configuration in `folder`.
+    cannot say all, the command reads the configuration in `folder`. No command makes a run with parts of your own: "".
     """
     config = resolved(config)
     if isinstance(scene := config.recipe.scene, MeshOptions):
@@ -41,6 +41,9 @@ def typed(config: Config, folder: Path) -> str:
             if not command.other.set:
                 break
     if not lines:
+        read = from_plain(Config, to_plain(config)).recipe
+        if any(isinstance(part, Custom) for part in (read.objective, read.scene, read.background)):
+            return ""
         base = _started(config, Quality(), None)
         return _line(replace(base, other=Settings(config=folder / "config.json")))
     return min(lines, key=len)

@@ -21,7 +21,7 @@ from distill3d.interrupts import Interrupted
 from distill3d.runs.config import resolved, to_plain
 from distill3d.runs.folder import RunFolder, slug
 from distill3d.runs.objects import Config, generate_in, load_priors
-from distill3d.runs.shared_work import check_seen, check_version, make_published
+from distill3d.runs.shared_work import check_worker, make_published
 from distill3d.types import Prior
 from distill3d.workers.executor import WAIT_SECONDS, Executor, Make, Tell
 from distill3d.workers.store import Place, Store
@@ -70,9 +70,7 @@ class JobSetup:
         Raises:
             ValueError: where this machine has another version, or does not see the folder.
         """
-        check_version(self.version)
-        if isinstance(self.out, Path):
-            check_seen(self.out)
+        check_worker(self.version, self.out)
         prior, second = load_priors(self.config)
         return lambda job, tell: self.make(job, prior, second, tell)
 

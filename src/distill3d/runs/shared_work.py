@@ -17,10 +17,11 @@ from distill3d.distill.loop import OnStep, Progress
 from distill3d.priors.components.text_cache import cache_folder
 from distill3d.runs.checkpoint import DamagedCheckpoint, has_checkpoint, read_state
 from distill3d.runs.folder import RunFolder
-from distill3d.workers.store import Store
+from distill3d.workers.store import Place, Store
 
 R = TypeVar("R")
-# make(scratch, on_step): makes the run in scratch/work/NAME or continues it there; the finished folder, and its result
+# make(scratch, on_step): makes the run in the folder work/NAME of scratch, or continues it there. It returns the
+# finished folder and its result.
 MakeIn = Callable[[Path, OnStep], tuple[Path, R]]
 
 
@@ -78,19 +79,19 @@ def kept_copy(address: str) -> Path:
     return cache_folder().parent / "shared" / hashlib.sha256(address.encode()).hexdigest()[:16]
 
 
-def check_version(version: str) -> None:
-    """Raises ValueError in a worker whose distill3d is another version than that of the process in charge."""
+def check_worker(version: str, place: Place, name: str = "") -> None:
+    """Checks in a worker that it can work for the process in charge.
+
+    Raises:
+        ValueError: where its distill3d is another version, or where it does not see the file `name` in a local folder.
+    """
     if version != distill3d.__version__:
         raise ValueError(
             f"{platform.node()} has distill3d {distill3d.__version__}, the command was started by {version}: install "
             "the same version on all machines"
         )
-
-
-def check_seen(path: Path) -> None:
-    """Raises ValueError in a worker that does not see what is in the shared folder."""
-    if not path.exists():
+    if isinstance(place, Path) and not (place / name).exists():
         raise ValueError(
-            f"{platform.node()} does not see {path}: --out must be a folder that all machines mount, or an address "
-            "such as s3://bucket/folder"
+            f"{platform.node()} does not see {place / name}: --out must be a folder that all machines mount, or an "
+            "address such as s3://bucket/folder"
         )

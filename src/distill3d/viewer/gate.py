@@ -164,7 +164,7 @@ def parse(head: bytes) -> tuple[str, dict[str, str]]:
     """Target and headers (names in lower case) of the head of an HTTP request; raises Refused."""
     first, *lines = head.decode("latin-1").split("\r\n")
     words = first.split(" ")
-    if len(words) != 3 or words[0] not in ("GET", "HEAD"):
+    if len(words) != 3 or words[0] != "GET":
         raise Refused("Only GET is understood.")
     pairs = [line.partition(":") for line in lines if line]
     return words[1], {name.strip().lower(): value.strip() for name, _, value in pairs}

@@ -16,6 +16,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 ATTEMPTS = 3  # of a task whose worker fails
+STOP_SECONDS = 60.0  # for the present step and a checkpoint, when a worker has to stop
 WAIT_SECONDS = 120.0  # for a worker of a killed driver to notice that, and to finish its step
 TELL_SECONDS = 0.5  # between two reports of a worker about its task
 

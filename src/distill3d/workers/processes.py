@@ -14,9 +14,19 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from distill3d.interrupts import raise_on_signals
-from distill3d.workers.executor import Answer, Done, OnProgress, Queue, R, Setup, T, Throttled, attempt, use_threads
-
-STOP_SECONDS = 60.0  # for a step and a checkpoint, after a worker was told to stop
+from distill3d.workers.executor import (
+    STOP_SECONDS,
+    Answer,
+    Done,
+    OnProgress,
+    Queue,
+    R,
+    Setup,
+    T,
+    Throttled,
+    attempt,
+    use_threads,
+)
 
 
 @dataclass(frozen=True)
@@ -146,7 +156,7 @@ def _work(pipe: Connection, setup: Setup, threads: int, gpu: str | None) -> None
     threading.Thread(target=_end_with_parent, daemon=True).start()
     use_threads(threads)
     kept = functools.cache(setup)
-    with suppress(EOFError, OSError, KeyboardInterrupt):  # the driver is gone, or told us to stop
+    with suppress(EOFError, OSError, KeyboardInterrupt):  # the driver has ended, or stops this worker
         while True:
             task = pipe.recv()
             pipe.send(attempt(lambda task=task: kept()(task, Throttled(pipe.send))))

@@ -17,13 +17,24 @@ from pathlib import Path
 from typing import Any, cast
 
 from distill3d.interrupts import Interrupted
-from distill3d.workers.executor import Answer, Done, OnProgress, Queue, R, Setup, T, attempt, one_line, use_threads
+from distill3d.workers.executor import (
+    STOP_SECONDS,
+    Answer,
+    Done,
+    OnProgress,
+    Queue,
+    R,
+    Setup,
+    T,
+    attempt,
+    one_line,
+    use_threads,
+)
 
 CONNECT_SECONDS = 10.0  # for the port of the cluster to answer
 START_SECONDS = 60.0  # for Ray to join it
 POLL_SECONDS = 1.0
 GROW_SECONDS = 5.0  # between two looks for new nodes
-STOP_SECONDS = 60.0  # for a step and a checkpoint, after a worker was told to stop
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from distill3d.priors.loading import load_prior
 from distill3d.runs.config import RunConfig, to_plain
 from distill3d.runs.folder import slug
 from distill3d.runs.images import make_images
-from distill3d.runs.shared_work import check_seen, check_version, kept_copy
+from distill3d.runs.shared_work import check_worker, kept_copy
 from distill3d.types import Prior
 from distill3d.untrusted import csv_text, read_npz
 from distill3d.workers.executor import HERE, WAIT_SECONDS, Executor, Here, Make
@@ -144,9 +144,7 @@ class ImageSetup:
         Raises:
             ValueError: where this machine has another version, or does not see the folder.
         """
-        check_version(self.version)
-        if isinstance(self.out, Path):
-            check_seen(self.out / "images")
+        check_worker(self.version, self.out, "images")
         study = self.study
         prior = self.prior or load_prior(study.prior, study.device, study.dtype, study.prior_options)
         return lambda task, tell: self.make(*task, prior)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from distill3d.distill.loop import ObjectRun
 
 LOGS = ("tensorboard", "wandb")  # the packages, and the files here
-TIMES = 20  # how often a run logs images, unless told
+TIMES = 20  # how often a run logs images by default
 
 
 class Writer(Protocol):
