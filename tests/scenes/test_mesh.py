@@ -203,6 +203,21 @@ def test_a_shell_is_the_sum_of_its_lattices():
     assert float(shell.roughness().detach()) == pytest.approx((1 + 4 + 1) * 18 / 27, rel=1e-5)
 
 
+def test_a_lattice_too_large_for_a_table_of_its_points_gives_the_same_values(monkeypatch):
+    points = torch.nn.functional.normalize(torch.randn(2000, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    at = torch.rand(500, 3, generator=torch.Generator().manual_seed(1)) * 2.4 - 1.2  # most have no lattice point
+    found = []
+    for dense in (1 << 24, 0):
+        monkeypatch.setattr("distill3d.scenes.surface_grid.DENSE", dense)
+        shell = SurfaceGrid(points, (4, 8, 16))
+        assert all((places is None) == (dense == 0) for places in shell.places)
+        with torch.no_grad():
+            for table in shell.tables:
+                table.copy_(torch.sin(torch.arange(table.numel())).view_as(table))
+        found.append((shell(torch.cat((points, at))).detach(), shell.roughness().detach()))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
 @pytest.mark.parametrize("wrong", [{"levels": ()}, {"levels": (1,)}, {"supersample": 0}, {"move": -1.0}])
 def test_mistakes_are_value_errors(wrong):
     with pytest.raises(ValueError, match=r"levels|supersample"):

@@ -64,6 +64,20 @@ def test_the_same_field_gives_the_same_mesh(field):
     assert np.array_equal(first.vertices, second.vertices) and np.array_equal(first.textures[0], second.textures[0])
 
 
+def test_an_export_leaves_the_threads_as_they_were(field, monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        field_to_mesh(field, replace(SMALL, fit=1))
+        assert torch.get_num_threads() == 3
+        monkeypatch.setattr("distill3d.meshes.texture.LIMIT", (0.001, 0.0))
+        with pytest.raises(ValueError, match="no UV map was found"):
+            field_to_mesh(field, replace(SMALL, fit=1))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_fitted_ball_stays_smooth():
     ball = VoxelField(VoxelOptions(resolution=48))
     axis = torch.linspace(-1, 1, 48)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from distill3d.cameras import BACKGROUND, DISTANCE, ELEVATION, FOV, turntable
 from distill3d.files import replacing
-from distill3d.types import Scene
+from distill3d.types import Cameras, Scene
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,10 +35,7 @@ def turntable_frames(
     fov: float = FOV,
     background: float = BACKGROUND,
 ) -> Iterator[Float[Tensor, "3 size size"]]:
-    """Renders images all around a scene, in order, on the scene's device.
-
-    On the CPU several frames are rendered at once, one thread each: rendering is many small operations, which do not
-    spread over cores.
+    """Renders images all around a scene, in order, on the scene's device; see `render_each`.
 
     Args:
         elevation, fov: degrees.
@@ -50,25 +47,39 @@ def turntable_frames(
     """
     if not 1 <= size <= MOST_SIZE:
         raise ValueError(f"the size must be 1 to {MOST_SIZE} pixels per side, got {size}")
+    return render_each(scene, turntable(frames, elevation, distance, fov), size, background)
+
+
+def render_each(
+    scene: Scene, cameras: Cameras, size: int, background: float = BACKGROUND
+) -> Iterator[Float[Tensor, "3 size size"]]:
+    """Renders an image for each camera, in order, on the scene's device and without gradients.
+
+    On the CPU several images are rendered at once, one thread each: rendering is many small operations, which do not
+    spread over cores.
+
+    Args:
+        background: gray level in [0, 1].
+    """
     device = next((p.device for group in scene.parameter_groups() for p in group["params"]), torch.device("cpu"))
-    views, gray = turntable(frames, elevation, distance, fov).to(device), torch.full((1, 3), background, device=device)
-    threads = torch.get_num_threads()
+    views, gray = cameras.to(device), torch.full((1, 3), background, device=device)
+    threads, count = torch.get_num_threads(), len(cameras)
 
     @torch.no_grad()
-    def frame(i: int) -> Tensor:
+    def image(i: int) -> Tensor:
         return scene.render(views[i : i + 1], size, gray).rgb[0]
 
     if threads == 1 or device.type != "cpu":
-        yield from map(frame, range(frames))
+        yield from map(image, range(count))
         return
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            waiting = deque(pool.submit(frame, i) for i in range(min(frames, 2 * threads)))
-            for i in range(len(waiting), frames + len(waiting)):
-                image = waiting.popleft().result()
-                if i < frames:
-                    waiting.append(pool.submit(frame, i))
-                yield image
+            waiting = deque(pool.submit(image, i) for i in range(min(count, 2 * threads)))
+            for i in range(len(waiting), count + len(waiting)):
+                rendered = waiting.popleft().result()
+                if i < count:
+                    waiting.append(pool.submit(image, i))
+                yield rendered
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)

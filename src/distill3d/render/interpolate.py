@@ -1,8 +1,9 @@
 """Interpolation in tables and lattices. Every interpolation here is a weighted sum of a few rows of a table.
 
-With channels last, one point reads a few short rows: on the CPU the interpolation is a product with a sparse matrix
-[P, N] with K entries per row, and its gradient is the transposed product. That is 7 times faster than `grid_sample`
-for 150,000 points. Other devices use indexing and `grid_sample`, which are also the readable references.
+With channels last, one point reads a few short rows: on the CPU an interpolation with a gradient is a product with a
+sparse matrix [P, N] with K entries per row, and its gradient is the transposed product. That is 7 times faster than
+`grid_sample` for 150,000 points. Without a gradient, and on other devices, indexing and `grid_sample` do it, which are
+also the readable references.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def trilinear(lattice: Float[Tensor, "z y x c"], points: Float[Tensor, "n 3"]) -
     A point outside takes the nearest value inside. Differentiable in the lattice, not in the points.
     """
     points = points.detach()
-    if lattice.device.type != "cpu" or not len(points):
+    if lattice.device.type != "cpu" or not len(points) or not (lattice.requires_grad and torch.is_grad_enabled()):
         return trilinear_reference(lattice, points)
     depth, height, width, channels = lattice.shape
     last = points.new_tensor([[width], [height], [depth]]) - 1
@@ -89,14 +90,9 @@ def trilinear(lattice: Float[Tensor, "z y x c"], points: Float[Tensor, "n 3"]) -
     cell = torch.minimum(at.to(torch.int32), last.to(torch.int32) - 1)
     first = cell[2].mul(height).add_(cell[1]).mul_(width).add_(cell[0])
     local = at.sub_(cell)  # [3, N]
-    rows, offsets = lattice.reshape(-1, channels), corner_offsets(width, height).int()
-    if lattice.requires_grad and torch.is_grad_enabled():
-        weights = corner_products(*torch.stack((1 - local, local)).unbind(1))
-        return weighted_rows(rows, first[:, None] + offsets, weights)
-    values = [rows.detach().index_select(0, first + offset) for offset in offsets]
-    for axis in local[..., None]:
-        values = [torch.lerp(low, high, axis) for low, high in zip(values[::2], values[1::2], strict=True)]
-    return values[0]
+    weights = corner_products(*torch.stack((1 - local, local)).unbind(1))
+    offsets = corner_offsets(width, height).int()
+    return weighted_rows(lattice.reshape(-1, channels), first[:, None] + offsets, weights)
 
 
 def trilinear_reference(lattice: Tensor, points: Tensor) -> Tensor:

@@ -191,12 +191,15 @@ class MeshScene(nn.Module, Scene):
         return save_mesh(path, resized(mesh, options.size, options.pivot), up)
 
     @torch.no_grad()
-    def textured(self, size: int = 1024) -> Mesh:
+    def textured(self, size: int = 1024, uv_map: tuple[np.ndarray, np.ndarray] | None = None) -> Mesh:
         """The mesh in the file's own coordinates (world axes), with the colors baked into a texture of `size` texels.
 
-        It uses the file's UV map if that can hold a texture, otherwise a new one (see `uv_problem`).
+        Args:
+            size: texels per side.
+            uv_map: uv and uv_faces; default: the file's, if that can hold a texture, otherwise a new one (see
+                `uv_problem`).
         """
-        uv, uv_faces, _ = usable_uv(self.source, size)
+        uv, uv_faces = uv_map or usable_uv(self.source, size)[:2]
 
         def colors(face: np.ndarray, weights: np.ndarray) -> np.ndarray:
             points = self.positions(face, weights).to(self.rest.device)

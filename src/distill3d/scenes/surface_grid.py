@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from distill3d.render.interpolate import corner_offsets, corner_products, weighted_rows
 
 PART = 1 << 20  # points that are processed at once
+DENSE = 1 << 24  # lattice points up to which a level has a table of all of them: 64 MiB
 Rows = tuple[Int[Tensor, "n 8"], Float[Tensor, "n 8"]]
 """The 8 lattice points around each of N points, as rows of a table, and their weights."""
 
@@ -26,6 +27,7 @@ class SurfaceGrid(nn.Module):
     """
 
     keys: list[Tensor]  # per level, the sorted keys [N] of its lattice points
+    places: list[Tensor | None]  # per level, the row of each key or -1; None for levels above `DENSE`
 
     def __init__(self, points: Float[Tensor, "n 3"], levels: Sequence[int], channels: int = 3, half_size: float = 1.0):
         """Keeps the lattice points around `points`.
@@ -41,17 +43,19 @@ class SurfaceGrid(nn.Module):
         if not levels or min(levels) < 2 or max(levels) > 4096:
             raise ValueError(f"levels must be 2 to 4096 lattice points a side each, got {tuple(levels)}")
         self.levels, self.half_size = tuple(levels), half_size
-        self.keys = []
+        self.keys, self.places = [], []
         self._neighbors: list[list[tuple[Tensor, Tensor]]] | None = None  # of `roughness`, found once
         self.tables = nn.ParameterList()
         for level in self.levels:
             keys = torch.cat([self._keys(part, level)[0].unique() for part in points.split(PART)]).unique()
             self.keys.append(keys)
+            self.places.append(_places(keys, level**3))
             self.tables.append(nn.Parameter(points.new_zeros(len(keys), channels)))
 
     def _apply(self, fn, recurse: bool = True) -> SurfaceGrid:
         """Moves the keys with the module: they are neither parameters nor part of its state."""
         self.keys, self._neighbors = [fn(keys) for keys in self.keys], None
+        self.places = [None if place is None else fn(place) for place in self.places]
         return super()._apply(fn, recurse)
 
     def forward(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n c"]:
@@ -119,6 +123,10 @@ class SurfaceGrid(nn.Module):
 
     def _find(self, i: int, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of the table of level i that have these keys, and whether they exist."""
+        places = self.places[i]
+        if places is not None:
+            index = places[keys.clamp_max(len(places) - 1)].long()
+            return index.clamp_min(0), (index >= 0) & (keys < len(places))
         index = torch.searchsorted(self.keys[i], keys).clamp_max(len(self.keys[i]) - 1)
         return index, self.keys[i][index] == keys
 
@@ -131,3 +139,12 @@ class SurfaceGrid(nn.Module):
         column, row, layer = cell.long().unbind(1)
         first = (layer * level + row) * level + column  # CUDA has no product of integer matrices
         return first[:, None] + corner_offsets(level, level, points.device), corner_products(x, y, z)
+
+
+def _places(keys: Int[Tensor, " n"], count: int) -> Int[Tensor, " m"] | None:
+    """The row of each of `count` keys (int32), -1 for those that are not in `keys`; None for more than `DENSE`."""
+    if count > DENSE:
+        return None
+    return torch.full((count,), -1, dtype=torch.int32, device=keys.device).index_copy_(
+        0, keys, torch.arange(len(keys), dtype=torch.int32, device=keys.device)
+    )
