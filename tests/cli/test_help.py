@@ -104,13 +104,8 @@ def test_what_cannot_be_parsed_is_explained(arguments, parts, capsys):
         assert part in text
 
 
-def test_the_wait_policy_is_the_users_where_there_is_one(monkeypatch):
-    monkeypatch.setattr(cli, "WAIT_POLICY", "passive")
+def test_the_wait_policy_is_the_users_where_there_is_one():
     for own in ({}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}, {"KMP_BLOCKTIME": "0"}):
         environment = dict(own)
         cli.choose_wait_policy(environment)
-        assert environment == (own or {"OMP_WAIT_POLICY": "passive"})
-    monkeypatch.setattr(cli, "WAIT_POLICY", None)
-    environment = {}
-    cli.choose_wait_policy(environment)
-    assert not environment
+        assert environment == (own or cli.WAITING)

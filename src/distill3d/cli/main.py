@@ -53,9 +53,9 @@ SUMMARIES = {
     "doctor": ("doctor", "Show what is installed, which devices and priors there are, and how fast a prior runs here."),
 }
 
-# What a thread does while it waits for another: "passive" sleeps, "active" spins, None leaves it to the library. The
-# rule for it and its measurement are benchmarks/busy.py.
-WAIT_POLICY: str | None = None
+# How a thread waits for another: it looks so often and then sleeps. GNU's OpenMP, of the Linux wheels of torch, reads it;
+# left alone it spins much longer, which takes the cores of others. The rule and its measurement are benchmarks/busy.py.
+WAITING = {"GOMP_SPINCOUNT": "1000"}
 OPENMP = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # a user who sets one of these has chosen
 
 
@@ -94,9 +94,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def choose_wait_policy(environment: MutableMapping[str, str]) -> None:
-    """Sets WAIT_POLICY in an environment without a choice of its own; OpenMP reads it when torch is imported."""
-    if WAIT_POLICY is not None and not any(name in environment for name in OPENMP):
-        environment["OMP_WAIT_POLICY"] = WAIT_POLICY
+    """Sets `WAITING` in an environment without a choice of its own; OpenMP reads it when torch is imported."""
+    if not any(name in environment for name in OPENMP):
+        environment.update(WAITING)
 
 
 def run(argv: Sequence[str]) -> int:
