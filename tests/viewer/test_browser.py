@@ -13,11 +13,13 @@ from PIL import Image
 
 pytest.importorskip("viser")
 
-from distill3d.distill.recipes import DISTILL
+from distill3d.distill.recipes import DISTILL, Penalties
 from distill3d.export.options import ExportOptions
 from distill3d.objectives import SDI
 from distill3d.runs.objects import Config, generate
 from distill3d.runs.watching import read_changes
+from distill3d.scenes.gaussians import GaussianOptions
+from distill3d.viewer.after import AfterViewer
 from distill3d.viewer.gate import Address
 from distill3d.viewer.live import LiveViewer
 from distill3d.viewer.panel import Pause, Stop
@@ -171,3 +173,43 @@ def test_two_clients_pause_and_one_vanishes(running, visit):
 def test_without_the_token_there_is_no_page(running, visit):
     page = visit(running.viewer.screen.url.split("?")[0])
     assert "This viewer needs its token" in page.inner_text("body") and page.locator("canvas").count() == 0
+
+
+@pytest.fixture
+def ended():
+    """Opens the viewer of a run that has ended, at work in a thread of its own."""
+    closed, threads, viewers = threading.Event(), [], []
+
+    def work(viewer):
+        while not closed.is_set():
+            viewer.tick()
+
+    def open_viewer(folder):
+        viewers.append(AfterViewer(folder, Address(port=0)))
+        threads.append(threading.Thread(target=work, args=viewers[-1:]))
+        threads[-1].start()
+        return viewers[-1]
+
+    yield open_viewer
+    closed.set()
+    for thread, viewer in zip(threads, viewers, strict=True):
+        thread.join()
+        viewer.close()
+
+
+@pytest.mark.parametrize("kind", ["mesh", "splats"])
+def test_a_run_that_has_ended(kind, kl_folder, visit, ended, tmp_path):
+    recipe = replace(SMALL, steps=2)
+    if kind == "splats":
+        recipe = replace(recipe, scene=GaussianOptions(count=50), penalties=Penalties())
+    viewer = ended(generate(Config("a *cat*", recipe, prior=str(kl_folder), dtype="float32"), tmp_path).folder)
+    page = visit(viewer.screen.url)
+    page.get_by_text("2 of 2 steps").wait_for()
+    assert page.get_by_text("a *cat*").count() == 1  # as typed
+    assert set(viewer.nodes) == {kind} and page.locator("video").count() == 1
+    until(lambda: shows_something(page))
+    for shown in ("Color", "Depth", kind.capitalize()):
+        before = canvas(page)
+        page.get_by_role("combobox").last.click()
+        page.get_by_role("option", name=shown, exact=True).click()
+        until(lambda before=before: np.abs(canvas(page) - before).mean() > 1)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from viser import ClientHandle, ViserServer
 
 INSTALL = "the viewer needs viser: type pip install 'distill3d[viewer]'"
+BLANK = np.full((1, 1, 3), 230, dtype=np.uint8)  # gray behind the object, as in our renders
 FRONT = 30.0  # azimuth from which a client first looks, degrees
 
 
@@ -69,6 +70,7 @@ class Screen:
         server.gui.configure_theme(show_logo=False, show_share_button=False, control_width="large")
         server.gui.main_panel.dock_right()
         server.scene.world_axes.visible = False
+        server.scene.set_background_image(BLANK)
         eye = orbit(FRONT, ELEVATION, DISTANCE, FOV).camera_to_world[0, :3, 3].numpy()
         server.initial_camera.position = eye
         server.initial_camera.look_at = np.zeros(3)
@@ -88,7 +90,7 @@ class Screen:
     def blank(self) -> None:
         """Takes the pictures of all clients away."""
         for handle in self.server.get_clients().values():
-            handle.scene.set_background_image(np.full((1, 1, 3), 230, dtype=np.uint8))
+            handle.scene.set_background_image(BLANK)
 
     def notify(self, client: int | None, title: str, text: str) -> None:
         """Shows a message to a client, or to all."""
