@@ -263,7 +263,7 @@ def write_true_size(folder: str) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         diffusers.UNet2DConditionModel(**SD21_UNET).save_pretrained(target / "unet")
-        diffusers.AutoencoderKL(**VAE, scaling_factor=0.18215).save_pretrained(target / "vae")
+        diffusers.AutoencoderKL(**VAE).save_pretrained(target / "vae")
         small = json.loads((TINY / "text_encoder" / "config.json").read_text())
         small |= {"hidden_size": 1024, "num_hidden_layers": 1, "num_attention_heads": 16}
         transformers.CLIPTextModel(transformers.CLIPTextConfig(**small)).save_pretrained(target / "text_encoder")

@@ -1,5 +1,8 @@
 """Tasks on a Ray cluster: one actor for each share of a GPU or of the cores, for as long as there are tasks."""
 
+# Ray is an optional package that is not installed for development.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import functools
