@@ -1,7 +1,7 @@
 """The official implementation of SDI beside `sdi(released=True)`: same weights, same numbers, time and memory.
 
     git clone https://github.com/threestudio-project/threestudio
-    python benchmarks/official.py --checkout threestudio [--part tiny,true,memory] [--folder true-size]
+    python benchmarks/official.py --checkout threestudio [--part tiny,true,memory] [--folder true-size] [--packed]
 
 Both read one folder of weights, in float32 on the CPU with one thread: `tiny`, the recorded model of the parity tests,
 and `true`, random weights of the size of Stable Diffusion 2.1-base, which are written to --folder first (4 GB). The
@@ -67,13 +67,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, help="default: 40 (tiny) and 3 (true)")
     parser.add_argument("--size", type=int, default=64, help="height and width of the latents (true, memory)")
     parser.add_argument("--side", choices=("official", "ours"), help=argparse.SUPPRESS)
+    parser.add_argument("--packed", action="store_true", help="our side with prior_options.packed")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     os.environ["TQDM_DISABLE"] = "1"
     parts, steps = arguments.part.split(","), arguments.inversion_steps
-    tiny = Setting(arguments.checkout, TINY, False, arguments.t, steps or 10, 16)
+    tiny = Setting(arguments.checkout, TINY, False, arguments.t, steps or 10, 16, arguments.packed)
     true = dataclasses.replace(tiny, steps=steps or 4, size=arguments.size)
     if arguments.side is not None:
         found = peaks(arguments.side, dataclasses.replace(true, folder=arguments.folder))
@@ -103,6 +104,11 @@ class Setting:
     t: int  # timestep, of 1000
     steps: int  # of an inversion to t = 1000
     size: int  # height and width of the latents
+    packed: bool  # whether our convolutions keep reordered weights
+
+    def options(self, factor: int) -> PriorOptions:
+        """Those of our prior, whose autoencoder has this factor."""
+        return PriorOptions(image_size=self.size * factor, packed=self.packed)
 
 
 def compare(name: str, setting: Setting, pairs: int) -> None:
@@ -110,7 +116,7 @@ def compare(name: str, setting: Setting, pairs: int) -> None:
     print("| model | Perp-Neg | network rows | official, s | ours, s | ratio | difference |\n|" + "---|" * 7)
     for perp_neg in (False, True):
         each = dataclasses.replace(setting, perp_neg=perp_neg)
-        prior = load_prior(each.folder, options=PriorOptions(image_size=each.size * FACTOR[name]))
+        prior = load_prior(each.folder, options=each.options(FACTOR[name]))
         guidance, theirs = official_step(each, prior)
         ours, rows = our_step(each, prior), Rows()
         hook = guidance.unet.register_forward_hook(rows)
@@ -275,7 +281,7 @@ def print_peaks(setting: Setting) -> None:
     for side in ("official", "ours"):
         command = [sys.executable, __file__, "--side", side, "--checkout", str(setting.checkout)]
         command += ["--folder", str(setting.folder), "--t", str(setting.t), "--size", str(setting.size)]
-        command += ["--inversion-steps", str(setting.steps)]
+        command += ["--inversion-steps", str(setting.steps)] + ["--packed"] * setting.packed
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         print(f"| {side} | " + " | ".join(f"{value:.2f}" for value in found) + " |", flush=True)
 
@@ -295,7 +301,7 @@ def peaks(side: str, setting: Setting) -> list[float]:
         target = guidance.compute_grad_sdi(x, t, prompts, *cameras)[0]
         loss = 0.5 * (x - target).square().mean()
     else:
-        prior = load_prior(setting.folder, options=PriorOptions(image_size=8 * setting.size))
+        prior = load_prior(setting.folder, options=setting.options(8))
         objective, conditioning = our_objective(setting), our_conditioning(setting, prior)
         prior.text_cache.free_encoders()
         found = [peak()]

@@ -10,6 +10,7 @@ import torch
 from distill3d.priors.base import DeviceConfig, FrozenPrior, resolve_device, resolve_dtype
 from distill3d.priors.components import hub
 from distill3d.priors.components.folder import ModelFolder
+from distill3d.priors.components.packing import pack_convolutions
 from distill3d.priors.components.text_cache import DiskCache, cache_folder
 from distill3d.priors.families import check_folder
 from distill3d.priors.options import PriorBuilder, PriorOptions
@@ -42,6 +43,8 @@ def load_prior(
     config = DeviceConfig(resolve_device(device), resolve_dtype(dtype, device), options.offload)
     if options.offload and config.device.type == "cpu":
         raise ValueError("--offload sends layers from main memory to a GPU: choose one with --device")
+    if options.packed and config.device.type != "cpu":
+        raise ValueError("prior_options.packed is for networks on the CPU: leave it out")
     path = hub.resolve(name, half=config.dtype in (torch.float16, torch.bfloat16))
     text = str(name)
     single = path.is_file()
@@ -57,6 +60,8 @@ def load_prior(
         raise ValueError(f"{path} has a setting that cannot be used: {type(error).__name__} {error}") from error
     if options.offload:
         prior.network.enable_group_offload(config.device, torch.device("cpu"), offload_type="leaf_level")
+    if options.packed:
+        pack_convolutions(prior.network)
     if options.compile:
         prior.network.compile()  # in place, at the first call: its parameters stay those of the plain network
     return prior
