@@ -113,6 +113,10 @@ def test_a_run_without_a_mesh_says_so_and_has_a_status_of_its_own(tmp_path, caps
     error = capsys.readouterr().err
     assert error.startswith("distill3d: nothing to export") and error.count("\n") == 1
 
+    (tmp_path / "prompts.txt").write_text("a red mushroom\na blue car\n")
+    assert cli.run(["generate", f"@{tmp_path / 'prompts.txt'}", "--method", "sdi", *flags, *low]) == 4
+    assert len(list(tmp_path.glob("a-blue-car-*"))) == 1  # the first one without a mesh does not end the list
+
 
 def test_the_mesh_to_begin_with_can_be_turned(ball):
     config = cli.parse(["generate", "a cat", "--init", str(ball), "--up", "z", "--turn", "90"]).config()

@@ -191,7 +191,7 @@ class Generate:
                 raise ValueError("--log and --view are for one object at a time: not for --workers, --ray, addresses")
             return generate_many(config, prompts, self.output.out, self.machines, self.quality.retries)
         logs = open_logs(self.output.log, config.recipe.steps)
-        prior = second = None
+        prior, second, status = None, None, 0
         with self.viewing.observers() as observers:
             for prompt in prompts:
                 config = replace(config, prompt=prompt)
@@ -206,9 +206,10 @@ class Generate:
                         second=second,
                         observers=(*observers, *logs),
                     )
-                if status := report(result):
-                    return status
-        return 0
+                status = report(result) or status
+                if result.interrupted:
+                    break
+        return status
 
 
 @dataclass(frozen=True)
