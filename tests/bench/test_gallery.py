@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import gzip
 import io
+import json
 import re
 import shutil
 
@@ -64,6 +65,16 @@ def test_every_kind_of_run_is_found_and_what_is_not_finished_is_counted(place):
     assert dict(entries[1].facts) == {"method": "sdi", "prior": "toybox", "seed": "0", "steps": str(DISTILL.steps)}
     alone, _ = find_entries([entries[0].path])
     assert alone == entries[:1]
+
+
+def test_a_card_says_what_a_run_lacks(place, tmp_path):
+    (whole,), _ = find_entries([place / "runs"])
+    stopped = shutil.copytree(whole.path, tmp_path / "stopped")
+    (stopped / "mesh.glb").unlink()
+    lines = [json.dumps({"step": step, "loss": 1.0, "nfe": 2, "seconds": 0.1}) + "\n" for step in range(40)]
+    (stopped / "metrics.jsonl").write_text("".join(lines))
+    (entry,), _ = find_entries([stopped])
+    assert dict(entry.facts) == dict(whole.facts) | {"steps": "40 of 150", "mesh": "none"}
 
 
 def test_the_page_holds_the_models_and_the_frames_of_the_runs(place, tmp_path):

@@ -46,8 +46,15 @@ class Entry:
         if self.config is None:
             return []
         config, prior = self.config, Path(self.config.prior).name or self.config.prior
-        named = {"method": method_name(config), "prior": prior, "seed": config.seed, "steps": config.recipe.steps}
+        named = {"method": method_name(config), "prior": prior, "seed": config.seed, "steps": self._steps(config)}
+        if not any((self.path / name).is_file() for name in ("mesh.glb", "mesh.obj", "mesh.ply", "splats.ply")):
+            named["mesh"] = "none"
         return [(name, str(value)) for name, value in named.items()]
+
+    def _steps(self, config: Config) -> str:
+        """How many steps the run has; of one that is unfinished, such as "40 of 150"."""
+        done, total = len(RunFolder(self.path).history()), config.recipe.steps
+        return f"{done} of {total}" if 0 < done < total else str(total)
 
     @property
     def model(self) -> Path | None:

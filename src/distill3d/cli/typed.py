@@ -33,7 +33,8 @@ def typed(config: Config, folder: Path) -> str:
     if isinstance(scene := config.recipe.scene, MeshOptions):
         if refined := _refined(config, scene):
             return refined
-        config = replace(config, recipe=replace(config.recipe, scene=replace(scene, mesh=MESH)))
+        up = "auto" if scene.up == "y" else scene.up  # y is what most files have without a flag
+        config = replace(config, recipe=replace(config.recipe, scene=replace(scene, mesh=MESH, up=up)))
     lines = []
     for command in _candidates(config):
         if to_plain(resolved(command.config())) == to_plain(config):
