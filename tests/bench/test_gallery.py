@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import gzip
 import io
+import json
 import re
 import shutil
 
@@ -124,6 +125,31 @@ def test_splats_have_a_picture_and_no_model(place, tmp_path):
     assert stored(text, "mesh-0") is None and stored(text, "turn-0")
 
 
+@pytest.mark.parametrize(
+    ("logged", "model", "lacks"),
+    [
+        (None, "mesh.glb", ""),  # a folder that was copied without its log
+        (150, "mesh.glb", ""),
+        (150, "splats.ply", ""),
+        (150, None, "no mesh"),
+        (149, "mesh.glb", "unfinished: 149 of 150 steps"),
+        (2, None, "unfinished: 2 of 150 steps, no mesh"),
+    ],
+)
+def test_a_card_says_what_its_run_lacks(logged, model, lacks, place, tmp_path):
+    shutil.copytree(place / "runs", tmp_path / "runs")
+    (mesh,) = (tmp_path / "runs").glob("*/mesh.glb")
+    _ = mesh.rename(mesh.with_name(model)) if model else mesh.unlink()
+    if logged is not None:
+        line = {"step": 0, "loss": 0.5, "nfe": 2, "seconds": 0.1}
+        text = "".join(json.dumps({**line, "step": step}) + "\n" for step in range(logged))
+        (mesh.parent / "metrics.jsonl").write_text(text)
+    (entry,), _ = find_entries([mesh.parent])
+    assert entry.lacks == lacks
+    said = re.findall(r'<p class="lacks">(.*?)</p>', written(tmp_path, tmp_path, ["runs"]))
+    assert said == ([lacks] if lacks else [])
+
+
 def test_a_page_that_would_be_too_large_is_not_begun(place):
     entries, _ = find_entries([place / "runs"] * 40)
     check_size(entries, 200, models=True)
@@ -166,7 +192,7 @@ def test_the_command_writes_a_page(place, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.run(["gallery", str(place / "runs"), str(place / "bench"), "--title", "<i>Toys</i>"]) == 0
     said = capsys.readouterr()
-    assert "gallery.html: 2 models, 0." in said.out and "1 runs without an object are left out" in said.err
+    assert "gallery.html: 2 models, 0." in said.out and "1 run without an object is left out" in said.err
     text = (tmp_path / "gallery.html").read_text()
     assert "<h1>&lt;i&gt;Toys&lt;/i&gt;</h1>" in text
     assert "distill3d generate &#39;a red &lt;b&gt;" in text and "--seed 3" in text

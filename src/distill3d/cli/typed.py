@@ -19,7 +19,9 @@ from distill3d.runs.config import KINDS, Custom, from_plain, resolved, to_plain
 from distill3d.runs.objects import Config
 from distill3d.scenes.mesh import MeshOptions
 
-MESH, RUN = "MESH", "RUN"  # what a run began with: it keeps a copy of it, but not its path
+# What a run began with: it keeps a copy of it, but not its path. A MESH has y up, as glTF and OBJ have, or else the
+# command holds --up.
+MESH, RUN = "MESH", "RUN"
 PLACES = {"prior": ("model", "prior"), "device": ("model", "device"), "dtype": ("model", "dtype")}
 
 
@@ -33,7 +35,8 @@ def typed(config: Config, folder: Path) -> str:
     if isinstance(scene := config.recipe.scene, MeshOptions):
         if refined := _refined(config, scene):
             return refined
-        config = replace(config, recipe=replace(config.recipe, scene=replace(scene, mesh=MESH)))
+        up = "auto" if scene.up == "y" else scene.up  # a run keeps the axis, not the format of the file that implied it
+        config = replace(config, recipe=replace(config.recipe, scene=replace(scene, mesh=MESH, up=up)))
     lines = []
     for command in _candidates(config):
         if to_plain(resolved(command.config())) == to_plain(config):
