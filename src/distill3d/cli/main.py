@@ -53,8 +53,8 @@ SUMMARIES = {
     "doctor": ("doctor", "Show what is installed, which devices and priors there are, and how fast a prior runs here."),
 }
 
-# How a thread waits for another: it looks so often and then sleeps. GNU's OpenMP, of the Linux wheels of torch, reads it;
-# left alone it spins much longer, which takes the cores of others. The rule and its measurement are benchmarks/busy.py.
+# How a thread waits for another: it looks so often and then sleeps. GNU's OpenMP, of the Linux wheels of torch, reads
+# it; left alone it spins much longer, which takes the cores of others. benchmarks/busy.py has rule and measurement.
 WAITING = {"GOMP_SPINCOUNT": "1000"}
 OPENMP = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # a user who sets one of these has chosen
 
