@@ -11,8 +11,9 @@ import shutil
 import pytest
 from PIL import Image, ImageSequence
 
+import distill3d as d3d
 from distill3d.bench.cells import SMALL, make_artifacts
-from distill3d.bench.gallery import check_size, find_entries, self_contained, write_gallery
+from distill3d.bench.gallery import check_size, find_entries, method_name, self_contained, write_gallery
 from distill3d.bench.protocol import Protocol, Variant
 from distill3d.cli import main as cli
 from distill3d.distill.recipes import DISTILL, LAPTOP
@@ -216,12 +217,31 @@ def test_a_gallery_turns_its_pictures_and_shows_models(place, tmp_path, opened):
     assert page.locator(".entry:visible h3").all_inner_texts() == [CELL]
 
 
-@pytest.mark.parametrize("width", [360, 1100])
-def test_a_gallery_fits_its_window(width, place, tmp_path, opened):
-    written(tmp_path, place, ["runs", "bench", "ball.obj"])
+@pytest.mark.parametrize(("width", "columns"), [(360, 2), (390, 2), (1100, 4)])
+def test_a_gallery_fits_its_window(width, columns, place, tmp_path, opened):
+    shutil.copytree(place / "runs", tmp_path / "runs")
+    (mesh,) = (tmp_path / "runs").glob("*/mesh.glb")
+    config = RunFolder(mesh.parent).read_config("object", Config)
+    config = dataclasses.replace(config, prior="a-model-with-a-name-that-is-longer-than-any-card-is-wide")
+    RunFolder(mesh.parent).write_config("object", config)
+    shutil.copytree(place / "bench", tmp_path / "bench")
+    shutil.copy(place / "ball.obj", tmp_path)
+    written(tmp_path, tmp_path, ["runs", "bench", "ball.obj"] * 2)
     page = opened(tmp_path / "gallery.html")
     page.set_viewport_size({"width": width, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert (
+        page.evaluate("getComputedStyle(document.querySelector('#models')).gridTemplateColumns.split(' ').length")
+        == columns
+    )
+
+
+def test_the_method_of_your_own_objective_is_the_name_of_its_class(place):
+    recipe = dataclasses.replace(DISTILL, objective=d3d.sdi())
+    folder = RunFolder.create(place, "own")
+    folder.write_config("object", Config("a hat", recipe))
+    assert method_name(Config("a hat", recipe)) == "Objective"
+    assert method_name(folder.read_config("object", Config)) == "Objective"
 
 
 def test_pictures_far_below_wait_until_they_are_scrolled_to(place, tmp_path, opened):

@@ -91,7 +91,7 @@ def method_name(config: Config) -> str:
     """The name of a run's method, as --method takes it; of one of your own, the name of its class."""
     kind = type(config.recipe.objective)
     named = (name for name, settings in METHODS.items() if type(settings) is kind)
-    return next(named, getattr(config.recipe.objective, "kind", kind.__name__))
+    return next(named, getattr(config.recipe.objective, "kind", kind.__name__).rpartition(":")[2])
 
 
 def find_entries(paths: Sequence[Path]) -> tuple[list[Entry], int]:

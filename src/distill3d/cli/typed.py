@@ -22,7 +22,7 @@ from distill3d.scenes.mesh import MeshOptions
 # What a run began with: it keeps a copy of it, but not its path. A MESH has y up, as glTF and OBJ have, or else the
 # command holds --up.
 MESH, RUN = "MESH", "RUN"
-PLACES = {"prior": ("model", "prior"), "device": ("model", "device"), "dtype": ("model", "dtype")}
+MODEL = {path: ("model", path.removeprefix("prior_options.")) for path in Model().changes()}
 
 
 def typed(config: Config, folder: Path) -> str:
@@ -108,14 +108,15 @@ def _started(config: Config, quality: Quality, prior: str | None) -> Generate | 
 
 def _with(command: Any, wanted: Mapping[str, object]) -> Any:
     """The command with these settings, by flags where there are some, else by --set."""
-    known, left = {**PLACES, **_flags(command)}, []
+    known, left = {**MODEL, **_flags(command)}, []
     for path, value in wanted.items():
         if path == "recipe.perp_neg":
             flag = "perp_neg" if value else "no_perp_neg"
             command = replace(command, quality=replace(command.quality, **{flag: True}))
         elif path in known and value is not None:
             group, flag = known[path]
-            command = replace(command, **{group: replace(getattr(command, group), **{flag: value})})
+            given = tuple(value) if isinstance(value, list) else value
+            command = replace(command, **{group: replace(getattr(command, group), **{flag: given})})
         else:
             text = value if isinstance(value, str) else "none" if value is None else json.dumps(value, allow_nan=False)
             left.append(f"{path.removeprefix('recipe.')}={text}")
