@@ -73,6 +73,8 @@ class _Commands(Mapping[str, "type[Command]"]):
 
 
 COMMANDS = _Commands()
+NESTED = "paper"  # which has commands of its own
+HELP = {"-h", "--help"}
 
 
 class Command(Protocol):
@@ -152,6 +154,8 @@ def parse(argv: Sequence[str]) -> Command:
         SystemExit: with status 0 after --help, with 2 and tyro's message on stderr for anything wrong.
     """
     asked = argv[0] if argv else ""
+    if asked in SUMMARIES and asked != NESTED and not HELP.isdisjoint(argv):
+        argv = [asked, "--help"]  # arguments that are given would be missing from the help
     completion = asked.startswith("--tyro")  # which lists the flags of all
     commands: list[Any] = [
         Annotated[
