@@ -30,6 +30,7 @@ from distill3d.cli.shared import (
     Settings,
     Texts,
     UpAxis,
+    busy,
     duration,
     is_file_name,
     progress_bar,
@@ -311,7 +312,7 @@ class Shown(TypedDict):
 @contextlib.contextmanager
 def object_bar(total: int, name: str) -> Iterator[Shown]:
     """The progress bar of a run of an object; after the last step it says which files are being made."""
-    with progress_bar(total, name) as show:
+    with progress_bar(total, name) as show, contextlib.ExitStack() as waiting:
         last: Progress | None = None
 
         def on_step(progress: Progress) -> None:
@@ -320,8 +321,11 @@ def object_bar(total: int, name: str) -> Iterator[Shown]:
             show(progress, f"opacity {progress.opacity:.2f}")
 
         def on_file(names: str) -> None:
-            if last is not None:  # else there is no bar yet
+            if last is not None:
                 show(last, f"writing {names}", numbers=False)
+            else:  # no step was left to take, so there is no bar
+                waiting.close()
+                waiting.enter_context(busy(f"writing {names}"))
 
         yield Shown(on_step=on_step, on_file=on_file)
         if last is not None:
