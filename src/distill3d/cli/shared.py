@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,6 +240,11 @@ def _values(command: Any) -> Iterator[tuple[str, object]]:
     for one in dataclasses.fields(command):
         value = getattr(command, one.name)
         yield from _values(value) if dataclasses.is_dataclass(value) else ((one.name, value),)
+
+
+def on_terminal() -> bool:
+    """Whether a person reads what is printed, in lines of limited length."""
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 @contextlib.contextmanager
