@@ -11,8 +11,9 @@ import shutil
 import pytest
 from PIL import Image, ImageSequence
 
+import distill3d as d3d
 from distill3d.bench.cells import SMALL, make_artifacts
-from distill3d.bench.gallery import check_size, find_entries, self_contained, write_gallery
+from distill3d.bench.gallery import check_size, find_entries, method_name, self_contained, write_gallery
 from distill3d.bench.protocol import Protocol, Variant
 from distill3d.cli import main as cli
 from distill3d.distill.recipes import DISTILL, LAPTOP
@@ -65,16 +66,6 @@ def test_every_kind_of_run_is_found_and_what_is_not_finished_is_counted(place):
     assert dict(entries[1].facts) == {"method": "sdi", "prior": "toybox", "seed": "0", "steps": str(DISTILL.steps)}
     alone, _ = find_entries([entries[0].path])
     assert alone == entries[:1]
-
-
-def test_a_card_says_what_a_run_lacks(place, tmp_path):
-    (whole,), _ = find_entries([place / "runs"])
-    stopped = shutil.copytree(whole.path, tmp_path / "stopped")
-    (stopped / "mesh.glb").unlink()
-    lines = [json.dumps({"step": step, "loss": 1.0, "nfe": 2, "seconds": 0.1}) + "\n" for step in range(40)]
-    (stopped / "metrics.jsonl").write_text("".join(lines))
-    (entry,), _ = find_entries([stopped])
-    assert dict(entry.facts) == dict(whole.facts) | {"steps": "40 of 150", "mesh": "none"}
 
 
 def test_the_page_holds_the_models_and_the_frames_of_the_runs(place, tmp_path):
@@ -135,6 +126,31 @@ def test_splats_have_a_picture_and_no_model(place, tmp_path):
     assert stored(text, "mesh-0") is None and stored(text, "turn-0")
 
 
+@pytest.mark.parametrize(
+    ("logged", "model", "lacks"),
+    [
+        (None, "mesh.glb", ""),  # a folder that was copied without its log
+        (150, "mesh.glb", ""),
+        (150, "splats.ply", ""),
+        (150, None, "no mesh"),
+        (149, "mesh.glb", "unfinished: 149 of 150 steps"),
+        (2, None, "unfinished: 2 of 150 steps, no mesh"),
+    ],
+)
+def test_a_card_says_what_its_run_lacks(logged, model, lacks, place, tmp_path):
+    shutil.copytree(place / "runs", tmp_path / "runs")
+    (mesh,) = (tmp_path / "runs").glob("*/mesh.glb")
+    _ = mesh.rename(mesh.with_name(model)) if model else mesh.unlink()
+    if logged is not None:
+        line = {"step": 0, "loss": 0.5, "nfe": 2, "seconds": 0.1}
+        text = "".join(json.dumps({**line, "step": step}) + "\n" for step in range(logged))
+        (mesh.parent / "metrics.jsonl").write_text(text)
+    (entry,), _ = find_entries([mesh.parent])
+    assert entry.lacks == lacks
+    said = re.findall(r'<p class="lacks">(.*?)</p>', written(tmp_path, tmp_path, ["runs"]))
+    assert said == ([lacks] if lacks else [])
+
+
 def test_a_page_that_would_be_too_large_is_not_begun(place):
     entries, _ = find_entries([place / "runs"] * 40)
     check_size(entries, 200, models=True)
@@ -177,7 +193,7 @@ def test_the_command_writes_a_page(place, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.run(["gallery", str(place / "runs"), str(place / "bench"), "--title", "<i>Toys</i>"]) == 0
     said = capsys.readouterr()
-    assert "gallery.html: 2 models, 0." in said.out and "1 runs without an object are left out" in said.err
+    assert "gallery.html: 2 models, 0." in said.out and "1 run without an object is left out" in said.err
     text = (tmp_path / "gallery.html").read_text()
     assert "<h1>&lt;i&gt;Toys&lt;/i&gt;</h1>" in text
     assert "distill3d generate &#39;a red &lt;b&gt;" in text and "--seed 3" in text
@@ -201,12 +217,31 @@ def test_a_gallery_turns_its_pictures_and_shows_models(place, tmp_path, opened):
     assert page.locator(".entry:visible h3").all_inner_texts() == [CELL]
 
 
-@pytest.mark.parametrize("width", [360, 1100])
-def test_a_gallery_fits_its_window(width, place, tmp_path, opened):
-    written(tmp_path, place, ["runs", "bench", "ball.obj"])
+@pytest.mark.parametrize(("width", "columns"), [(360, 2), (390, 2), (1100, 4)])
+def test_a_gallery_fits_its_window(width, columns, place, tmp_path, opened):
+    shutil.copytree(place / "runs", tmp_path / "runs")
+    (mesh,) = (tmp_path / "runs").glob("*/mesh.glb")
+    config = RunFolder(mesh.parent).read_config("object", Config)
+    config = dataclasses.replace(config, prior="a-model-with-a-name-that-is-longer-than-any-card-is-wide")
+    RunFolder(mesh.parent).write_config("object", config)
+    shutil.copytree(place / "bench", tmp_path / "bench")
+    shutil.copy(place / "ball.obj", tmp_path)
+    written(tmp_path, tmp_path, ["runs", "bench", "ball.obj"] * 2)
     page = opened(tmp_path / "gallery.html")
     page.set_viewport_size({"width": width, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert (
+        page.evaluate("getComputedStyle(document.querySelector('#models')).gridTemplateColumns.split(' ').length")
+        == columns
+    )
+
+
+def test_the_method_of_your_own_objective_is_the_name_of_its_class(place):
+    recipe = dataclasses.replace(DISTILL, objective=d3d.sdi())
+    folder = RunFolder.create(place, "own")
+    folder.write_config("object", Config("a hat", recipe))
+    assert method_name(Config("a hat", recipe)) == "Objective"
+    assert method_name(folder.read_config("object", Config)) == "Objective"
 
 
 def test_pictures_far_below_wait_until_they_are_scrolled_to(place, tmp_path, opened):

@@ -159,6 +159,16 @@ def test_markdown_and_latex_show_the_numbers(table):
     assert written.index("toprule") < written.index("method") < written.index("midrule") < written.index("bottomrule")
 
 
+def test_a_turned_table_has_the_same_cells_in_narrower_lines(table):
+    def grids(text):
+        tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
+        return [[re.split(r" *\| *", line.strip("| ")) for line in (t[0], *t[2:])] for t in tables]
+
+    straight, turned = markdown(table), markdown(table, turned=True)
+    assert grids(turned) == [[list(row) for row in zip(*grid, strict=True)] for grid in grids(straight)]
+    assert len(grids(turned)) == 2 and turned.rpartition("\n\n")[2] == straight.rpartition("\n\n")[2]
+
+
 def test_markdown_is_one_table_for_each_block_whatever_a_name_holds():
     names = ("a | b", "c\nd")
     cells = [cell(Variant(name, "sdi"), "a", seed, clip_score=1.0 + seed) for name in names for seed in (0, 1)]

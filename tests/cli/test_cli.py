@@ -16,7 +16,9 @@ import trimesh
 from PIL import Image
 
 from distill3d.cli import main as cli
+from distill3d.cli.objects import object_bar
 from distill3d.distill.divergence import Diverged
+from distill3d.distill.loop import Progress
 from distill3d.distill.recipes import RECIPES
 from distill3d.interrupts import Interrupted
 from distill3d.runs.objects import check_prompt, generate, read_config
@@ -261,3 +263,21 @@ def test_an_error_of_the_program_is_not_hidden(error, monkeypatch):
     monkeypatch.setattr(cli, "parse", lambda argv: Raising(error))
     with pytest.raises(type(error)):
         cli.run(["generate"])
+
+
+def test_the_bar_says_which_file_was_being_made_when_an_error_came(capsys):
+    with pytest.raises(OSError, match="full"), object_bar(9, "distilling") as shown:
+        shown["on_step"](Progress(step=3, t=0.5, loss=0.25, penalty=0.0, opacity=0.3, nfe=8))
+        shown["on_file"]("3D file")
+        raise OSError("full")
+    said = capsys.readouterr().err
+    assert "4/9" in said and "writing 3D file" in said and "loss" not in said
+
+
+def test_files_of_a_run_without_a_step_left_are_named_too(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    with object_bar(9, "distilling") as shown:
+        shown["on_file"]("preview and turntable")
+        shown["on_file"]("3D file")
+    said = capsys.readouterr().err
+    assert 0 < said.find("writing preview and turntable") < said.find("writing 3D file") and "0/9" not in said

@@ -33,6 +33,24 @@ def test_no_command_has_more_flags_than_a_person_reads(command, capsys):
     assert len(found) <= MOST_FLAGS
 
 
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [
+        ("view", ["RUN"]),
+        ("export", ["RUN", "--format", "obj"]),
+        ("texture", ["MESH", "a hat"]),
+        ("recipes", ["laptop"]),
+    ],
+)
+@pytest.mark.parametrize("help", ["--help", "-h"])
+def test_help_is_the_same_behind_the_arguments(command, given, help, capsys):
+    assert said(capsys, command, *given, help) == said(capsys, command, "--help")
+
+
+def test_an_experiment_of_the_paper_has_a_help_of_its_own(capsys):
+    assert "distill3d paper table1 [-h]" in said(capsys, "paper", "table1", "--help")[1]
+
+
 def test_flags_of_generate_are_grouped_as_a_person_thinks(capsys):
     assert cli.run(["generate", "--help"]) == 0
     groups = re.findall(r"^\W*([a-z]+) options\W*$", capsys.readouterr().out, re.MULTILINE)

@@ -4,12 +4,15 @@ import dataclasses
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import distill3d as d3d
 from distill3d.cli import main as cli
 from distill3d.cli.typed import typed
 from distill3d.distill.recipes import DISTILL, TEXTURE_RECIPES, refinement
+from distill3d.meshes.files import save_mesh
+from distill3d.meshes.mesh import Mesh
 from distill3d.runs.config import resolved, to_plain
 from distill3d.runs.objects import Config
 
@@ -23,7 +26,8 @@ LINES = [
     'generate "a hat" --method sds_bridge --perp-neg --frames 9',
     'generate "a hat" --recipe laptop --method sdi_cached',
     'generate "a hat" --set sampling=none',
-    "generate \"a hat\" --set 'prior_options.lora=[\"a.safetensors:0.5\"]' --set 'cameras.elevation=[0.0, 10.0]'",
+    "generate \"a hat\" --lora a.safetensors:0.5 --lora b.safetensors --set 'cameras.elevation=[0.0, 10.0]'",
+    'generate "a hat" --prior sd15 --vae taesd --image-size 256 --controlnet FOLDER --control normal --offload',
     'generate "a hat" --init a.glb --up z --turn 90.0',
     'texture MESH "a red chair"',
     'texture MESH "a red chair" --up z --turn 90.0 --keep-colors --steps 9 --texture-size 512',
@@ -51,3 +55,13 @@ def test_a_refined_mesh_is_refined_again():
     scene = dataclasses.replace(recipe.scene, mesh="source.npz", up="y")
     config = Config("a hat", dataclasses.replace(recipe, scene=scene), prior="toybox", seed=2)
     assert typed(config, Path("x")) == "distill3d refine RUN --steps 30 --start 0.4 --seed 2"
+
+
+@pytest.mark.parametrize(("name", "flags"), [("hat.glb", ""), ("hat.obj", ""), ("hat.ply", " --up z")])
+def test_a_textured_mesh_is_described_by_what_differs_from_a_mesh_with_y_up(name, flags, tmp_path):
+    save_mesh(tmp_path / name, Mesh(np.eye(3), np.array([[0, 1, 2]])))
+    config = described(f'texture {tmp_path / name} "a hat"')
+    kept = dataclasses.replace(
+        config, recipe=dataclasses.replace(config.recipe, scene=config.recipe.scene.with_own_files(tmp_path))
+    )
+    assert typed(kept, tmp_path) == f"distill3d texture MESH 'a hat'{flags}"

@@ -256,6 +256,20 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(colors, 
     assert torch.equal(load_scene(whole.folder, BallOptions()).color, first)
 
 
+@pytest.mark.parametrize("steps", [2, 4])
+def test_files_are_named_before_they_are_made(steps, kl_folder, tmp_path):
+    """Also where the run is interrupted before its last step."""
+    there = {}
+
+    def note(names):
+        (folder,) = tmp_path.iterdir()
+        there[names] = {path.name for path in folder.iterdir()} & {"preview.png", "turntable.mp4", "mesh.glb"}
+
+    result = generate(config(kl_folder), tmp_path, on_step=stop_after(steps), on_file=note)
+    assert result.steps == steps and result.mesh is not None
+    assert list(there.items()) == [("preview and turntable", set()), ("3D file", {"preview.png", "turntable.mp4"})]
+
+
 def test_a_run_whose_folder_was_removed_says_so_and_does_not_make_it_again(colors, tmp_path):
     def remove(progress):
         if progress.step == 3:

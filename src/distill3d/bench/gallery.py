@@ -23,6 +23,7 @@ from distill3d.scenes.mesh import MeshOptions
 FRAMES = 24  # of a turning picture
 PICTURE_SIZE = 128  # pixels a side of the pictures of a mesh file
 LEVELS = (16, 32, 64, 128)  # of the colors of these pictures
+MODELS = ("mesh.glb", "splats.ply")  # what a run that has an object ends with
 MESHES = (".glb", ".gltf", ".obj", ".ply")
 COMPRESSED = {"KHR_draco_mesh_compression", "KHR_texture_basisu", *MESHOPT}  # the viewer loads their decoders
 AS_TEXT = 4 / 3  # characters for a byte
@@ -46,15 +47,18 @@ class Entry:
         if self.config is None:
             return []
         config, prior = self.config, Path(self.config.prior).name or self.config.prior
-        named = {"method": method_name(config), "prior": prior, "seed": config.seed, "steps": self._steps(config)}
-        if not any((self.path / name).is_file() for name in ("mesh.glb", "mesh.obj", "mesh.ply", "splats.ply")):
-            named["mesh"] = "none"
+        named = {"method": method_name(config), "prior": prior, "seed": config.seed, "steps": config.recipe.steps}
         return [(name, str(value)) for name, value in named.items()]
 
-    def _steps(self, config: Config) -> str:
-        """How many steps the run has; of one that is unfinished, such as "40 of 150"."""
-        done, total = len(RunFolder(self.path).history()), config.recipe.steps
-        return f"{done} of {total}" if 0 < done < total else str(total)
+    @property
+    def lacks(self) -> str:
+        """What a run lacks: steps that are left to take, or a model; empty for a finished run and for a file."""
+        if self.config is None:
+            return ""
+        steps, taken = self.config.recipe.steps, RunFolder(self.path).taken
+        parts = [] if taken is None or taken >= steps else [f"unfinished: {taken} of {steps} steps"]
+        parts += [] if any((self.path / name).is_file() for name in MODELS) else ["no mesh"]
+        return ", ".join(parts)
 
     @property
     def model(self) -> Path | None:
@@ -76,6 +80,7 @@ class _Card:
     id: int
     title: str
     facts: list[tuple[str, str]]
+    lacks: str  # of a run that has not ended as it should
     command: str
     still: str  # data URI
     turn: str  # base64
@@ -86,7 +91,7 @@ def method_name(config: Config) -> str:
     """The name of a run's method, as --method takes it; of one of your own, the name of its class."""
     kind = type(config.recipe.objective)
     named = (name for name, settings in METHODS.items() if type(settings) is kind)
-    return next(named, getattr(config.recipe.objective, "kind", kind.__name__))
+    return next(named, getattr(config.recipe.objective, "kind", kind.__name__).rpartition(":")[2])
 
 
 def find_entries(paths: Sequence[Path]) -> tuple[list[Entry], int]:
@@ -158,7 +163,8 @@ def write_gallery(
     for i, (entry, command) in enumerate(zip(entries, commands, strict=True)):
         still, turn = _pictures(entry)
         model = _glb(entry.model) if models and entry.model is not None else b""
-        cards.append(_Card(i, entry.title, entry.facts, command, data_uri(still), base64_text(turn), packed(model)))
+        texts = (entry.title, entry.facts, entry.lacks, command)
+        cards.append(_Card(i, *texts, data_uri(still), base64_text(turn), packed(model)))
         on_entry()
     write_page(path, "gallery.html", title=title, cards=cards)
 

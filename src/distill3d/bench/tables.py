@@ -135,8 +135,15 @@ def wilson(hits: int, n: int) -> Estimate:
     return Estimate(hits / n, float(ends.low), float(ends.high), n)
 
 
-def markdown(table: Table) -> str:
-    """The table as Markdown with the best mean of each metric in bold, and the paired differences below."""
+def markdown(table: Table, turned: bool = False) -> str:
+    """The table as Markdown with the best mean of each metric in bold, and the paired differences below.
+
+    A line is a method; or a metric if it is `turned`, which a terminal is wide enough for.
+    """
+
+    def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+        first, *others = zip(heads, *rows, strict=True) if turned else (heads, *rows)
+        return _grid("pipe", first, others)
 
     def value(variant: str, metric: Quantity) -> str:
         text = plain(table.values.get((variant, metric.name)), " ± ")
@@ -149,10 +156,10 @@ def markdown(table: Table) -> str:
 
     heads = [heading(metric) for metric in table.columns]
     rows = [[_escaped(v), *(value(v, m) for m in table.columns), table.count(v)] for v in table.variants]
-    parts = [_grid("pipe", ["method", *heads, "diverged"], rows)]
+    parts = [grid(["method", *heads, "diverged"], rows)]
     if len(table.variants) > 1:
         rows = [[_escaped(v), *(difference(v, m) for m in table.columns)] for v in table.variants[1:]]
-        parts.append(_grid("pipe", [f"minus {_escaped(table.variants[0])}", *heads], rows))
+        parts.append(grid([f"minus {_escaped(table.variants[0])}", *heads], rows))
     return "\n\n".join([*parts, f"{_note(table)}\n"])
 
 

@@ -44,7 +44,8 @@ class Gallery:
         commands = ["" if entry.config is None else typed(entry.config, entry.path) for entry in entries]
         with counter("reading", len(entries)) as on_entry:
             write_gallery(self.out, entries, commands, self.title, not self.no_models, on_entry)
-        print(f"{self.out}: {len(entries)} models, {self.out.stat().st_size / 1e6:.1f} MB")
+        print(f"{self.out}: {len(entries)} model{'s'[: len(entries) > 1]}, {self.out.stat().st_size / 1e6:.1f} MB")
         if unfinished:
-            print(f"{unfinished} runs without an object are left out", file=sys.stderr)
+            left_out = "run without an object is" if unfinished == 1 else "runs without an object are"
+            print(f"{unfinished} {left_out} left out; distill3d resume RUN goes on with a run", file=sys.stderr)
         return 0

@@ -53,8 +53,8 @@ SUMMARIES = {
     "doctor": ("doctor", "Show what is installed, which devices and priors there are, and how fast a prior runs here."),
 }
 
-# How a thread waits for another: it looks so often, then sleeps. GNU's OpenMP, of the Linux wheels of torch, reads it;
-# left alone it looks far more often and takes the cores of others. The rule and its measurement: benchmarks/busy.py.
+# How a thread waits for another: it looks so often and then sleeps. GNU's OpenMP, of the Linux wheels of torch, reads
+# it; left alone it spins much longer, which takes the cores of others. benchmarks/busy.py has rule and measurement.
 WAITING = {"GOMP_SPINCOUNT": "1000"}
 OPENMP = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # a user who sets one of these has chosen
 
@@ -73,6 +73,8 @@ class _Commands(Mapping[str, "type[Command]"]):
 
 
 COMMANDS = _Commands()
+NESTED = "paper"  # which has commands of its own
+HELP = {"-h", "--help"}
 
 
 class Command(Protocol):
@@ -152,6 +154,8 @@ def parse(argv: Sequence[str]) -> Command:
         SystemExit: with status 0 after --help, with 2 and tyro's message on stderr for anything wrong.
     """
     asked = argv[0] if argv else ""
+    if asked in SUMMARIES and asked != NESTED and not HELP.isdisjoint(argv):
+        argv = [asked, "--help"]  # arguments that are given would be missing from the help
     completion = asked.startswith("--tyro")  # which lists the flags of all
     commands: list[Any] = [
         Annotated[

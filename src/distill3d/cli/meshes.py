@@ -88,11 +88,10 @@ class Texture:
         logs = open_logs(self.output.log, config.recipe.steps)
         if problem := uv_problem(read_mesh(self.mesh, self.up)):
             print(f"making a UV map for {self.mesh.name}: {problem}")
-        with self.viewing.observers() as observers, object_bar(config.recipe.steps, "texturing") as on_step:
+        with self.viewing.observers() as observers, object_bar(config.recipe.steps, "texturing") as shown:
             out, force, retries = self.output.out, self.output.force, self.quality.retries
-            return report(
-                generate(config, out, force=force, retries=retries, on_step=on_step, observers=(*observers, *logs))
-            )
+            result = generate(config, out, force=force, retries=retries, observers=(*observers, *logs), **shown)
+        return report(result)
 
 
 @dataclass(frozen=True)
@@ -151,8 +150,7 @@ class Refine:
             dtype=self.dtype or config.dtype,
             init=None,
         )
-        with self.viewing.observers() as observers, object_bar(recipe.steps, "refining") as on_step:
+        with self.viewing.observers() as observers, object_bar(recipe.steps, "refining") as shown:
             out = self.out or self.folder.resolve().parent
-            return report(
-                generate(config, out, force=True, retries=self.retries, on_step=on_step, observers=(*observers, *logs))
-            )
+            result = generate(config, out, force=True, retries=self.retries, observers=(*observers, *logs), **shown)
+        return report(result)

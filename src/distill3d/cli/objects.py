@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 from tyro.conf import arg
 
@@ -30,6 +30,7 @@ from distill3d.cli.shared import (
     Settings,
     Texts,
     UpAxis,
+    busy,
     duration,
     is_file_name,
     progress_bar,
@@ -196,12 +197,12 @@ class Generate:
             for prompt in prompts:
                 config = replace(config, prompt=prompt)
                 prior, second = load_priors(config, prior, second)
-                with object_bar(config.recipe.steps, "distilling") as on_step:
+                with object_bar(config.recipe.steps, "distilling") as shown:
                     result = generate(
                         config,
                         self.output.out,
                         retries=self.quality.retries,
-                        on_step=on_step,
+                        **shown,
                         prior=prior,
                         second=second,
                         observers=(*observers, *logs),
@@ -233,9 +234,9 @@ class Resume:
 
         steps = read_config(run_folder(self.folder)).recipe.steps
         logs = open_logs(self.log, steps)
-        with self.viewing.observers() as observers, object_bar(steps, "distilling") as on_step:
+        with self.viewing.observers() as observers, object_bar(steps, "distilling") as shown:
             result = resume(
-                self.folder, on_step, device=self.device, retries=self.retries, observers=(*observers, *logs)
+                self.folder, device=self.device, retries=self.retries, observers=(*observers, *logs), **shown
             )
         return report(result)
 
@@ -302,16 +303,34 @@ def plain_method(name: str, recipe: str) -> Tree:
     return to_plain(replace(RECIPES[recipe], objective=method_settings(name, recipe)))["objective"]
 
 
+class Shown(TypedDict):
+    """What `generate` and `resume` call while a run is under way."""
+
+    on_step: OnStep
+    on_file: Callable[[str], None]
+
+
 @contextlib.contextmanager
-def object_bar(total: int, name: str) -> Iterator[OnStep]:
-    """The progress bar of a run of an object; after the last step it says that files are written."""
-    with progress_bar(total, name) as show:
+def object_bar(total: int, name: str) -> Iterator[Shown]:
+    """The progress bar of a run of an object; after the last step it says which files are being made."""
+    with progress_bar(total, name) as show, contextlib.ExitStack() as waiting:
+        last: Progress | None = None
 
         def on_step(progress: Progress) -> None:
-            last = progress.step + 1 == total
-            show(progress, "writing files" if last else f"opacity {progress.opacity:.2f}")
+            nonlocal last
+            last = progress
+            show(progress, f"opacity {progress.opacity:.2f}")
 
-        yield on_step
+        def on_file(names: str) -> None:
+            if last is not None:
+                show(last, f"writing {names}", numbers=False)
+            else:  # no step was left to take, so there is no bar
+                waiting.close()
+                waiting.enter_context(busy(f"writing {names}"))
+
+        yield Shown(on_step=on_step, on_file=on_file)
+        if last is not None:
+            show(last)
 
 
 def report(result: Result) -> int:

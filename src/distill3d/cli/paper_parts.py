@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from distill3d.cli.bench import prompts_from
 from distill3d.cli.settings import nested
-from distill3d.cli.shared import Model
+from distill3d.cli.shared import Model, on_terminal
 
 if TYPE_CHECKING:
     from distill3d.bench.tables import Table
@@ -63,7 +63,7 @@ def conclude(out: Path | str, folder: Path, name: str, table: Table, text: str) 
     written = markdown(table)
     with replacing(folder / f"{name}.md") as draft:
         draft.write_text(f"![{name}]({name}.png)\n\n{text}\n\n{written}", encoding="utf-8")
-    print(written)
+    print(markdown(table, turned=on_terminal()))
     if isinstance(out, str):
         upload(out, folder)
         print(f"all of it: {out}")

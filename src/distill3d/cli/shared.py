@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -241,6 +242,11 @@ def _values(command: Any) -> Iterator[tuple[str, object]]:
         yield from _values(value) if dataclasses.is_dataclass(value) else ((one.name, value),)
 
 
+def on_terminal() -> bool:
+    """Whether a person reads what is printed, in lines of limited length."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
 @contextlib.contextmanager
 def counter(name: str, total: int) -> Iterator[Callable[[], None]]:
     """A progress bar on stderr that counts. Yields the function to call for each thing that is done."""
@@ -264,8 +270,8 @@ def busy(what: str) -> Iterator[None]:
 class Show(Protocol):
     """Shows a finished step."""
 
-    def __call__(self, progress: Progress, status: str = "", /) -> None:
-        """Moves the bar; `status` stands behind the numbers."""
+    def __call__(self, progress: Progress, status: str = "", /, *, numbers: bool = True) -> None:
+        """Moves the bar; `status` stands behind the numbers of the step, or in their place."""
         ...
 
 
@@ -291,10 +297,10 @@ def progress_bar(total: int, name: str) -> Iterator[Show]:
     bar = Bar(*columns, console=Console(stderr=True))
     task = bar.add_task(name, total=total, status="", elapsed="")
 
-    def on_step(progress: Progress, status: str = "", /) -> None:
+    def on_step(progress: Progress, status: str = "", /, *, numbers: bool = True) -> None:
         bar.start()  # errors before the first step are then printed alone
-        numbers = f"t {progress.t:.2f}  loss {progress.loss:.3f}  {status}"
-        bar.update(task, completed=progress.step + 1, elapsed=duration(progress.seconds), status=numbers)
+        text = f"t {progress.t:.2f}  loss {progress.loss:.3f}  {status}" if numbers else status
+        bar.update(task, completed=progress.step + 1, elapsed=duration(progress.seconds), status=text)
 
     try:
         yield on_step

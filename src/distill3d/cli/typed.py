@@ -19,8 +19,10 @@ from distill3d.runs.config import KINDS, Custom, from_plain, resolved, to_plain
 from distill3d.runs.objects import Config
 from distill3d.scenes.mesh import MeshOptions
 
-MESH, RUN = "MESH", "RUN"  # what a run began with: it keeps a copy of it, but not its path
-PLACES = {"prior": ("model", "prior"), "device": ("model", "device"), "dtype": ("model", "dtype")}
+# What a run began with: it keeps a copy of it, but not its path. A MESH has y up, as glTF and OBJ have, or else the
+# command holds --up.
+MESH, RUN = "MESH", "RUN"
+MODEL = {path: ("model", path.removeprefix("prior_options.")) for path in Model().changes()}
 
 
 def typed(config: Config, folder: Path) -> str:
@@ -33,7 +35,7 @@ def typed(config: Config, folder: Path) -> str:
     if isinstance(scene := config.recipe.scene, MeshOptions):
         if refined := _refined(config, scene):
             return refined
-        up = "auto" if scene.up == "y" else scene.up  # y is what most files have without a flag
+        up = "auto" if scene.up == "y" else scene.up  # a run keeps the axis, not the format of the file that implied it
         config = replace(config, recipe=replace(config.recipe, scene=replace(scene, mesh=MESH, up=up)))
     lines = []
     for command in _candidates(config):
@@ -106,14 +108,15 @@ def _started(config: Config, quality: Quality, prior: str | None) -> Generate | 
 
 def _with(command: Any, wanted: Mapping[str, object]) -> Any:
     """The command with these settings, by flags where there are some, else by --set."""
-    known, left = {**PLACES, **_flags(command)}, []
+    known, left = {**MODEL, **_flags(command)}, []
     for path, value in wanted.items():
         if path == "recipe.perp_neg":
             flag = "perp_neg" if value else "no_perp_neg"
             command = replace(command, quality=replace(command.quality, **{flag: True}))
         elif path in known and value is not None:
             group, flag = known[path]
-            command = replace(command, **{group: replace(getattr(command, group), **{flag: value})})
+            given = tuple(value) if isinstance(value, list) else value
+            command = replace(command, **{group: replace(getattr(command, group), **{flag: given})})
         else:
             text = value if isinstance(value, str) else "none" if value is None else json.dumps(value, allow_nan=False)
             left.append(f"{path.removeprefix('recipe.')}={text}")

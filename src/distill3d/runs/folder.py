@@ -143,6 +143,11 @@ class RunFolder:
         lines = self.metrics.read_bytes().splitlines() if self.metrics.is_file() else []
         return [step for step in itertools.takewhile(bool, map(_parse_step, lines)) if step]
 
+    @property
+    def taken(self) -> int | None:
+        """How many steps the log has; None without a log."""
+        return len(self.history()) if self.metrics.is_file() else None
+
     @contextmanager
     def log(self, before: Sequence[dict[str, Any]] = ()) -> Iterator[OnStep]:
         """Opens the log, truncated to the steps `before`; yields a function that appends a line."""

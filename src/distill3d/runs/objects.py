@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from distill3d.runs.watching import Watching
 from distill3d.types import Prior, Scene, SceneOptions
 
 TURNTABLE_SIZE = 256
+OnFile = Callable[[str], None]  # is told the names of files before they are made
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ def generate(
     prior: Prior | None = None,
     second: Prior | None = None,
     observers: Sequence[Observer] = (),
+    on_file: OnFile = lambda names: None,
 ) -> Result:
     """Makes an object and writes its run folder below `out`.
 
@@ -142,6 +144,7 @@ def generate(
         retries: how often a run that diverges goes on from its last checkpoint with another seed.
         prior, second: priors that are loaded already, or your own; default: those that the configuration names.
         observers: they see each step and may change settings, pause or end the run (see distill3d.distill.observer).
+        on_file: is called after the last step, before files are made, with what they are: "preview and turntable".
 
     Raises:
         ValueError: for anything wrong with the prompt, the prior, the objective or the output folder, before anything
@@ -158,7 +161,7 @@ def generate(
     with folder.locked():
         own = config.recipe.scene.with_own_files(folder.path)
         folder.write_config("object", replace(config, recipe=replace(config.recipe, scene=own)))
-        return _finish(run, folder, on_step, retries, observers)
+        return _finish(run, folder, on_step, retries, observers, on_file)
 
 
 def generate_in(
@@ -184,13 +187,15 @@ def resume(
     device: str | None = None,
     retries: int = 0,
     observers: Sequence[Observer] = (),
+    on_file: OnFile = lambda names: None,
 ) -> Result:
     """Continues a run from its checkpoint, or from the start if there is none yet, and writes its artifacts.
 
     Args:
         prior, scene, objective: needed where the run used your own; they cannot be read from its folder.
         device: where to compute; default: the device of the run.
-        retries, observers: as for `generate`. Settings that observers changed before are changed at the same steps.
+        retries, observers, on_file: as for `generate`. Settings that observers changed before are changed at the same
+            steps.
 
     Raises:
         ValueError: where the folder is not a run, its checkpoint is missing or damaged, or another process is at work.
@@ -204,7 +209,7 @@ def resume(
         config = replace(config, device=device or config.device)
         prior, second = load_priors(config, prior)
         run = _start(replace(config, init=None) if begun else config, prior, second)
-        return _finish(run, run_folder, on_step, retries, observers)
+        return _finish(run, run_folder, on_step, retries, observers, on_file)
 
 
 def read_config(folder: Path, scene: SceneOptions | None = None, objective: Method | None = None) -> Config:
@@ -234,15 +239,19 @@ def load_scene(folder: str | Path, scene: SceneOptions | None = None, device: st
 
 
 @torch.no_grad()
-def write_artifacts(folder: Path, scene: Scene, recipe: Recipe) -> tuple[Path, ...]:
+def write_artifacts(
+    folder: Path, scene: Scene, recipe: Recipe, on_file: OnFile = lambda names: None
+) -> tuple[Path, ...]:
     """Writes preview.png, turntable.mp4 and what the scene exports; returns the paths of the latter, maybe none.
 
     The views are rendered where the scene is; then it is moved to the CPU.
     """
+    on_file("preview and turntable")
     turn = list(video.turntable_frames(scene.eval(), recipe.frames, TURNTABLE_SIZE))
     preview = torch.stack([turn[i * recipe.frames // 8] for i in range(8)])
     video.save_image(folder / "preview.png", video.contact_sheet(preview, columns=4))
     video.save_video(folder / "turntable.mp4", turn, fps=16)
+    on_file("3D file")
     try:
         return tuple(scene.cpu().export(folder, recipe.export))
     except ValueError as error:
@@ -266,15 +275,20 @@ def _start(config: Config, prior: Prior, second: Prior | None) -> ObjectRun:
 
 
 def _finish(
-    run: ObjectRun, folder: RunFolder, on_step: OnStep, retries: int, observers: Sequence[Observer] = ()
+    run: ObjectRun,
+    folder: RunFolder,
+    on_step: OnStep,
+    retries: int,
+    observers: Sequence[Observer] = (),
+    on_file: OnFile = lambda names: None,
 ) -> Result:
     type_this = f"type  distill3d resume {shlex.quote(str(folder.path))}"
     training, watching = None, Watching(run, folder.path, observers)
     try:
         training, began = folder.train(run, run.recipe.steps, on_step, retries, watching), time.monotonic()
-        files = write_artifacts(folder.path, run.scene, run.recipe)
+        files = write_artifacts(folder.path, run.scene, run.recipe, on_file)
     except Diverged as error:
-        write_artifacts(folder.path, run.scene, run.recipe)
+        write_artifacts(folder.path, run.scene, run.recipe, on_file)
         error.add_note(f"its last finite state is in {folder.path}: {type_this} --retries 1")
         raise
     except Exception as error:
