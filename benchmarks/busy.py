@@ -14,7 +14,7 @@ GNU's OpenMP (libgomp) on Linux and LLVM's (libomp) on macOS; both read OMP_WAIT
     default    what the library does without a setting
     passive    OMP_WAIT_POLICY=passive: a thread that waits sleeps at once
     spin100, spin1000, spin10000
-               GOMP_SPINCOUNT: how often it looks before it sleeps (libgomp only)
+               GOMP_SPINCOUNT: how often it polls before it sleeps (libgomp only)
     one        OMP_NUM_THREADS=1: nothing waits
 
 The rule for `WAITING` in `distill3d.cli.main`, written before the run: of the policies with all threads that cost at

@@ -236,9 +236,9 @@ def test_a_gallery_fits_its_window(width, columns, place, tmp_path, opened):
     )
 
 
-def test_the_method_of_your_own_objective_is_the_name_of_its_class(place):
+def test_the_method_of_your_own_objective_is_the_name_of_its_class(tmp_path):
     recipe = dataclasses.replace(DISTILL, objective=d3d.sdi())
-    folder = RunFolder.create(place, "own")
+    folder = RunFolder.create(tmp_path, "own")
     folder.write_config("object", Config("a hat", recipe))
     assert method_name(Config("a hat", recipe)) == "Objective"
     assert method_name(folder.read_config("object", Config)) == "Objective"

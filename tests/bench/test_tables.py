@@ -164,9 +164,9 @@ def test_a_turned_table_has_the_same_cells_in_narrower_lines(table):
         tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
         return [[re.split(r" *\| *", line.strip("| ")) for line in (t[0], *t[2:])] for t in tables]
 
-    straight, turned = markdown(table), markdown(table, turned=True)
-    assert grids(turned) == [[list(row) for row in zip(*grid, strict=True)] for grid in grids(straight)]
-    assert len(grids(turned)) == 2 and turned.rpartition("\n\n")[2] == straight.rpartition("\n\n")[2]
+    straight, transposed = markdown(table), markdown(table, transposed=True)
+    assert grids(transposed) == [[list(row) for row in zip(*grid, strict=True)] for grid in grids(straight)]
+    assert len(grids(transposed)) == 2 and transposed.rpartition("\n\n")[2] == straight.rpartition("\n\n")[2]
 
 
 def test_markdown_is_one_table_for_each_block_whatever_a_name_holds():

@@ -266,9 +266,9 @@ def test_an_error_of_the_program_is_not_hidden(error, monkeypatch):
 
 
 def test_the_bar_says_which_file_was_being_made_when_an_error_came(capsys):
-    with pytest.raises(OSError, match="full"), object_bar(9, "distilling") as shown:
-        shown["on_step"](Progress(step=3, t=0.5, loss=0.25, penalty=0.0, opacity=0.3, nfe=8))
-        shown["on_file"]("3D file")
+    with pytest.raises(OSError, match="full"), object_bar(9, "distilling") as callbacks:
+        callbacks["on_step"](Progress(step=3, t=0.5, loss=0.25, penalty=0.0, opacity=0.3, nfe=8))
+        callbacks["on_file"]("3D file")
         raise OSError("full")
     said = capsys.readouterr().err
     assert "4/9" in said and "writing 3D file" in said and "loss" not in said
@@ -276,8 +276,8 @@ def test_the_bar_says_which_file_was_being_made_when_an_error_came(capsys):
 
 def test_files_of_a_run_without_a_step_left_are_named_too(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
-    with object_bar(9, "distilling") as shown:
-        shown["on_file"]("preview and turntable")
-        shown["on_file"]("3D file")
+    with object_bar(9, "distilling") as callbacks:
+        callbacks["on_file"]("preview and turntable")
+        callbacks["on_file"]("3D file")
     said = capsys.readouterr().err
     assert 0 < said.find("writing preview and turntable") < said.find("writing 3D file") and "0/9" not in said

@@ -65,7 +65,7 @@ def test_errors_are_one_line_and_nothing_is_written(kl_folder, tmp_path, capsys,
 
 
 def test_doctor_shows_names_parts_memory_and_speed(kl_folder, capsys):
-    for _ in range(2):  # the second time, embeddings lie on disk: what the encoder weighs is told all the same
+    for _ in range(2):  # the second time, embeddings lie on disk: the size of the encoder is still printed
         capsys.readouterr()
         assert cli.run(["doctor", "--prior", str(kl_folder), "--dtype", "bfloat16"]) == 0
     said = capsys.readouterr().out

@@ -55,7 +55,7 @@ def test_the_loss_on_images_is_added_to_the_loss_on_x(kl_folder):
     assert before.nfe == after.nfe == guidance.nfe
 
 
-def test_a_recipes_pull_is_taken_by_methods_that_match_x0_and_by_those_that_are_told_to(kl_folder):
+def test_a_recipes_pull_is_taken_by_methods_that_match_x0_and_by_those_that_set_it(kl_folder):
     prior = load_prior(kl_folder)
 
     def gradients(method, *weights):
@@ -63,10 +63,10 @@ def test_a_recipes_pull_is_taken_by_methods_that_match_x0_and_by_those_that_are_
 
     plain, pulled = gradients(CSD(7.5), 0.0, 3.0)
     assert torch.equal(plain, pulled)
-    (told,) = gradients(CSD(7.5, pull=0.5), 3.0)
+    (own,) = gradients(CSD(7.5, pull=0.5), 3.0)
     whole, half = gradients(SDS(7.5), 3.0, 1.5)
     (again,) = gradients(SDS(7.5, pull=0.5), 3.0)
-    assert torch.equal(again, half) and not torch.equal(half, whole) and not torch.equal(told, plain)
+    assert torch.equal(again, half) and not torch.equal(half, whole) and not torch.equal(own, plain)
 
 
 def test_hifas_own_term_on_images_is_its_pull_on_x_there(kl_folder):

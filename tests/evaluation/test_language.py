@@ -90,9 +90,9 @@ def test_the_bundled_judge_does_not_read_the_words_of_quality(judge):
 def test_an_evaluator_prepares_pictures_as_its_folder_says(judge, cars, tmp_path):
     folder = tmp_path / "clip"
     shutil.copytree(judge.folder, folder)
-    told = {"image_mean": [0.25, 0.5, 0.75], "image_std": [0.5, 0.25, 0.5], "resample": 3}
-    (folder / "preprocessor_config.json").write_text(json.dumps(told))
-    mean, std = (torch.tensor(told[k]).view(3, 1, 1) for k in ("image_mean", "image_std"))
+    settings = {"image_mean": [0.25, 0.5, 0.75], "image_std": [0.5, 0.25, 0.5], "resample": 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    mean, std = (torch.tensor(settings[k]).view(3, 1, 1) for k in ("image_mean", "image_std"))
     raw = 0.4 + 0.1 * cars  # which the plain preprocessing maps to 2 x - 1
     torch.testing.assert_close(Evaluator(folder).embed_images(raw), judge.embed_images((1 + (raw - mean) / std) / 2))
 

@@ -39,13 +39,13 @@ def openai(tmp_path_factory) -> Path:
     """The judge's weights in a folder that asks for OpenAI's preprocessing at its own 64 pixels."""
     folder = tmp_path_factory.mktemp("openai") / "clip"
     shutil.copytree(ToyboxJudge().folder, folder)
-    told = {
+    settings = {
         "crop_size": {"height": 64, "width": 64}, "size": {"shortest_edge": 64}, "resample": 3,
         "do_center_crop": True, "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True,
         "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
         "image_processor_type": "CLIPImageProcessor", "rescale_factor": 1 / 255,
     }  # fmt: skip
-    (folder / "preprocessor_config.json").write_text(json.dumps(told))
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return folder
 
 

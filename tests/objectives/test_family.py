@@ -71,7 +71,7 @@ def seeds(n):
     return [torch.Generator().manual_seed(i) for i in range(n)]
 
 
-class Told(MixturePrior):
+class AlwaysConditional(MixturePrior):
     """A mixture whose empty text stands for one component too, "b"."""
 
     def _components(self, text):
@@ -112,7 +112,7 @@ def test_mean_gradient_is_the_closed_form(randn, method, t):
     build, closed, weight = CLOSED[method]
     means, stds = randn(3, 1, 2, 2), torch.tensor([0.4, 0.6, 0.9], dtype=F64)
     schedule, n = Flow() if method == "rfds" else Cosine(), 4000
-    prior = Told(means, stds, conditions={"a": [0], "b": [1], "c": [2]}, schedule=schedule)
+    prior = AlwaysConditional(means, stds, conditions={"a": [0], "b": [1], "c": [2]}, schedule=schedule)
     x = randn(1, 1, 2, 2)
     source = "c" if "bridge" in method else "b"  # its negative text describes the source
     many = Conditioning(prior.embed(["a"] * n), prior.embed([source] * n))
@@ -172,8 +172,8 @@ def test_bridge_begins_as_sds_and_turns_once(mixture, conditions, randn):
     x, conditioning = randn(3, 2, 2, 2), conditions(mixture, TEXTS)
     described = dataclasses.replace(conditioning, negative=mixture.embed(["odd", "left", "right"]))
 
-    def gradient(objective, step, told=described):
-        return at(objective, 0.4).guidance(x, mixture, told, step=step, total=10, generator=seeds(3)).gradient
+    def gradient(objective, step, texts=described):
+        return at(objective, 0.4).guidance(x, mixture, texts, step=step, total=10, generator=seeds(3)).gradient
 
     for step in (0, 3):  # the empty text, not that of the source
         torch.testing.assert_close(gradient(sds_bridge(5.0, first=0.4), step), gradient(sds(5.0), step, conditioning))
@@ -184,15 +184,15 @@ def test_bridge_begins_as_sds_and_turns_once(mixture, conditions, randn):
 
 @pytest.mark.parametrize("perp", [False, True], ids=["plain", "perp-neg"])
 def test_negative_words_reach_what_the_sources_show_them_to(mixture, conditions, randn, perp):
-    """NFSD's and CSD's e_u is told nothing; of ISM only the guided prediction is told."""
+    """NFSD's and CSD's e_u never sees the words; of ISM only the guided prediction sees them."""
     extra = (["right", "odd", "left"], torch.tensor([[-0.5], [0.0], [-1.0]], dtype=F64)) if perp else ()
     x, empty = 0.5 * randn(3, 2, 2, 2), conditions(mixture, TEXTS, *extra)
     worded = dataclasses.replace(empty, negative=mixture.embed(["odd", "left", "right"]))
 
     def both(objective):
         return [
-            at(objective, 0.6).guidance(x, mixture, told, step=0, total=11, generator=seeds(3))
-            for told in (empty, worded)
+            at(objective, 0.6).guidance(x, mixture, texts, step=0, total=11, generator=seeds(3))
+            for texts in (empty, worded)
         ]
 
     for objective in (nfsd(7.5, "odd"), csd(), csd(2.0, "odd", 0.7, "refine")):

@@ -377,7 +377,7 @@ def test_a_run_too_short_for_its_student_says_so(kl_folder):
 
 @pytest.mark.filterwarnings("ignore:.* teach the student little")
 def test_the_more_a_student_learns_the_further_is_vsd_from_csd(kl_folder, conditions, randn):
-    """At first VSD is CSD, exactly: the student is the prior told the prompt, and e_s - e_c = (s - 1) (e_c - e_u)."""
+    """At first VSD is CSD, exactly: the student is the prior with the prompt, and e_s - e_c = (s - 1) (e_c - e_u)."""
     pytest.importorskip("peft")
     prior = load_prior(kl_folder)
     x, conditioning = randn(2, *prior.sample_shape).float(), conditions(prior, ["a cat", "a dog"])

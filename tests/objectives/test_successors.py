@@ -93,9 +93,9 @@ def test_dsd_simulates_each_text_once(mixture, counting, conditions, randn):
     prior, objective, camera = counting(mixture), dsd(), torch.eye(4, dtype=F64).expand(3, 4, 4)
 
     def rows(texts, **perp):
-        told = conditions(prior, texts, **perp).with_camera(camera[: len(texts)])
+        conditioning = conditions(prior, texts, **perp).with_camera(camera[: len(texts)])
         x = randn(len(texts), 2, 2, 2)
-        out = objective.guidance(x, prior, told, step=0, total=9, generator=torch.Generator().manual_seed(0))
+        out = objective.guidance(x, prior, conditioning, step=0, total=9, generator=torch.Generator().manual_seed(0))
         assert sum(prior.calls) == out.nfe
         prior.calls.clear()
         return out.nfe
@@ -153,7 +153,7 @@ def test_flowdreamer_begins_with_random_noise(evaluated, mixture):
     assert torch.equal(late.noise, evaluated(flowdreamer(20.0, warmup=0.0), prior=prior).noise)
 
 
-class Told(MixturePrior):
+class AlwaysConditional(MixturePrior):
     """A mixture whose empty text stands for one component too, "b"."""
 
     def _components(self, text):
@@ -164,10 +164,12 @@ class Told(MixturePrior):
 def test_sctd_on_gaussians_is_its_closed_form(randn, t):
     """Every hop is linear there; below t = 0.15 there is one hop up, above two."""
     means, stds, schedule = randn(2, 1, 2, 2), {"a": 0.4, "b": 0.7}, Cosine()
-    prior = Watch(Told(means, torch.tensor(list(stds.values()), dtype=F64), None, {"a": [0], "b": [1]}, schedule))
+    prior = Watch(
+        AlwaysConditional(means, torch.tensor(list(stds.values()), dtype=F64), None, {"a": [0], "b": [1]}, schedule)
+    )
     x, first, w = randn(1, 1, 2, 2), randn(1, 1, 2, 2), 5.0
-    told = Conditioning(prior.embed(["a"]), prior.embed([""]))
-    out = at(sctd(w, segments=1, first=first), t).guidance(x, prior, told, step=9, total=9, generator=seeds(1))
+    conditioning = Conditioning(prior.embed(["a"]), prior.embed([""]))
+    out = at(sctd(w, segments=1, first=first), t).guidance(x, prior, conditioning, step=9, total=9, generator=seeds(1))
 
     def level(u):
         a, s = schedule.alpha(torch.tensor(u, dtype=F64)), schedule.sigma(torch.tensor(u, dtype=F64))

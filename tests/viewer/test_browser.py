@@ -208,6 +208,7 @@ def test_a_run_that_has_ended(kind, kl_folder, visit, ended, tmp_path):
     assert page.get_by_text("a *cat*").count() == 1  # as typed
     assert set(viewer.nodes) == {kind} and page.locator("video").count() == 1
     until(lambda: shows_something(page))
+    assert np.abs(canvas(page)[-9:, :9] - 230).max() < 9  # gray, as behind our renders
     for shown in ("Color", "Depth", kind.capitalize()):
         before = canvas(page)
         page.get_by_role("combobox").last.click()

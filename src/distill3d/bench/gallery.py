@@ -52,7 +52,7 @@ class Entry:
 
     @property
     def lacks(self) -> str:
-        """What a run lacks: steps that are left to take, or a model; empty for a finished run and for a file."""
+        """What is missing from a run, steps or a model; empty for a finished run and for a file."""
         if self.config is None:
             return ""
         steps, taken = self.config.recipe.steps, RunFolder(self.path).taken
@@ -80,7 +80,7 @@ class _Card:
     id: int
     title: str
     facts: list[tuple[str, str]]
-    lacks: str  # of a run that has not ended as it should
+    lacks: str  # what is missing from the run
     command: str
     still: str  # data URI
     turn: str  # base64

@@ -135,14 +135,15 @@ def wilson(hits: int, n: int) -> Estimate:
     return Estimate(hits / n, float(ends.low), float(ends.high), n)
 
 
-def markdown(table: Table, turned: bool = False) -> str:
+def markdown(table: Table, transposed: bool = False) -> str:
     """The table as Markdown with the best mean of each metric in bold, and the paired differences below.
 
-    A line is a method; or a metric if it is `turned`, which a terminal is wide enough for.
+    Args:
+        transposed: a row for each metric and a column for each method, which fits a terminal; default: the reverse.
     """
 
     def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-        first, *others = zip(heads, *rows, strict=True) if turned else (heads, *rows)
+        first, *others = zip(heads, *rows, strict=True) if transposed else (heads, *rows)
         return _grid("pipe", first, others)
 
     def value(variant: str, metric: Quantity) -> str:

@@ -167,7 +167,7 @@ class Bench:
         chosen, typed = choose_metrics(judging.names, protocol, judges), command_line(["distill3d", "bench"], self)
         with bench_bars(protocol) as listeners:
             found = run_bench(self.out, protocol, prior, judges, chosen, typed, listeners, executor)
-        print(markdown(found.table, turned=on_terminal()))
+        print(markdown(found.table, transposed=on_terminal()))
         print(f"{found.report}\n{found.folder / 'table.md'}, table.tex, table.csv, cells.csv")
         if found.folder != self.out:
             print(f"all of it: {self.out}")

@@ -47,5 +47,5 @@ class Gallery:
         print(f"{self.out}: {len(entries)} model{'s'[: len(entries) > 1]}, {self.out.stat().st_size / 1e6:.1f} MB")
         if unfinished:
             left_out = "run without an object is" if unfinished == 1 else "runs without an object are"
-            print(f"{unfinished} {left_out} left out; distill3d resume RUN goes on with a run", file=sys.stderr)
+            print(f"{unfinished} {left_out} left out; distill3d resume RUN continues a run", file=sys.stderr)
         return 0

@@ -53,8 +53,8 @@ SUMMARIES = {
     "doctor": ("doctor", "Show what is installed, which devices and priors there are, and how fast a prior runs here."),
 }
 
-# How a thread waits for another: it looks so often and then sleeps. GNU's OpenMP, of the Linux wheels of torch, reads
-# it; left alone it spins much longer, which takes the cores of others. benchmarks/busy.py has rule and measurement.
+# How often a waiting thread polls before it sleeps. GNU's OpenMP, which the Linux wheels of torch bring, reads it; its
+# default polls far longer and takes cores from other programs. The rule and its measurement: benchmarks/busy.py.
 WAITING = {"GOMP_SPINCOUNT": "1000"}
 OPENMP = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # a user who sets one of these has chosen
 
@@ -73,7 +73,7 @@ class _Commands(Mapping[str, "type[Command]"]):
 
 
 COMMANDS = _Commands()
-NESTED = "paper"  # which has commands of its own
+NESTED = "paper"  # it has subcommands
 HELP = {"-h", "--help"}
 
 
@@ -155,7 +155,7 @@ def parse(argv: Sequence[str]) -> Command:
     """
     asked = argv[0] if argv else ""
     if asked in SUMMARIES and asked != NESTED and not HELP.isdisjoint(argv):
-        argv = [asked, "--help"]  # arguments that are given would be missing from the help
+        argv = [asked, "--help"]  # tyro leaves arguments that are given out of its help
     completion = asked.startswith("--tyro")  # which lists the flags of all
     commands: list[Any] = [
         Annotated[

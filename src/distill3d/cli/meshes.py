@@ -88,9 +88,9 @@ class Texture:
         logs = open_logs(self.output.log, config.recipe.steps)
         if problem := uv_problem(read_mesh(self.mesh, self.up)):
             print(f"making a UV map for {self.mesh.name}: {problem}")
-        with self.viewing.observers() as observers, object_bar(config.recipe.steps, "texturing") as shown:
+        with self.viewing.observers() as observers, object_bar(config.recipe.steps, "texturing") as callbacks:
             out, force, retries = self.output.out, self.output.force, self.quality.retries
-            result = generate(config, out, force=force, retries=retries, observers=(*observers, *logs), **shown)
+            result = generate(config, out, force=force, retries=retries, observers=(*observers, *logs), **callbacks)
         return report(result)
 
 
@@ -150,7 +150,7 @@ class Refine:
             dtype=self.dtype or config.dtype,
             init=None,
         )
-        with self.viewing.observers() as observers, object_bar(recipe.steps, "refining") as shown:
+        with self.viewing.observers() as observers, object_bar(recipe.steps, "refining") as callbacks:
             out = self.out or self.folder.resolve().parent
-            result = generate(config, out, force=True, retries=self.retries, observers=(*observers, *logs), **shown)
+            result = generate(config, out, force=True, retries=self.retries, observers=(*observers, *logs), **callbacks)
         return report(result)

@@ -197,12 +197,12 @@ class Generate:
             for prompt in prompts:
                 config = replace(config, prompt=prompt)
                 prior, second = load_priors(config, prior, second)
-                with object_bar(config.recipe.steps, "distilling") as shown:
+                with object_bar(config.recipe.steps, "distilling") as callbacks:
                     result = generate(
                         config,
                         self.output.out,
                         retries=self.quality.retries,
-                        **shown,
+                        **callbacks,
                         prior=prior,
                         second=second,
                         observers=(*observers, *logs),
@@ -234,9 +234,9 @@ class Resume:
 
         steps = read_config(run_folder(self.folder)).recipe.steps
         logs = open_logs(self.log, steps)
-        with self.viewing.observers() as observers, object_bar(steps, "distilling") as shown:
+        with self.viewing.observers() as observers, object_bar(steps, "distilling") as callbacks:
             result = resume(
-                self.folder, device=self.device, retries=self.retries, observers=(*observers, *logs), **shown
+                self.folder, device=self.device, retries=self.retries, observers=(*observers, *logs), **callbacks
             )
         return report(result)
 
@@ -303,7 +303,7 @@ def plain_method(name: str, recipe: str) -> Tree:
     return to_plain(replace(RECIPES[recipe], objective=method_settings(name, recipe)))["objective"]
 
 
-class Shown(TypedDict):
+class Callbacks(TypedDict):
     """What `generate` and `resume` call while a run is under way."""
 
     on_step: OnStep
@@ -311,7 +311,7 @@ class Shown(TypedDict):
 
 
 @contextlib.contextmanager
-def object_bar(total: int, name: str) -> Iterator[Shown]:
+def object_bar(total: int, name: str) -> Iterator[Callbacks]:
     """The progress bar of a run of an object; after the last step it says which files are being made."""
     with progress_bar(total, name) as show, contextlib.ExitStack() as waiting:
         last: Progress | None = None
@@ -328,7 +328,7 @@ def object_bar(total: int, name: str) -> Iterator[Shown]:
                 waiting.close()
                 waiting.enter_context(busy(f"writing {names}"))
 
-        yield Shown(on_step=on_step, on_file=on_file)
+        yield Callbacks(on_step=on_step, on_file=on_file)
         if last is not None:
             show(last)
 

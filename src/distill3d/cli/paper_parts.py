@@ -63,7 +63,7 @@ def conclude(out: Path | str, folder: Path, name: str, table: Table, text: str) 
     written = markdown(table)
     with replacing(folder / f"{name}.md") as draft:
         draft.write_text(f"![{name}]({name}.png)\n\n{text}\n\n{written}", encoding="utf-8")
-    print(markdown(table, turned=on_terminal()))
+    print(markdown(table, transposed=on_terminal()))
     if isinstance(out, str):
         upload(out, folder)
         print(f"all of it: {out}")

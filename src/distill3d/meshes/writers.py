@@ -52,20 +52,10 @@ def write_glb(path: Path, mesh: Mesh, name: str) -> list[Path]:
         "POSITION": ((mesh.vertices[vertex] - center) / unit).astype("<f4"),
         "NORMAL": (normals / np.linalg.norm(normals, axis=1, keepdims=True)).astype("<f4"),
     }
-    material: dict[str, Any] = {"name": name, "pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 0.9}}
-    if mesh.alpha_mode != "OPAQUE":
-        material["alphaMode"] = mesh.alpha_mode
-    if mesh.alpha_mode == "MASK":
-        material["alphaCutoff"] = mesh.alpha_cutoff
-    if mesh.double_sided:
-        material["doubleSided"] = True
-    if mesh.vertex_colors is not None or (mesh.alpha is not None and mesh.alpha_mode != "OPAQUE"):
-        colors = np.ones((len(vertex), 4))
-        if mesh.vertex_colors is not None:
-            colors[:, :3] = srgb_to_linear(mesh.vertex_colors[vertex])
-        if mesh.alpha is not None and mesh.alpha_mode != "OPAQUE":
-            colors[:, 3] = mesh.alpha[vertex].clip(0, 1)
-        arrays["COLOR_0"] = (colors * 65535).round().astype("<u2")  # 8 bits are too few for dark linear colors
+    colors = _linear_colors(mesh, vertex)
+    if colors is not None:
+        arrays["COLOR_0"] = colors
+    material = _material(mesh, name)
     node: dict[str, Any] = {"name": name, "mesh": 0}
     if center.any():
         node["translation"] = center.tolist()
@@ -118,6 +108,31 @@ def write_glb(path: Path, mesh: Mesh, name: str) -> list[Path]:
     with replacing(path) as draft:
         draft.write_bytes(head + text + struct.pack("<I4s", len(blob), b"BIN\0") + blob)
     return []
+
+
+def _material(mesh: Mesh, name: str) -> dict[str, Any]:
+    """A matte material of glTF, without its texture."""
+    material: dict[str, Any] = {"name": name, "pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 0.9}}
+    if mesh.alpha_mode != "OPAQUE":
+        material["alphaMode"] = mesh.alpha_mode
+    if mesh.alpha_mode == "MASK":
+        material["alphaCutoff"] = mesh.alpha_cutoff
+    if mesh.double_sided:
+        material["doubleSided"] = True
+    return material
+
+
+def _linear_colors(mesh: Mesh, vertex: np.ndarray) -> np.ndarray | None:
+    """Linear RGBA [N, 4] as uint16 of vertices with indices [N]; None where the mesh has neither vertex colors nor opacity."""
+    alpha = None if mesh.alpha_mode == "OPAQUE" else mesh.alpha
+    if mesh.vertex_colors is None and alpha is None:
+        return None
+    colors = np.ones((len(vertex), 4))
+    if mesh.vertex_colors is not None:
+        colors[:, :3] = srgb_to_linear(mesh.vertex_colors[vertex])
+    if alpha is not None:
+        colors[:, 3] = alpha[vertex].clip(0, 1)
+    return (colors * 65535).round().astype("<u2")  # 8 bits are too few for dark linear colors
 
 
 def write_obj(path: Path, mesh: Mesh, name: str) -> list[Path]:

@@ -37,7 +37,7 @@ from distill3d.runs.watching import Watching
 from distill3d.types import Prior, Scene, SceneOptions
 
 TURNTABLE_SIZE = 256
-OnFile = Callable[[str], None]  # is told the names of files before they are made
+OnFile = Callable[[str], None]  # called with what is about to be written
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def generate(
         retries: how often a run that diverges goes on from its last checkpoint with another seed.
         prior, second: priors that are loaded already, or your own; default: those that the configuration names.
         observers: they see each step and may change settings, pause or end the run (see distill3d.distill.observer).
-        on_file: is called after the last step, before files are made, with what they are: "preview and turntable".
+        on_file: called after the last step with what is about to be written, such as "preview and turntable".
 
     Raises:
         ValueError: for anything wrong with the prompt, the prior, the objective or the output folder, before anything

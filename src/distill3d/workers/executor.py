@@ -51,7 +51,7 @@ class Executor(Protocol):
         Raises:
             ValueError, ImportError: as a task raised them.
             GivenUp: at the end, for tasks whose worker failed `ATTEMPTS` times. All others were yielded before.
-            KeyboardInterrupt: after the workers were told to stop.
+            KeyboardInterrupt: after the workers were asked to stop.
         """
         ...
 

@@ -250,7 +250,7 @@ class _Actor:
         return attempt(lambda: self._kept()(task, tell))
 
     def report(self) -> tuple[int, object] | None:
-        """The index of a task, and what it told last."""
+        """The index of a task, and its last report."""
         return self._said
 
     def stop(self) -> None:

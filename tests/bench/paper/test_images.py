@@ -66,12 +66,12 @@ def test_other_settings_are_other_files(kl_folder):
 
 
 def test_images_that_are_not_finite_are_counted_and_left_out(randn):
-    told = Study(("a red mushroom", "a blue car"))
+    two = Study(("a red mushroom", "a blue car"))
     sample = Sample(randn(3, 64, 64).float().sigmoid(), 1.0, 10)
     broken = dataclasses.replace(sample, image=sample.image * math.nan)
-    made = {row.name: [sample, sample] for row in told.rows} | {"SDS, scale 100": [broken, sample]}
+    made = {row.name: [sample, sample] for row in two.rows} | {"SDS, scale 100": [broken, sample]}
     reference, judge = [torch.stack([sample.image] * 2)] * 2, ToyboxJudge()
-    table = make_table(told, made, score_rows(told, made, reference, judge), reference, judge)
+    table = make_table(two, made, score_rows(two, made, reference, judge), reference, judge)
     assert table.counts["SDS, scale 100"] == (1, 2) and table.counts["DDIM"] == (0, 2)
     assert table.values["SDS, scale 100", "clip_score"].n == 1
     assert table.values["DDIM", "sharpness"].mean == pytest.approx(1)
@@ -79,11 +79,11 @@ def test_images_that_are_not_finite_are_counted_and_left_out(randn):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [({"prompts": ()}, "at least one prompt"), ({"steps": 0}, "at least one step"), ({"scale": math.nan}, "finite")],
 )
-def test_mistakes_are_value_errors(changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_mistakes_are_value_errors(changes, message):
+    with pytest.raises(ValueError, match=message):
         study("toybox", **changes)
 
 
