@@ -222,7 +222,7 @@ def test_a_gallery_fits_its_window(width, columns, place, tmp_path, opened):
     shutil.copytree(place / "runs", tmp_path / "runs")
     (mesh,) = (tmp_path / "runs").glob("*/mesh.glb")
     config = RunFolder(mesh.parent).read_config("object", Config)
-    config = dataclasses.replace(config, prior="a-model-with-a-name-that-is-longer-than-any-card-is-wide")
+    config = dataclasses.replace(config, prior="a_model_with_a_name_that_is_longer_than_any_card_is_wide")
     RunFolder(mesh.parent).write_config("object", config)
     shutil.copytree(place / "bench", tmp_path / "bench")
     shutil.copy(place / "ball.obj", tmp_path)

@@ -48,6 +48,12 @@ def test_no_value_depends_on_what_was_computed_before():
     assert torch.equal(first(x), second(x))
 
 
+def test_trying_it_draws_nothing_from_torchs_own_generator():
+    before = torch.get_rng_state()
+    assert _works.__wrapped__()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_changed_weights_are_seen():
     plain, packed = pair(padding=1)
     x = images(2, 8, 8, 8)

@@ -205,6 +205,7 @@ def test_a_shell_is_the_sum_of_its_lattices():
 
 def test_a_lattice_too_large_for_a_table_of_its_points_gives_the_same_values(monkeypatch):
     points = torch.nn.functional.normalize(torch.randn(2000, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    points = torch.cat((points, torch.ones(1, 3)))  # the last lattice point of all
     at = torch.rand(500, 3, generator=torch.Generator().manual_seed(1)) * 2.4 - 1.2  # most have no lattice point
     found = []
     for dense in (1 << 24, 0):
@@ -214,6 +215,7 @@ def test_a_lattice_too_large_for_a_table_of_its_points_gives_the_same_values(mon
         with torch.no_grad():
             for table in shell.tables:
                 table.copy_(torch.sin(torch.arange(table.numel())).view_as(table))
+        assert shell._find(0, torch.tensor([4**3 - 1, 4**3]))[1].tolist() == [True, False]
         found.append((shell(torch.cat((points, at))).detach(), shell.roughness().detach()))
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
 

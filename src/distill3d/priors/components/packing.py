@@ -66,8 +66,8 @@ def _reordered(module: nn.Conv2d) -> Tensor:
 def _works() -> bool:
     """Whether this torch has the two operators, which are not part of its public interface, and they compute this."""
     generator = torch.Generator().manual_seed(0)
-    convolution = nn.utils.skip_init(nn.Conv2d, 4, 4, 3, padding=1, bias=False).requires_grad_(False)
-    convolution.weight.copy_(torch.randn(convolution.weight.shape, generator=generator))
+    convolution: Any = nn.utils.skip_init(nn.Conv2d, 4, 4, 3, padding=1, bias=False)  # draws no weights
+    convolution.requires_grad_(False).weight.copy_(torch.randn(4, 4, 3, 3, generator=generator))
     x = torch.randn(2, 4, 8, 8, generator=generator)
     expected = convolution(x)
     convolution.__class__ = PackedConv2d
