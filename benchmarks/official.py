@@ -1,7 +1,7 @@
 """The official implementation of SDI beside `sdi(released=True)`: same weights, same numbers, time and memory.
 
     git clone https://github.com/threestudio-project/threestudio
-    python benchmarks/official.py --checkout threestudio [--part tiny,true,memory] [--folder true-size] [--packed]
+    python benchmarks/official.py --checkout threestudio [--part tiny,true,memory] [--folder true-size] [--plain]
 
 Both read one folder of weights, in float32 on the CPU with one thread: `tiny`, the recorded model of the parity tests,
 and `true`, random weights of the size of Stable Diffusion 2.1-base, which are written to --folder first (4 GB). The
@@ -67,14 +67,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, help="default: 40 (tiny) and 3 (true)")
     parser.add_argument("--size", type=int, default=64, help="height and width of the latents (true, memory)")
     parser.add_argument("--side", choices=("official", "ours"), help=argparse.SUPPRESS)
-    parser.add_argument("--packed", action="store_true", help="our side with prior_options.packed")
+    parser.add_argument("--plain", action="store_true", help="our side with prior_options.packed=false")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     os.environ["TQDM_DISABLE"] = "1"
     parts, steps = arguments.part.split(","), arguments.inversion_steps
-    tiny = Setting(arguments.checkout, TINY, False, arguments.t, steps or 10, 16, arguments.packed)
+    tiny = Setting(arguments.checkout, TINY, False, arguments.t, steps or 10, 16, arguments.plain)
     true = dataclasses.replace(tiny, steps=steps or 4, size=arguments.size)
     if arguments.side is not None:
         found = peaks(arguments.side, dataclasses.replace(true, folder=arguments.folder))
@@ -104,11 +104,11 @@ class Setting:
     t: int  # timestep, of 1000
     steps: int  # of an inversion to t = 1000
     size: int  # height and width of the latents
-    packed: bool  # whether our convolutions keep reordered weights
+    plain: bool  # whether our convolutions keep no reordered weights
 
     def options(self, factor: int) -> PriorOptions:
         """Those of our prior, whose autoencoder has this factor."""
-        return PriorOptions(image_size=self.size * factor, packed=self.packed)
+        return PriorOptions(image_size=self.size * factor, packed=False if self.plain else None)
 
 
 def compare(name: str, setting: Setting, pairs: int) -> None:
@@ -281,7 +281,7 @@ def print_peaks(setting: Setting) -> None:
     for side in ("official", "ours"):
         command = [sys.executable, __file__, "--side", side, "--checkout", str(setting.checkout)]
         command += ["--folder", str(setting.folder), "--t", str(setting.t), "--size", str(setting.size)]
-        command += ["--inversion-steps", str(setting.steps)] + ["--packed"] * setting.packed
+        command += ["--inversion-steps", str(setting.steps)] + ["--plain"] * setting.plain
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         print(f"| {side} | " + " | ".join(f"{value:.2f}" for value in found) + " |", flush=True)
 

@@ -14,6 +14,7 @@ from distill3d.distill.recipes import DISTILL
 from distill3d.distill.supervision import condition_views
 from distill3d.objectives import sdi
 from distill3d.priors import load_prior
+from distill3d.priors.components import packing
 from distill3d.priors.options import PriorOptions
 from distill3d.priors.student import Student
 from distill3d.prompts import ViewPrompts
@@ -120,6 +121,22 @@ def test_lora_for_text_encoders_is_told(kl_folder, tmp_path):
 def test_a_scale_that_is_no_number_is_refused(fails, kl_folder, tmp_path):
     file, _ = lora_file(tmp_path / "style.safetensors", load(kl_folder).network, "unet")
     fails(kl_folder, "scale of LoRA weights must be a finite number", lora=(f"{file}:nan",))
+
+
+def test_a_lora_is_in_the_packed_weights_too(kl_folder, tmp_path, monkeypatch):
+    """What is merged into the weights is not in the file that they are mapped from."""
+    pytest.importorskip("peft")
+    monkeypatch.setattr(packing, "LARGE", 1000)
+    file, _ = lora_file(tmp_path / "style.safetensors", load(kl_folder).network, "unet")
+    prior = load(kl_folder, lora=(str(file),))
+    assert not any(isinstance(module, packing.PackedConv2d) for module in prior.network.modules())
+
+
+def test_a_lora_that_overflows_says_what_helps(fails, kl_folder, tmp_path):
+    pytest.importorskip("peft")
+    file, _ = lora_file(tmp_path / "style.safetensors", load(kl_folder).network, "unet")
+    message = r"style.safetensors at scale 3e\+38 make weights that are not finite: .*to_q.weight; use a smaller scale"
+    fails(kl_folder, message, lora=(f"{file}:3e38",))
 
 
 def spoil(file, value=torch.nan):

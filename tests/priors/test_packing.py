@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from distill3d.priors.components import packing
+from distill3d.priors.components.mapped import MAPS
 from distill3d.priors.components.packing import PackedConv2d, _works, pack_convolutions
 from distill3d.priors.loading import load_prior
 from distill3d.priors.options import PriorOptions
@@ -84,12 +86,32 @@ def test_gradients_are_those_of_the_plain_convolution():
     assert torch.equal(*of_input) and torch.equal(*of_weights)
 
 
+def is_packed(prior):
+    return any(isinstance(module, PackedConv2d) for module in prior.network.modules())
+
+
+@pytest.mark.skipif(not MAPS.is_file(), reason="this system does not list what is mapped")
+@pytest.mark.filterwarnings("ignore")  # of torch.compile itself
+def test_by_default_large_convolutions_are_packed_whose_weights_stay_in_their_file(kl_folder, monkeypatch):
+    assert not is_packed(load_prior(kl_folder)), "they are small"
+    monkeypatch.setattr(packing, "LARGE", 1000)
+    assert is_packed(load_prior(kl_folder))
+    assert not is_packed(load_prior(kl_folder, dtype="bfloat16")), "a converted copy is no longer the file's"
+    assert not is_packed(load_prior(kl_folder, options=PriorOptions(compile=True)))
+    plain, packed = (load_prior(kl_folder, options=PriorOptions(packed=choice)) for choice in (False, None))
+    x, t = images(2, *plain.sample_shape), torch.tensor([0.3, 0.7])
+    with torch.no_grad():
+        found = [prior.predict(x, t, prior.embed(["a dog", ""])) for prior in (plain, packed)]
+    assert not torch.equal(*found)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
 def test_a_network_is_packed_where_the_options_say_so():
     x, t = images(2, 4, 8, 8), torch.tensor([0.3, 0.7])
     found = []
-    for options in (PriorOptions(), PriorOptions(packed=True)):
+    for options in (PriorOptions(packed=False), PriorOptions(packed=True)):
         prior = load_prior("toybox", options=options)
-        assert any(isinstance(m, PackedConv2d) for m in prior.network.modules()) == options.packed
+        assert is_packed(prior) == options.packed
         with torch.no_grad():
             found.append(prior.predict(x, t, prior.embed(["a red car", ""])))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)

@@ -137,10 +137,19 @@ class FrozenPrior(Prior):
         self, network: Network, x_t: Float[Tensor, " n *x"], t: Float[Tensor, " n"], condition: Condition
     ) -> Float[Tensor, " n *x"]:
         """As `predict`, with another network that is called in the same way."""
-        out = self.model_output(network, x_t.to(self.dtype), t, condition.to(self.dtype)).to(x_t.dtype)
+        out = self._model_output(network, x_t.to(self.dtype), t, condition.to(self.dtype)).to(x_t.dtype)
         if self.kind == "eps":  # needs no noise level
             return out.contiguous()
         return to_eps(self.kind, out, x_t, *coefficients(self.schedule, t, x_t)).contiguous()
+
+    def _model_output(self, network: Network, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """As `model_output`; without gradients in inference mode, in which torch does less for each operation."""
+        # Offloading moves weights during the call; weights of inference mode could not be trained later.
+        if torch.is_grad_enabled() or self.offload or torch.is_inference_mode_enabled():
+            return self.model_output(network, x_t, t, condition)
+        with torch.inference_mode():
+            out = self.model_output(network, x_t, t, condition)
+        return out.clone()  # a tensor that may take part in a gradient
 
     def model_output(self, network: Network, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The raw output of the network, of the kind `self.kind`; x_t and condition are in the network's dtype."""

@@ -10,7 +10,7 @@ import torch
 from distill3d.priors.base import DeviceConfig, FrozenPrior, resolve_device, resolve_dtype
 from distill3d.priors.components import hub
 from distill3d.priors.components.folder import ModelFolder
-from distill3d.priors.components.packing import pack_convolutions
+from distill3d.priors.components.packing import pack_convolutions, pack_mapped_convolutions
 from distill3d.priors.components.text_cache import DiskCache, cache_folder
 from distill3d.priors.families import check_folder
 from distill3d.priors.options import PriorBuilder, PriorOptions
@@ -62,6 +62,8 @@ def load_prior(
         prior.network.enable_group_offload(config.device, torch.device("cpu"), offload_type="leaf_level")
     if options.packed:
         pack_convolutions(prior.network)
+    elif options.packed is None and config.device.type == "cpu" and not (options.lora or options.compile):
+        pack_mapped_convolutions(prior.network)
     if options.compile:
         prior.network.compile()  # in place, at the first call: its parameters stay those of the plain network
     return prior

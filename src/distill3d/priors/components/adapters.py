@@ -88,6 +88,11 @@ def merge_lora(network: Any, component: str, loader: str, path: Path, scale: flo
         raise ValueError(f"LoRA weights {path} do not fit: {first_line(error)}") from error
     finally:
         torch.set_rng_state(before)
+    for name, value in network.named_parameters():
+        if not bool(value.isfinite().all()):
+            raise ValueError(
+                f"LoRA weights {path} at scale {scale} make weights that are not finite: {name}; use a smaller scale"
+            )
 
 
 def read_token(text: str, encoders: list[str]) -> tuple[str, dict[str, Tensor]]:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from distill3d.priors.components.mapped import Mappings
 from distill3d.untrusted import read_text
 
 M = TypeVar("M", bound=nn.Module)
@@ -206,7 +207,7 @@ def _variant(files: Sequence[str]) -> str | None:
 
 
 def freeze(network: M, device: str | torch.device, dtype: torch.dtype) -> M:
-    """Moves a network to its device, in evaluation mode and without gradients.
+    """Moves a network, as it was loaded, to its device, in evaluation mode and without gradients.
 
     Raises ValueError for weights that are not finite: with the file and the tensor if the
     network was loaded here, else they are not finite in this dtype only.
@@ -214,8 +215,10 @@ def freeze(network: M, device: str | torch.device, dtype: torch.dtype) -> M:
     with explain_out_of_memory(f"{type(network).__name__} on {device}"):
         # nn.Module's own `to`: the one of diffusers warns about float32 layers even if there are none.
         nn.Module.to(network, device=device, dtype=dtype)
+        mappings = Mappings.of_this_process()
         for name, value in network.named_parameters():
-            if not value.is_meta and not bool(value.isfinite().all()):
+            stored = mappings.read(value)  # what is only checked does not stay in memory
+            if not value.is_meta and not bool((value if stored is None else stored).isfinite().all()):
                 check_files(getattr(network, "source", ()))
                 raise ValueError(
                     f"{type(network).__name__} has weights that are not finite in {dtype}: {name}; try --dtype "
