@@ -1,22 +1,25 @@
 """How time and memory grow with views, resolution, rows of a network call and cells of a bench: a figure and its table.
 
     python benchmarks/scaling.py [--picture docs/images/growth.png] [--cells 1,2,4,8]
+        [--objects 1,2,4,8]
 
 One thread; seconds are those of the CPU. Views and resolution: a step of recipe `distill` with the bundled prior, the
 faster of two after one that does not count, and the peak memory of the process during it. Rows: network rows a second
 against the rows of a call, of both bundled priors. Cells: a whole bench of so many small cells in one process.
 
-Objects that are made together could share their network calls. What that can gain is the last column of the table of
-rows: the rows a second at 64 and 128 rows over those at 32, which is what recipe `laptop` has in a call already.
+Objects: the first steps of so many runs that share their network calls, for an object, of the two recipes. Recipe
+`laptop` has 32 rows in a call already; the last column of the table of rows says what more rows can gain.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import queue
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,16 +30,20 @@ from distill3d.bench.protocol import Protocol, Variant
 from distill3d.bench.run import run_bench
 from distill3d.cameras import orbit
 from distill3d.distill.loop import ObjectRun, optimize
+from distill3d.distill.objects import object_run
 from distill3d.distill.recipes import DISTILL, Recipe
 from distill3d.evaluation.cost import Meter
 from distill3d.objectives import SDS
 from distill3d.priors.base import FrozenPrior
 from distill3d.priors.loading import load_prior
+from distill3d.priors.shared_calls import SharedCalls, evaluate
 from distill3d.prompts import ViewPrompts
 from distill3d.scenes.voxels import VoxelOptions
 from distill3d.types import Condition
+from distill3d.workers.turns import Turns
 
 PROMPT = "a red mushroom"
+STEPS = 20  # of objects that are made together
 VIEWS, RESOLUTIONS, ROWS = (1, 2, 4, 8), (32, 48, 64, 96), (1, 2, 4, 8, 16, 32, 64, 128)
 Point = tuple[int, float, float]  # the size, seconds of CPU, peak memory in GB
 
@@ -45,13 +52,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--picture", type=Path, help="where the figure goes")
     parser.add_argument("--cells", default="1,2,4,8", help="sizes of the bench, separated by commas")
+    parser.add_argument("--objects", default="1,2,4,8", help="objects at once, separated by commas")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     prior, joint = (load_prior(name, dtype="auto") for name in ("toybox", "toybox-mv"))
     joint.join(16)
     bench(1, prior)  # the first loads what all need
+    counts = tuple(map(int, arguments.objects.split(",")))
+    together(2, prior, DISTILL)
     # In this order, because the peak of a process does not fall: the allocator keeps what the largest step took.
     panels = {
+        "objects at once": table("objects at once", counts, lambda n: together(n, prior, DISTILL)),
         "cells of a bench": table("cells", tuple(map(int, arguments.cells.split(","))), lambda n: bench(n, prior)),
         "grid points a side": table("grid points a side", RESOLUTIONS, lambda n: step_of(at(n), prior)),
         "views of a step": table("views", VIEWS, lambda n: step_of(dataclasses.replace(DISTILL, views=n), prior)),
@@ -86,6 +97,24 @@ def step_of(recipe: Recipe, prior: FrozenPrior) -> tuple[float, float]:
             optimize(run, range(step, step + 1), lambda progress: None)
             spent.append(time.process_time() - began)
     return min(spent[1:]), meter.peak_memory
+
+
+def together(count: int, prior: FrozenPrior, recipe: Recipe) -> tuple[float, float]:
+    """Seconds of CPU for an object, and peak memory, of `STEPS` steps of so many objects that share network calls."""
+    turns = Turns(evaluate)
+    ended: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def make(seed: int) -> None:
+        run = object_run(recipe, ViewPrompts(PROMPT), SharedCalls(turns, prior), seed)
+        optimize(run, range(STEPS), lambda progress: None)
+        ended.put(None)
+
+    began = time.process_time()
+    with Meter() as meter:
+        turns.start([partial(make, seed) for seed in range(count)])
+        for _ in range(count):
+            ended.get()
+    return (time.process_time() - began) / count, meter.peak_memory
 
 
 def bench(cells: int, prior: FrozenPrior) -> tuple[float, float]:

@@ -4,8 +4,11 @@ import json
 import socket
 
 import pytest
+import torch
 
 from distill3d.cli import main as cli
+from distill3d.priors.base import FrozenPrior
+from distill3d.runs.objects import load_scene
 from distill3d.workers import ray_cluster, store
 from distill3d.workers.store import Store, place_of
 
@@ -48,6 +51,20 @@ def refused(words, capsys):
 def test_what_is_wrong_with_machines_is_one_line(words, line, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ray_cluster, "find_spec", lambda name: name)  # as if it were installed: it is not needed
     assert line in refused([*BENCH, "--out", str(tmp_path), *words], capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--at-once", "0"], "--at-once must be at least 1, got 0"),
+        (["--at-once", "2", "--workers", "2"], "--at-once is for the objects of one process"),
+        (["--at-once", "2", "--method", "vsd"], "vsd and esd train a network for each object, which is not shared"),
+        (["--at-once", "2", "--log", "tensorboard"], "--log and --view are for one object at a time"),
+    ],
+)
+def test_what_is_wrong_with_objects_at_once_is_one_line(words, line, tmp_path, capsys):
+    assert line in refused(["generate", "a red mushroom", "--out", str(tmp_path), *words], capsys)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_cluster_that_does_not_answer_has_a_time_limit(tmp_path, monkeypatch, capsys):
@@ -98,7 +115,42 @@ def test_a_prompt_file_is_made_once_by_workers_and_on_an_address(tmp_path, capsy
     assert made == {path.parent.name: path.stat().st_mtime_ns for path in runs.glob("*/result.json")}
 
     address = f"memory://{tmp_path}/runs"
-    assert cli.run([*words, "--out", address]) == 0
+    assert cli.run([*words, "--at-once", "1", "--out", address]) == 0  # as the workers: the same bits
     assert sorted(made) == Store(address).names(), "the names are those of the folder, and no work is left"
     for name in made:
         assert Store(address).read(f"{name}/preview.png") == (runs / name / "preview.png").read_bytes()
+
+
+def test_objects_made_together_are_those_made_alone_with_fewer_calls(tmp_path, capsys, monkeypatch):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red mushroom\na blue car\na yellow duck\n")
+    words = [
+        "generate",
+        f"@{prompts}",
+        *TINY,
+        "--steps",
+        "3",
+        "--method",
+        "sdi",
+        "--set",
+        "objective.inversion_steps=2",
+    ]
+    calls, predict = [], FrozenPrior.predict
+    monkeypatch.setattr(
+        FrozenPrior, "predict", lambda prior, x, t, condition: calls.append(len(x)) or predict(prior, x, t, condition)
+    )
+    made, rows = {}, {}
+    for count in (1, 2, 3):
+        out = tmp_path / str(count)
+        assert cli.run([*words, "--at-once", str(count), "--out", str(out)]) == 0
+        assert capsys.readouterr().out.count("done after") == 3
+        made[count] = {path.name: load_scene(path).raw.detach() for path in out.iterdir() if path.name[0] != "."}
+        rows[count] = list(calls)
+        calls.clear()
+    assert made[1].keys() == made[2].keys() == made[3].keys() and sum(rows[1]) == sum(rows[2]) == sum(rows[3])
+    assert len(rows[1]) == 3 * len(rows[3]) and max(rows[3]) == 3 * max(rows[1])
+    assert len(rows[3]) < len(rows[2]) < len(rows[1])
+    for name, raw in made[1].items():
+        for count in (2, 3):
+            # Adam turns the rounding of a gradient that is nearly zero into a part of a step: in the mean it is small.
+            assert (made[count][name] - raw).abs().mean() < 1e-5 < 1e-3 < raw.abs().mean()

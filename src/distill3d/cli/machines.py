@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distill3d.cli.shared import Float, Name, duration
+from distill3d.cli.shared import Float, Int, Name, duration
 from distill3d.untrusted import printable
 
 if TYPE_CHECKING:
@@ -85,15 +87,49 @@ class CellMachines(Machines):
         return self.gpus_per_cell
 
 
-def generate_many(config: Config, prompts: Sequence[str], out: Path | str, machines: Machines, retries: int) -> int:
+@dataclass(frozen=True, kw_only=True)
+class ObjectMachines(Machines):
+    """On which machines."""
+
+    at_once: Int = None
+    """Objects of @FILE that this process makes together, with shared network calls; default: with a bundled prior as
+    many as fill a call, else 1."""
+
+    def objects_at_once(self, config: Config) -> int:
+        """How many objects this process makes together.
+
+        Raises:
+            ValueError: for --at-once with --workers or --ray, and with a method that trains a network.
+        """
+        from distill3d.runs.many import objects_at_once, shares_calls
+
+        if self.at_once is None:
+            return 1 if self.many else objects_at_once(config)
+        if self.many:
+            raise ValueError("--at-once is for the objects of one process: not for --workers and --ray")
+        if self.at_once > 1 and not shares_calls(config):
+            raise ValueError("vsd and esd train a network for each object, which is not shared: leave --at-once out")
+        return self.at_once
+
+
+def generate_many(
+    config: Config, prompts: Sequence[str], out: Path | str, machines: ObjectMachines, retries: int
+) -> int:
     """Makes an object for each prompt on these machines, unless it is there; returns the exit status."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
-    from distill3d.runs.many import generate_all
+    from distill3d.priors.shared_calls import SharedCalls, evaluate
+    from distill3d.runs.many import generate_all, unshared
+    from distill3d.workers.together import Together
+    from distill3d.workers.turns import Turns
 
-    executor, configs = machines.executor(config.device), [replace(config, prompt=prompt) for prompt in prompts]
+    executor, share = machines.executor(config.device), unshared
+    if (count := machines.objects_at_once(config)) != 1:
+        turns = Turns(evaluate)
+        executor, share = Together(turns, count), partial(SharedCalls, turns)
+    configs, began = [replace(config, prompt=prompt) for prompt in prompts], time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     bar, at_work, objects = Bar(*columns, console=Console(stderr=True), transient=True), dict[str, int](), 0
     all_objects, steps = bar.add_task("objects", total=len(set(prompts))), bar.add_task("steps")
@@ -105,12 +141,12 @@ def generate_many(config: Config, prompts: Sequence[str], out: Path | str, machi
         bar.update(steps, completed=sum(at_work.values()), total=total, description=f"{len(at_work)} at work")
 
     try:
-        for made, folder, ending in generate_all(configs, out, executor, retries=retries, on_step=on_step):
+        for made, folder, ending in generate_all(configs, out, executor, retries=retries, on_step=on_step, share=share):
             bar.advance(all_objects)
             at_work.pop(made.prompt, None)
             objects += bool(ending.files)
-            end = ending.failure or ("" if ending.files else "no mesh") or duration(ending.seconds)
-            print(f"{printable(made.prompt)} | {end} | {printable(folder)}")
+            end = ending.failure or ("" if ending.files else "no mesh") or "done"
+            print(f"{printable(made.prompt)} | {end} after {duration(time.monotonic() - began)} | {printable(folder)}")
     finally:
         if bar.live.is_started:
             bar.stop()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 from tyro.conf import arg
 
-from distill3d.cli.machines import Machines, generate_many
+from distill3d.cli.machines import ObjectMachines, generate_many
 from distill3d.cli.plan import show_plan
 from distill3d.cli.settings import Tree, layered, nested, read_file
 from distill3d.cli.shared import (
@@ -165,7 +165,7 @@ class Generate:
     quality: Quality = field(default_factory=Quality)
     model: Model = field(default_factory=Model)
     output: ObjectOutput = field(default_factory=ObjectOutput)
-    machines: Machines = field(default_factory=Machines)
+    machines: ObjectMachines = field(default_factory=ObjectMachines)
     viewing: Annotated[Viewing, arg(name="viewer")] = field(default_factory=Viewing)
     other: Settings = field(default_factory=Settings)
 
@@ -187,9 +187,12 @@ class Generate:
             check_prompt(prompt, config.prior, self.output.force)
         if self.output.plan:
             return show_plan(replace(config, prompt=prompts[0]))
-        if self.machines.many or isinstance(self.output.out, str):
-            if self.output.log or self.viewing != Viewing():
-                raise ValueError("--log and --view are for one object at a time: not for --workers, --ray, addresses")
+        watched = bool(self.output.log) or self.viewing != Viewing()
+        if self.machines != ObjectMachines() or isinstance(self.output.out, str) or (len(prompts) > 1 and not watched):
+            if watched:
+                raise ValueError(
+                    "--log and --view are for one object at a time: not for --workers, --at-once, --ray and addresses"
+                )
             return generate_many(config, prompts, self.output.out, self.machines, self.quality.retries)
         logs = open_logs(self.output.log, config.recipe.steps)
         prior, second, status = None, None, 0

@@ -35,6 +35,7 @@ from distill3d.objectives import Objective, starting_at
 from distill3d.objectives.objective import Stateful
 from distill3d.objectives.settings_base import Settings
 from distill3d.priors.components.matting import border_matte
+from distill3d.priors.wrapped import WrappedPrior
 from distill3d.prompts import ViewPrompts
 from distill3d.scenes.hull import Hull, start_from_hull
 from distill3d.types import Cameras, Condition, Guidance, Prior, Rendering, Scene
@@ -238,26 +239,12 @@ class SamplingRun(ObjectRun):
         return Rendering(zeros.expand(-1, 3, -1, -1) + self.settings.background, zeros, zeros, zeros)
 
 
-class Regrouped(Prior):
+class Regrouped(WrappedPrior):
     """A multi-view prior that sees its batches of B views in another order, so that other views form a group."""
 
     def __init__(self, prior: Prior, order: Int[Tensor, " b"]):
-        self.prior, self.order = prior, order
-        self.name, self.image_size, self.device = prior.name, prior.image_size, prior.device
-        self.schedule, self.sample_shape, self.views = prior.schedule, prior.sample_shape, prior.views
-        self.camera_conditioned, self.camera_guidance = prior.camera_conditioned, prior.camera_guidance
-
-    def encode(self, images: Tensor) -> Tensor:
-        """As the prior."""
-        return self.prior.encode(images)
-
-    def decode(self, x: Tensor) -> Tensor:
-        """As the prior."""
-        return self.prior.decode(x)
-
-    def embed(self, texts: Sequence[str]) -> Condition:
-        """As the prior."""
-        return self.prior.embed(texts)
+        super().__init__(prior)
+        self.order = order
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The noise of N rows, whole batches of B."""

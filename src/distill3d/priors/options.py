@@ -52,8 +52,8 @@ class PriorOptions:
     offload: bool = False
     """Keep the denoising network in main memory and send it to the GPU layer by layer: little memory, slow."""
     packed: bool | None = None
-    """Keep a reordered copy of the network's convolutions on a CPU: large networks are faster. Default: where the weights
-    are mapped from their file, so that it needs no more memory; true: in any case."""
+    """Keep a reordered copy of the network's convolutions on a CPU: large networks are faster. Default: where the
+    weights are mapped from their file, so that it needs no more memory; true: in any case."""
     compile: bool = False
     """Compile the denoising network (torch.compile): the first steps take minutes, later ones are faster."""
 

@@ -18,6 +18,8 @@ from distill3d.distill.divergence import Diverged
 from distill3d.distill.loop import OnStep, Progress
 from distill3d.files import locked, replacing
 from distill3d.interrupts import Interrupted
+from distill3d.objectives import ESD, VSD
+from distill3d.priors.components.hub import BUNDLED
 from distill3d.runs.config import resolved, to_plain
 from distill3d.runs.folder import RunFolder, slug
 from distill3d.runs.objects import Config, generate_in, load_priors
@@ -27,6 +29,27 @@ from distill3d.workers.executor import WAIT_SECONDS, Executor, Make, Tell
 from distill3d.workers.store import Place, Store
 
 MARKER = "result.json"  # the file of a run that is written last
+ROWS = 16  # of a network call, from which more rows are hardly any cheaper (docs/performance.md)
+Share = Callable[[Prior], Prior]  # the prior that one of several runs uses
+
+
+def unshared(prior: Prior) -> Prior:
+    """The prior itself."""
+    return prior
+
+
+def objects_at_once(config: Config) -> int:
+    """How many objects fill a network call, by default: that pays for the bundled priors and needs little memory."""
+    recipe = config.recipe
+    if config.prior not in BUNDLED or not shares_calls(config):
+        return 1
+    views = recipe.views if recipe.sampling is None else recipe.sampling.views
+    return max(1, ROWS // (2 * views))  # with and without the prompt
+
+
+def shares_calls(config: Config) -> bool:
+    """Whether runs with this configuration can share network calls: a method that trains a student cannot."""
+    return not isinstance(config.recipe.objective, VSD | ESD)
 
 
 @dataclass(frozen=True)
@@ -63,6 +86,7 @@ class JobSetup:
     config: Config
     retries: int = 0
     version: str = distill3d.__version__
+    share: Share = unshared
 
     def __call__(self) -> Make[Job, Ending]:
         """See `workers.executor.Setup`.
@@ -72,7 +96,11 @@ class JobSetup:
         """
         check_worker(self.version, self.out)
         prior, second = load_priors(self.config)
-        return lambda job, tell: self.make(job, prior, second, tell)
+
+        def make(job: Job, tell: Tell) -> Ending:
+            return self.make(job, self.share(prior), None if second is None else self.share(second), tell)
+
+        return make
 
     def make(self, job: Job, prior: Prior, second: Prior | None, tell: Tell) -> Ending:
         """Makes an object unless it is there."""
@@ -127,10 +155,12 @@ def generate_all(
     *,
     retries: int = 0,
     on_step: Callable[[Config, Progress], None] = lambda config, progress: None,
+    share: Share = unshared,
 ) -> Iterator[tuple[Config, str, Ending]]:
     """Makes an object for each configuration on an executor's workers; yields (configuration, folder, ending).
 
-    The configurations share the prior. `out` is a folder, or an address such as s3://bucket/folder.
+    The configurations share the prior; each run uses `share` of it. `out` is a folder, or an address such as
+    s3://bucket/folder.
 
     Raises:
         ValueError: where `out` cannot be written, or another process is at work there; see also `Executor.run`.
@@ -145,7 +175,7 @@ def generate_all(
         else:
             Store(out).check()
             stack.enter_context(Store(out).leased())
-        setup = JobSetup(out, jobs[0].config, retries)
+        setup = JobSetup(out, jobs[0].config, retries, share=share)
 
         def on_progress(index: int, progress: Progress) -> None:
             on_step(jobs[index].config, progress)
