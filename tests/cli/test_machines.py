@@ -4,11 +4,9 @@ import json
 import socket
 
 import pytest
-import torch
 
 from distill3d.cli import main as cli
 from distill3d.priors.base import FrozenPrior
-from distill3d.runs.objects import load_scene
 from distill3d.workers import ray_cluster, store
 from distill3d.workers.store import Store, place_of
 
@@ -121,36 +119,11 @@ def test_a_prompt_file_is_made_once_by_workers_and_on_an_address(tmp_path, capsy
         assert Store(address).read(f"{name}/preview.png") == (runs / name / "preview.png").read_bytes()
 
 
-def test_objects_made_together_are_those_made_alone_with_fewer_calls(tmp_path, capsys, monkeypatch):
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a red mushroom\na blue car\na yellow duck\n")
-    words = [
-        "generate",
-        f"@{prompts}",
-        *TINY,
-        "--steps",
-        "3",
-        "--method",
-        "sdi",
-        "--set",
-        "objective.inversion_steps=2",
-    ]
-    calls, predict = [], FrozenPrior.predict
+def test_a_prompt_file_is_made_together(tmp_path, capsys, monkeypatch):
+    prompts, calls, predict = tmp_path / "prompts.txt", [], FrozenPrior.predict
+    prompts.write_text("a red mushroom\na blue car\n")
     monkeypatch.setattr(
         FrozenPrior, "predict", lambda prior, x, t, condition: calls.append(len(x)) or predict(prior, x, t, condition)
     )
-    made, rows = {}, {}
-    for count in (1, 2, 3):
-        out = tmp_path / str(count)
-        assert cli.run([*words, "--at-once", str(count), "--out", str(out)]) == 0
-        assert capsys.readouterr().out.count("done after") == 3
-        made[count] = {path.name: load_scene(path).raw.detach() for path in out.iterdir() if path.name[0] != "."}
-        rows[count] = list(calls)
-        calls.clear()
-    assert made[1].keys() == made[2].keys() == made[3].keys() and sum(rows[1]) == sum(rows[2]) == sum(rows[3])
-    assert len(rows[1]) == 3 * len(rows[3]) and max(rows[3]) == 3 * max(rows[1])
-    assert len(rows[3]) < len(rows[2]) < len(rows[1])
-    for name, raw in made[1].items():
-        for count in (2, 3):
-            # Adam turns the rounding of a gradient that is nearly zero into a part of a step: in the mean it is small.
-            assert (made[count][name] - raw).abs().mean() < 1e-5 < 1e-3 < raw.abs().mean()
+    assert cli.run(["generate", f"@{prompts}", *TINY, "--out", str(tmp_path / "runs")]) == 0
+    assert calls == [4] and capsys.readouterr().out.count("done after") == 2
