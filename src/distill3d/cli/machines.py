@@ -147,6 +147,9 @@ def generate_many(
             objects += bool(ending.files)
             end = ending.failure or ("" if ending.files else "no mesh") or "done"
             print(f"{printable(made.prompt)} | {end} after {duration(time.monotonic() - began)} | {printable(folder)}")
+    except KeyboardInterrupt:
+        print("the same command goes on with what was begun", file=sys.stderr)
+        raise
     finally:
         if bar.live.is_started:
             bar.stop()

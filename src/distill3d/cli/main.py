@@ -11,6 +11,7 @@ import contextlib
 import io
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import make_dataclass
@@ -24,6 +25,7 @@ import tyro
 from distill3d.files import explain
 from distill3d.interrupts import raise_on_signals, signal_of
 from distill3d.untrusted import CONTROL, printable
+from distill3d.workers.turns import THREADS
 
 DESCRIPTION = """Text to 3D by score distillation from a frozen 2D diffusion model.
 
@@ -92,7 +94,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")  # a terminal need not know every letter
     choose_wait_policy(os.environ)
     raise_on_signals()
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+    status = run(sys.argv[1:] if argv is None else argv)
+    if any(thread.name == THREADS for thread in threading.enumerate()):  # a second Ctrl-C left them at work
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        os._exit(status)  # torch aborts the process where Python ends beside a thread that computes
+    sys.exit(status)
 
 
 def choose_wait_policy(environment: MutableMapping[str, str]) -> None:

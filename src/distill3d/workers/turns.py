@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, NoReturn, TypeVar
 
+THREADS = "distill3d turns"  # the name of the threads
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -34,7 +35,7 @@ class Turns(Generic[Item, Result]):
         threads = [_Thread[Item, Result]() for _ in works]
         self._ready.extend(threads)
         for thread, work in zip(threads, works, strict=True):
-            threading.Thread(target=self._run, args=(thread, work), daemon=True).start()
+            threading.Thread(target=self._run, args=(thread, work), name=THREADS, daemon=True).start()
         self._pass_on()
 
     def meet(self, item: Item) -> Result:
