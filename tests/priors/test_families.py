@@ -174,6 +174,18 @@ def test_the_gradient_reaches_the_pixels(load, name):
 
 
 @every_family
+def test_a_prediction_without_gradients_is_the_same_and_may_take_part_in_one(load, name):
+    prior = load(name)
+    x = torch.randn(2, *prior.sample_shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    t = torch.tensor([0.5, 0.8])
+    with torch.no_grad():
+        eps = prior.predict(x, t, prior.embed(PROMPTS))
+    torch.testing.assert_close(eps, prior.predict(x, t, prior.embed(PROMPTS)), rtol=1e-4, atol=1e-4)
+    (x * eps).sum().backward()
+    assert torch.equal(x.grad, eps)
+
+
+@every_family
 @pytest.mark.parametrize("method", ["ddim", "sds", "sdi"])
 def test_distills_an_image(load, name, method):
     prior = load(name)

@@ -68,6 +68,21 @@ def test_an_error_ends_the_others_after_their_present_step():
     assert steps.saved == [(6, 2), (4, 3)], "the fourth task was not begun"
 
 
+def test_no_task_is_begun_after_an_error():
+    begun, turns = [], Turns(lambda items: items)
+
+    def make(task, tell):
+        begun.append(task)
+        turns.meet(task)
+        if task == "fails":
+            raise OSError("the disk is full")
+        return turns.meet(task)
+
+    with pytest.raises(OSError, match="the disk is full"):
+        list(Together(turns, 2).run(lambda: make, ["fails", "a", "b"]))
+    assert begun == ["fails", "a"]
+
+
 @pytest.fixture
 def handlers():
     """The signals as a process of the command line has them, given back afterwards."""

@@ -28,7 +28,7 @@ class Call:
         """Equal for calls that can be evaluated as one."""
         c = self.condition
         shapes = [None if x is None else (x.shape[1:], x.dtype) for x in (c.hidden, c.pooled, c.control, c.camera)]
-        return id(self.prior), self.views, self.x_t.shape[1:], self.x_t.dtype, self.t.dtype, *shapes
+        return id(self.prior), self.views, self.x_t.shape[1:], self.x_t.dtype, *shapes
 
 
 class SharedCalls(WrappedPrior):

@@ -39,7 +39,9 @@ class Mappings:
         for line in MAPS.read_text().splitlines() if MAPS.is_file() else ():
             words = line.split(maxsplit=5)
             private = len(words) == 6 and words[1].endswith("p")
-            if private and _is_same_file(words[5], int(words[4])):
+            if (
+                private and Path(words[5]).is_file()
+            ):  # the name of a file that was removed or replaced ends in (deleted)
                 begin, end = (int(address, 16) for address in words[0].split("-"))
                 found.append(_Mapping(begin, end, int(words[2], 16), words[5]))
         return cls(tuple(sorted(found)))
@@ -58,11 +60,3 @@ class Mappings:
         entry = self.entries[place]
         values = np.fromfile(entry.file, np.uint8, size, offset=entry.offset + address - entry.begin)
         return None if len(values) != size else torch.from_numpy(values).view(x.dtype).view(x.shape)
-
-
-def _is_same_file(name: str, inode: int) -> bool:
-    """Whether the file of this name still is the one that was mapped."""
-    try:
-        return Path(name).stat().st_ino == inode
-    except OSError:  # removed
-        return False
