@@ -22,6 +22,7 @@ from distill3d.planning.plan import plan, planned_dtype, planned_memory
 from distill3d.planning.shells import Shells, load_shell, size_of
 from distill3d.priors import load_prior
 from distill3d.priors.components import hub
+from distill3d.priors.components.packing import PackedConv2d
 from distill3d.priors.options import PriorOptions
 from distill3d.runs.objects import Config
 from distill3d.scenes.voxels import VoxelOptions
@@ -156,6 +157,17 @@ def test_flags_do_what_they_say(config):
     assert fewer["renderer"] < plain["renderer"]
     assert planned_dtype(replace(gpu, dtype="auto")) == "bfloat16"
     assert planned_dtype(replace(gpu, dtype="auto", device="cuda:T4")) == "float32"
+
+
+def test_packed_weights_are_in_memory_twice(config):
+    known, packed = Known(), PriorOptions(packed=True)
+    network = load_prior(config.prior, dtype="float32", options=packed).network
+    again = sum(one.weight.nbytes for one in network.modules() if isinstance(one, PackedConv2d))
+    plain, twice = (
+        planned_memory(replace(config, prior_options=options), known).step["weights of the network"]
+        for options in (PriorOptions(), packed)
+    )
+    assert twice - plain == again > 0
 
 
 def test_the_first_flags_that_fit_are_those_that_lose_least(config):
