@@ -90,9 +90,12 @@ def test_a_stopped_run_goes_on_to_the_same_end_wherever_its_folder_is(ball, kl_f
     assert torch.equal(render_views(load_scene(moved), 2, 32), render_views(load_scene(whole.folder), 2, 32))
 
 
-def test_refine_moves_texture_and_surface_of_a_run(ball, kl_folder, tmp_path):
+def test_refine_moves_texture_and_surface_of_a_run(ball, kl_folder, tmp_path, capsys):
     run = generate(Config("a cat", small(ball), prior=str(kl_folder)), tmp_path / "runs").folder
     options = ["--steps", "2", "--texture-size", "64", "--move", "0.3", "--out", str(tmp_path / "refined")]
+    assert cli.run(["refine", str(run), *options, "--plan"]) == 0
+    planned = capsys.readouterr().out
+    assert "peak memory:" in planned and "in 2 steps" in planned and not (tmp_path / "refined").exists()
     assert cli.run(["refine", str(run), *options]) == 0
     refined = only_run(tmp_path / "refined")
     before, after = corners(run / "mesh.glb"), corners(refined / "mesh.glb")

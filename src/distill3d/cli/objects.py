@@ -186,7 +186,7 @@ class Generate:
         for prompt in prompts:  # a wrong line is found before hours went into the lines above it
             check_prompt(prompt, config.prior, self.output.force)
         if self.output.plan:
-            return show_plan(replace(config, prompt=prompts[0]))
+            return show_plan(replace(config, prompt=prompts[0]), self)
         if self.machines.many or isinstance(self.output.out, str):
             if self.output.log or self.viewing != Viewing():
                 raise ValueError("--log and --view are for one object at a time: not for --workers, --ray, addresses")
