@@ -161,6 +161,7 @@ class Refine:
             return show_plan(config, self)
         logs = open_logs(self.log, self.steps)
         with self.viewing.observers() as observers, object_bar(self.steps, "refining") as callbacks:
-            out = self.out or self.folder.resolve().parent
+            holds = self.folder / ".." if self.folder.name in ("", "..") else self.folder.parent  # printed as typed
+            out = self.out or holds
             result = generate(config, out, force=True, retries=self.retries, observers=(*observers, *logs), **callbacks)
         return report(result)
