@@ -19,7 +19,7 @@ from distill3d.runs.objects import Config
 LINES = [
     'generate "a red mushroom"',
     'generate "a blue car" --seed 3 --method sds --steps 100',
-    'generate "a hat" --recipe paper --no-perp-neg',
+    'generate "a hat" --recipe paper --set perp_neg=false',
     'generate "a hat" --negative "ugly; bad" --front "it\'s a face" --scale 5.0 --prior sd15',
     'generate "a red mushroom" --faces 500 --set scene.resolution=32 --set penalties.opaque.end=0.5',
     'generate "a red hat" --recipe splats --learning-rate 0.1',

@@ -67,9 +67,7 @@ class Quality:
     render_size: Int = None
     """Pixels per side of the rendered views, which are then resized to the prior's image size."""
     perp_neg: Flag = False
-    """Use Perp-Neg, against faces on all sides (the Janus problem)."""
-    no_perp_neg: Flag = False
-    """Do not use Perp-Neg."""
+    """Use Perp-Neg, against faces on all sides (the Janus problem); --set recipe.perp_neg=false turns it off."""
     retries: int = 0
     """How often a run that diverges goes on from its last checkpoint with another seed."""
 
@@ -78,15 +76,13 @@ class Quality:
 
         `method` is for `object_config`, `retries` for `generate`.
         """
-        if self.perp_neg and self.no_perp_neg:
-            raise ValueError("--perp-neg and --no-perp-neg exclude each other")
         return {
             "recipe.objective.scale": self.scale,
             "recipe.steps": self.steps,
             "recipe.views": self.views_per_step,
             "recipe.learning_rate": self.learning_rate,
             "recipe.render_size": self.render_size,
-            "recipe.perp_neg": self.perp_neg if self.perp_neg or self.no_perp_neg else None,
+            "recipe.perp_neg": self.perp_neg or None,
         }
 
 

@@ -110,9 +110,8 @@ def _with(command: Any, wanted: Mapping[str, object]) -> Any:
     """The command with these settings, by flags where there are some, else by --set."""
     known, left = {**MODEL, **_flags(command)}, []
     for path, value in wanted.items():
-        if path == "recipe.perp_neg":
-            flag = "perp_neg" if value else "no_perp_neg"
-            command = replace(command, quality=replace(command.quality, **{flag: True}))
+        if path == "recipe.perp_neg" and value:
+            command = replace(command, quality=replace(command.quality, perp_neg=True))
         elif path in known and value is not None:
             group, flag = known[path]
             given = tuple(value) if isinstance(value, list) else value
