@@ -57,6 +57,15 @@ def test_a_refined_mesh_is_refined_again():
     assert typed(config, Path("x")) == "distill3d refine RUN --steps 30 --start 0.4 --seed 2"
 
 
+@pytest.mark.parametrize("file", ["a.glb", "a.gltf", "a.obj", "a.ply"])
+@pytest.mark.parametrize("given", ["", " --up auto", " --up y", " --up z"])
+def test_the_upward_axis_of_a_start_is_shown_where_its_file_means_another(file, given):
+    usual = "z" if file == "a.ply" else "y"
+    shown = given if given and given.split()[1] not in ("auto", usual) else ""
+    found = typed(described(f'generate "a hat" --init {file}{given}'), Path("RUN"))
+    assert found == f"distill3d generate 'a hat' --init {file}{shown}"
+
+
 @pytest.mark.parametrize(("name", "flags"), [("hat.glb", ""), ("hat.obj", ""), ("hat.ply", " --up z")])
 def test_a_textured_mesh_is_described_by_what_differs_from_a_mesh_with_y_up(name, flags, tmp_path):
     save_mesh(tmp_path / name, Mesh(np.eye(3), np.array([[0, 1, 2]])))

@@ -14,6 +14,7 @@ from distill3d.cli.objects import Generate, ObjectTexts, Quality
 from distill3d.cli.settings import paths
 from distill3d.cli.shared import Model, Settings, Texts, command_line
 from distill3d.distill.recipes import RECIPES, TEXTURE_RECIPES, refinement
+from distill3d.meshes.files import file_up
 from distill3d.objectives import METHODS
 from distill3d.runs.config import KINDS, Custom, from_plain, resolved, to_plain
 from distill3d.runs.objects import Config
@@ -32,6 +33,8 @@ def typed(config: Config, folder: Path) -> str:
     cannot say all, the command reads the configuration in `folder`. No command makes a run with parts of your own: "".
     """
     config = resolved(config)
+    if config.init is not None and config.init_up == file_up(config.init):  # what the file's type means anyway
+        config = replace(config, init_up="auto")
     if isinstance(scene := config.recipe.scene, MeshOptions):
         if refined := _refined(config, scene):
             return refined
