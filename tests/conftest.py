@@ -47,6 +47,18 @@ def counting():
     return CountingPrior
 
 
+class AlwaysConditional(MixturePrior):
+    """A mixture whose empty text stands for one component too, "b"."""
+
+    def _components(self, text):
+        return super()._components(text or "b")
+
+
+@pytest.fixture
+def always_conditional():
+    return AlwaysConditional
+
+
 @pytest.fixture(scope="session")
 def mixture():
     """Four components in 2 x 2 x 2 dimensions, float64, two texts."""

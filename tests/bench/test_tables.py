@@ -159,6 +159,14 @@ def test_markdown_and_latex_show_the_numbers(table):
     assert written.index("toprule") < written.index("method") < written.index("midrule") < written.index("bottomrule")
 
 
+@pytest.mark.parametrize(
+    ("prompts", "counted"), [("a", "n = 1 prompt, or"), ("ab", "n = 2 prompts, or"), ("", "n = 0 prompts, or")]
+)
+def test_the_note_counts_prompts(prompts, counted):
+    cells = [cell(SDI, prompt, 0, clip_score=1.0) for prompt in prompts]
+    assert counted in markdown(make_table(("sdi",), ("clip_score",), cells))
+
+
 def test_a_turned_table_has_the_same_cells_in_narrower_lines(table):
     def grids(text):
         tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]

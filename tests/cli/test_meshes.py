@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -90,9 +91,12 @@ def test_a_stopped_run_goes_on_to_the_same_end_wherever_its_folder_is(ball, kl_f
     assert torch.equal(render_views(load_scene(moved), 2, 32), render_views(load_scene(whole.folder), 2, 32))
 
 
-def test_refine_moves_texture_and_surface_of_a_run(ball, kl_folder, tmp_path):
+def test_refine_moves_texture_and_surface_of_a_run(ball, kl_folder, tmp_path, capsys):
     run = generate(Config("a cat", small(ball), prior=str(kl_folder)), tmp_path / "runs").folder
     options = ["--steps", "2", "--texture-size", "64", "--move", "0.3", "--out", str(tmp_path / "refined")]
+    assert cli.run(["refine", str(run), *options, "--plan"]) == 0
+    planned = capsys.readouterr().out
+    assert "peak memory:" in planned and "in 2 steps" in planned and not (tmp_path / "refined").exists()
     assert cli.run(["refine", str(run), *options]) == 0
     refined = only_run(tmp_path / "refined")
     before, after = corners(run / "mesh.glb"), corners(refined / "mesh.glb")
@@ -100,6 +104,22 @@ def test_refine_moves_texture_and_surface_of_a_run(ball, kl_folder, tmp_path):
     change = np.abs(after - before).max()
     assert 1e-4 < change < 1.0  # in the run's own unit, of a ball of radius 5
     assert read_config(refined).prompt == "a cat"
+
+
+def test_refine_prints_the_path_as_it_was_typed(ball, kl_folder, tmp_path, capsys, monkeypatch):
+    run = generate(Config("a cat", small(ball), prior=str(kl_folder)), tmp_path / "runs").folder
+    flags = ["--steps", "1", "--texture-size", "64"]
+    for place, typed, printed in (
+        (tmp_path, f"runs/{run.name}", "runs/"),
+        (run.parent, run.name, ""),
+        (run, ".", "../"),
+        (tmp_path, str(run), f"{run.parent}/"),
+    ):
+        monkeypatch.chdir(place)
+        capsys.readouterr()
+        assert cli.run(["refine", typed, *flags]) == 0
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if line.endswith("/mesh.glb"))
+        assert re.fullmatch(rf"  {re.escape(printed)}a-cat-[^/]+/mesh.glb", line), (typed, line)
 
 
 def test_a_run_without_a_mesh_says_so_and_has_a_status_of_its_own(tmp_path, capsys):

@@ -217,7 +217,6 @@ def test_a_later_set_builds_on_an_earlier_one():
         (["--config", "nowhere.toml"], "the configuration file nowhere.toml cannot be read: No such file"),
         (["--recipe", "soup"], f"unknown recipe 'soup'; allowed: {', '.join(RECIPES)}"),
         (["--method", "magic"], "unknown method 'magic'; allowed: sdi, sds"),
-        (["--perp-neg", "--no-perp-neg"], "exclude each other"),
     ],
 )
 def test_what_is_wrong_is_said_with_what_is_allowed(flags, message):

@@ -19,7 +19,7 @@ from distill3d.runs.objects import Config
 LINES = [
     'generate "a red mushroom"',
     'generate "a blue car" --seed 3 --method sds --steps 100',
-    'generate "a hat" --recipe paper --no-perp-neg',
+    'generate "a hat" --recipe paper --set perp_neg=false',
     'generate "a hat" --negative "ugly; bad" --front "it\'s a face" --scale 5.0 --prior sd15',
     'generate "a red mushroom" --faces 500 --set scene.resolution=32 --set penalties.opaque.end=0.5',
     'generate "a red hat" --recipe splats --learning-rate 0.1',
@@ -55,6 +55,15 @@ def test_a_refined_mesh_is_refined_again():
     scene = dataclasses.replace(recipe.scene, mesh="source.npz", up="y")
     config = Config("a hat", dataclasses.replace(recipe, scene=scene), prior="toybox", seed=2)
     assert typed(config, Path("x")) == "distill3d refine RUN --steps 30 --start 0.4 --seed 2"
+
+
+@pytest.mark.parametrize("file", ["a.glb", "a.gltf", "a.obj", "a.ply"])
+@pytest.mark.parametrize("given", ["", " --up auto", " --up y", " --up z"])
+def test_the_upward_axis_of_a_start_is_shown_where_its_file_means_another(file, given):
+    usual = "z" if file == "a.ply" else "y"
+    shown = given if given and given.split()[1] not in ("auto", usual) else ""
+    found = typed(described(f'generate "a hat" --init {file}{given}'), Path("RUN"))
+    assert found == f"distill3d generate 'a hat' --init {file}{shown}"
 
 
 @pytest.mark.parametrize(("name", "flags"), [("hat.glb", ""), ("hat.obj", ""), ("hat.ply", " --up z")])

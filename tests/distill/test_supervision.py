@@ -223,7 +223,7 @@ def test_mistakes_are_named(views_folder):
     for recipe, match in (
         (SMALL, "sees four views 90 degrees apart; pass --set cameras.orthogonal=true"),
         (dataclasses.replace(four, views=6), "--views-per-step must be a multiple, got 6"),
-        (dataclasses.replace(four, perp_neg=True), "does not support Perp-Neg; pass --no-perp-neg"),
+        (dataclasses.replace(four, perp_neg=True), "does not support Perp-Neg; pass --set recipe.perp_neg=false"),
         (dataclasses.replace(four, objective=VSD()), "camera"),
     ):
         with pytest.raises(ValueError, match=match):

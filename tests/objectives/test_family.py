@@ -71,13 +71,6 @@ def seeds(n):
     return [torch.Generator().manual_seed(i) for i in range(n)]
 
 
-class AlwaysConditional(MixturePrior):
-    """A mixture whose empty text stands for one component too, "b"."""
-
-    def _components(self, text):
-        return super()._components(text or "b")
-
-
 # Under one component the prior is a Gaussian: E eps(alpha x + sigma kappa) = sigma alpha (x - m) / v with
 # v = alpha^2 std^2 + sigma^2. What each method averages to, in terms of these:
 CLOSED = {
@@ -108,11 +101,11 @@ CLOSED = {
 
 @pytest.mark.parametrize("method", CLOSED)
 @pytest.mark.parametrize("t", [0.1, 0.6])
-def test_mean_gradient_is_the_closed_form(randn, method, t):
+def test_mean_gradient_is_the_closed_form(randn, always_conditional, method, t):
     build, closed, weight = CLOSED[method]
     means, stds = randn(3, 1, 2, 2), torch.tensor([0.4, 0.6, 0.9], dtype=F64)
     schedule, n = Flow() if method == "rfds" else Cosine(), 4000
-    prior = AlwaysConditional(means, stds, conditions={"a": [0], "b": [1], "c": [2]}, schedule=schedule)
+    prior = always_conditional(means, stds, conditions={"a": [0], "b": [1], "c": [2]}, schedule=schedule)
     x = randn(1, 1, 2, 2)
     source = "c" if "bridge" in method else "b"  # its negative text describes the source
     many = Conditioning(prior.embed(["a"] * n), prior.embed([source] * n))

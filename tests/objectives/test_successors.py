@@ -153,19 +153,12 @@ def test_flowdreamer_begins_with_random_noise(evaluated, mixture):
     assert torch.equal(late.noise, evaluated(flowdreamer(20.0, warmup=0.0), prior=prior).noise)
 
 
-class AlwaysConditional(MixturePrior):
-    """A mixture whose empty text stands for one component too, "b"."""
-
-    def _components(self, text):
-        return super()._components(text or "b")
-
-
 @pytest.mark.parametrize("t", [0.12, 0.4])
-def test_sctd_on_gaussians_is_its_closed_form(randn, t):
+def test_sctd_on_gaussians_is_its_closed_form(randn, always_conditional, t):
     """Every hop is linear there; below t = 0.15 there is one hop up, above two."""
     means, stds, schedule = randn(2, 1, 2, 2), {"a": 0.4, "b": 0.7}, Cosine()
     prior = Watch(
-        AlwaysConditional(means, torch.tensor(list(stds.values()), dtype=F64), None, {"a": [0], "b": [1]}, schedule)
+        always_conditional(means, torch.tensor(list(stds.values()), dtype=F64), None, {"a": [0], "b": [1]}, schedule)
     )
     x, first, w = randn(1, 1, 2, 2), randn(1, 1, 2, 2), 5.0
     conditioning = Conditioning(prior.embed(["a"]), prior.embed([""]))

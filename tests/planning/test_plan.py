@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill3d.cli import main as cli
+from distill3d.cli.images import Image
+from distill3d.cli.meshes import Refine
+from distill3d.cli.objects import Generate
+from distill3d.cli.shared import flag_values
+from distill3d.distill.image_recipes import image_recipe
 from distill3d.distill.loop import optimize
 from distill3d.distill.objects import object_run
 from distill3d.distill.recipes import DISTILL, LAPTOP
 from distill3d.objectives import SDI, SDS, VSD
 from distill3d.planning.cards import CARDS, find_card
-from distill3d.planning.fit import fitting
+from distill3d.planning.fit import candidates, fitting
 from distill3d.planning.measure import Known, Stage, profile
 from distill3d.planning.meter import ATTENTION, Meter
 from distill3d.planning.models import MODELS
@@ -22,7 +28,9 @@ from distill3d.planning.plan import plan, planned_dtype, planned_memory
 from distill3d.planning.shells import Shells, load_shell, size_of
 from distill3d.priors import load_prior
 from distill3d.priors.components import hub
+from distill3d.priors.components.packing import PackedConv2d
 from distill3d.priors.options import PriorOptions
+from distill3d.runs.images import ImageConfig, finish, prepare
 from distill3d.runs.objects import Config
 from distill3d.scenes.voxels import VoxelOptions
 from distill3d.types import Condition
@@ -120,6 +128,37 @@ def test_rows_of_a_run_that_samples_views():
     assert plan(config).rows == counts[-1]
 
 
+@pytest.mark.parametrize(
+    ("method", "space", "start"),
+    [("ddim", "latents", "zero"), ("sdi", "latents", "denoised"), ("sds", "pixels", "gray")],
+)
+def test_an_image_is_planned_as_it_is_made(kl_folder, method, space, start):
+    """Rows are those of a real run; memory beside the weights is that which a meter finds there."""
+    recipe = replace(image_recipe(method), steps=3, space=space, start=start)
+    config = ImageConfig("a red dot", recipe, prior=str(kl_folder), dtype="float32")
+    prior, generator = load_prior(config.prior), torch.Generator().manual_seed(0)
+    run = prepare(prior, ["a red dot"], recipe, generator)
+    with Meter() as meter:
+        made = finish(run)
+    found = plan(config)
+    assert found.whole and found.rows == made.nfe
+    beside = {part: count for part, count in found.memory.step.items() if not part.startswith("weights")}
+    assert sum(beside.values()) == pytest.approx(meter.highest, rel=0.1)
+    assert found.flops("network") > 0 and found.seconds(CARDS["H100"])["network"] > 0
+    assert ("encoder" in found.work) == (method != "ddim") and "renderer" not in found.work
+
+
+def test_advice_names_only_flags_that_the_command_has(config):
+    known, gpu = Known(), replace(config, device="cuda:H100")
+    image = ImageConfig("a red dot", prior=config.prior, dtype="float32", device="cuda:H100")
+    for command, planned in ((Generate("a dot"), gpu), (Refine(Path("run")), gpu), (Image("a dot"), image)):
+        allowed = dict(flag_values(command))
+        found = [flags for flags, _ in candidates(planned, 32, known, allowed)]
+        typed = {flag.split()[0][2:].replace("-", "_") for flags in found for flag in flags}
+        assert "dtype" in typed <= allowed.keys()
+        assert len(found) == len(set(found))
+
+
 def test_a_longer_run_has_more_of_everything_but_memory(config):
     known = Known()
     short, long = (plan(replace(config, recipe=replace(SMALL, steps=steps)), known) for steps in (60, 240))
@@ -156,6 +195,17 @@ def test_flags_do_what_they_say(config):
     assert fewer["renderer"] < plain["renderer"]
     assert planned_dtype(replace(gpu, dtype="auto")) == "bfloat16"
     assert planned_dtype(replace(gpu, dtype="auto", device="cuda:T4")) == "float32"
+
+
+def test_packed_weights_are_in_memory_twice(config):
+    known, packed = Known(), PriorOptions(packed=True)
+    network = load_prior(config.prior, dtype="float32", options=packed).network
+    again = sum(one.weight.nbytes for one in network.modules() if isinstance(one, PackedConv2d))
+    plain, twice = (
+        planned_memory(replace(config, prior_options=options), known).step["weights of the network"]
+        for options in (PriorOptions(), packed)
+    )
+    assert twice - plain == again > 0
 
 
 def test_the_first_flags_that_fit_are_those_that_lose_least(config):
@@ -198,6 +248,18 @@ def test_a_plan_leaves_nothing_and_asks_nobody(kl_folder, tmp_path, capsys, no_n
     assert all(text in said for text in ("peak memory:", "network rows:", "time on H100", " 8 GB: these settings"))
 
 
+def test_an_image_is_planned_without_a_renderer(kl_folder, tmp_path, capsys, no_network, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (
+        cli.run(["image", "a dot", "--plan", "--prior", str(kl_folder), "--steps", "2", "--device", "cuda:H100"]) == 0
+    )
+    said = capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    for text in ("peak memory:", "network rows: 4 in 2 steps", "time on H100: about", " 8 GB: these settings"):
+        assert text in said
+    assert "renderer" not in said and "mesh" not in said
+
+
 def test_errors_are_one_line(kl_folder, capsys, no_network):
     prior = ["--plan", "--prior", str(kl_folder)]
     for words, part in (
@@ -205,6 +267,7 @@ def test_errors_are_one_line(kl_folder, capsys, no_network):
         (["doctor", *prior, "--recipe", "napkin"], "unknown recipe 'napkin'"),
         (["doctor", "--plan", "--prior", "someone/model"], "downloads nothing and has no configuration"),
         (["doctor", *prior, "--offload"], "choose one with --device"),
+        (["image", "a dot", *prior, "--offload"], "choose one with --device"),
         (["doctor", *prior, "--controlnet", "x"], "leave out --controlnet"),
         (["doctor", "--recipe", "paper"], "settings of a run go with --plan"),
     ):

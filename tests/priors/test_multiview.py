@@ -235,7 +235,7 @@ def test_mistakes_are_named(prior, views_folder, kl_folder, tmp_path):
     with pytest.raises(ValueError, match="groups of 4 views, got 6 samples"):
         mvdream().guidance(x[:6], prior, conditioning[torch.arange(6)], step=0, total=1, generator=torch.Generator())
     pushed = dataclasses.replace(conditioning, perp=prior.embed(["a dog"] * 8), perp_weights=torch.full((8, 1), -1.0))
-    with pytest.raises(ValueError, match="is a multi-view prior and does not support Perp-Neg; pass --no-perp-neg"):
+    with pytest.raises(ValueError, match=r"does not support Perp-Neg; pass --set recipe.perp_neg=false$"):
         mvdream().guidance(x, prior, pushed, step=0, total=1, generator=torch.Generator())
     with pytest.raises(ValueError, match="cannot be trained: the prior is conditioned on cameras"):
         esd(Student(prior, torch.Generator()))

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from distill3d.distill.loop import ObjectRun
@@ -78,6 +79,59 @@ def test_lora_on_other_families(toys, tmp_path, name, part):
     for key, value in added.items():
         torch.testing.assert_close(dict(prior.network.named_parameters())[key], weights[key] + value)
     assert (predict(prior) - predict(plain)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "other"), [("sd", "unet", "attn2.to_q"), ("sd3", "transformer", "0.attn.to_q")]
+)
+@pytest.mark.parametrize("named", [False, True])
+def test_a_merged_lora_is_the_active_adapter(toys, kl_folder, tmp_path, name, part, other, named):
+    """Files of `save_lora_adapter`, which do not name the component, and of a pipeline; alpha is not the rank."""
+    peft = pytest.importorskip("peft")
+    folder, size = (kl_folder, None) if name == "sd" else (toys(name).folder, toys(name).size)
+    plain = load(folder, image_size=size)
+    network = plain.network
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    network.add_adapter(peft.LoraConfig(r=2, lora_alpha=6, target_modules=["to_q"], alpha_pattern={other: 3}))
+    for i, (key, value) in enumerate(network.named_parameters()):
+        if "lora_B" in key:
+            value.data = torch.randn(value.shape, generator=torch.Generator().manual_seed(i))
+    with torch.no_grad():
+        active = predict(plain)
+    network.save_lora_adapter(tmp_path)
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    if named:
+        with safe_open(file, "pt") as opened:
+            config = json.loads(opened.metadata()["lora_adapter_metadata"])
+        tensors = {f"{part}.{key}": value for key, value in load_file(file).items()}
+        text = json.dumps({f"{part}.{key}": value for key, value in config.items()})
+        save_file(tensors, file, {"format": "pt", "lora_adapter_metadata": text})
+    else:
+        assert not any(key.startswith(f"{part}.") for key in load_file(file))
+    merged = load(folder, image_size=size, lora=(str(file),))
+    assert merged.network.state_dict().keys() == before.keys()
+    with torch.no_grad():
+        torch.testing.assert_close(predict(merged), active)
+        assert (active - predict(load(folder, image_size=size))).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "no json",
+        "[1]",
+        "7",
+        '{"r": 1000000000}',
+        '{"r": "x"}',
+        '{"alpha_pattern": 3}',
+        '{"r": 2, "alpha_pattern": {"(": 3}}',
+    ],
+)
+def test_damaged_metadata_of_a_lora_is_refused(fails, kl_folder, tmp_path, metadata):
+    file, _ = lora_file(tmp_path / "style.safetensors", load(kl_folder).network, "unet")
+    tensors = {key.removeprefix("unet."): value for key, value in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt", "lora_adapter_metadata": metadata})
+    fails(kl_folder, "do not fit: ", lora=(str(file),))
 
 
 def test_mistaken_lora_is_named(fails, kl_folder, toys, tmp_path):

@@ -254,9 +254,10 @@ def _column(
 
 def _note(table: Table) -> str:
     ns = sorted({e.n for (_, name), e in table.values.items() if name not in BINARY})
-    n = str(ns[0]) if len(ns) == 1 else f"{ns[0]} to {ns[-1]}" if ns else "0"
+    n = f"{ns[0]} to {ns[-1]}" if len(ns) > 1 else str(ns[0] if ns else 0)
+    prompts = "prompt" if n == "1" else "prompts"
     return (
-        f"Mean and half the length of its 95 % interval (Student's t; seeds are averaged first, n = {n} prompts, or "
+        f"Mean and half the length of its 95 % interval (Student's t; seeds are averaged first, n = {n} {prompts}, or "
         "seeds if there is one prompt). Bold: best mean, or a difference whose interval excludes zero."
     )
 

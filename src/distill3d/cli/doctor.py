@@ -47,7 +47,7 @@ class Doctor:
 
         if self.plan:
             run = Generate("a red mushroom", quality=self.quality, model=self.model, other=self.other)
-            return show_plan(run.config())
+            return show_plan(run.config(), run)
         if (self.quality, self.other) != (Quality(), Settings()):
             raise ValueError("settings of a run go with --plan: distill3d doctor --plan --recipe paper")
         config = from_plain(PriorConfig, nested(self.model.changes()))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
+from distill3d.cli.plan import show_plan
 from distill3d.cli.settings import layered, nested, read_file
 from distill3d.cli.shared import (
     RUNS,
@@ -123,6 +124,8 @@ class Image:
     """What to make, such as "a red mushroom"; @FILE makes each line of a file."""
     method: Name = None
     """ddim (default), sdi_cached, cfd, or an objective as for generate: sdi, sds, ..."""
+    plan: Flag = False
+    """Only print what the run needs: memory by part, network evaluations, time. --device may name a card, cuda:H100."""
     texts: Annotated[ImageTexts, arg(name="prompt")] = field(default_factory=ImageTexts)
     quality: ImageQuality = field(default_factory=ImageQuality)
     model: Model = field(default_factory=Model)
@@ -156,6 +159,8 @@ class Image:
             raise ValueError(f"{len(prompts)} images cannot be written to one file: give a folder with --out")
         for prompt in prompts:  # a wrong line is found before time went into the lines above it
             check_prompt(prompt, config.prior, self.output.force)
+        if self.plan:
+            return show_plan(replace(config, prompt=prompts[0]), self)
         logs = open_logs(self.output.log, config.recipe.steps)
         prior = load_image_prior(config)
         for prompt in prompts:

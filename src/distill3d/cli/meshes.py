@@ -84,7 +84,7 @@ class Texture:
         config = self.config()
         check_prompt(self.prompt, config.prior, self.output.force)
         if self.plan:
-            return show_plan(config)
+            return show_plan(config, self)
         logs = open_logs(self.output.log, config.recipe.steps)
         if problem := uv_problem(read_mesh(self.mesh, self.up)):
             print(f"making a UV map for {self.mesh.name}: {problem}")
@@ -120,14 +120,15 @@ class Refine:
     """Folder in which the new run's folder is made; default: the one that holds the run."""
     log: LogTo = ()
     """Log numbers and images for TensorBoard or Weights & Biases too, in the run's folder; needs distill3d[log]."""
+    plan: Flag = False
+    """Only print what the run needs: memory by part, network evaluations, time. --device may name a card, cuda:H100."""
     viewing: Annotated[Viewing, arg(name="viewer")] = field(default_factory=Viewing)
 
-    def run(self) -> int:
-        """Refines; returns the exit status."""
+    def config(self) -> Config:
+        """The configuration of the new run; ValueError where the run has no mesh."""
         from distill3d.distill.recipes import TEXTURE_RECIPES, refinement
         from distill3d.priors.components.hub import BUNDLED
-        from distill3d.runs.logs import open_logs
-        from distill3d.runs.objects import generate, read_config
+        from distill3d.runs.objects import read_config
         from distill3d.scenes.mesh import MeshOptions
 
         config, mesh = read_config(run_folder(self.folder)), self.folder / "mesh.glb"
@@ -138,11 +139,10 @@ class Refine:
             config = replace(config, prior="toybox")
         if not isinstance(base.scene, MeshOptions):
             base = TEXTURE_RECIPES["laptop" if config.prior in BUNDLED else "paper"]
-        logs = open_logs(self.log, self.steps)
         recipe = refinement(base, self.steps, self.start, self.move)
         assert isinstance(recipe.scene, MeshOptions)
         scene = replace(recipe.scene, mesh=str(mesh), up="auto")
-        config = replace(
+        return replace(
             config,
             recipe=replace(recipe, scene=scene, export=replace(recipe.export, texture=self.texture_size)),
             seed=self.seed,
@@ -150,7 +150,18 @@ class Refine:
             dtype=self.dtype or config.dtype,
             init=None,
         )
-        with self.viewing.observers() as observers, object_bar(recipe.steps, "refining") as callbacks:
-            out = self.out or self.folder.resolve().parent
+
+    def run(self) -> int:
+        """Refines; returns the exit status."""
+        from distill3d.runs.logs import open_logs
+        from distill3d.runs.objects import generate
+
+        config = self.config()
+        if self.plan:
+            return show_plan(config, self)
+        logs = open_logs(self.log, self.steps)
+        with self.viewing.observers() as observers, object_bar(self.steps, "refining") as callbacks:
+            holds = self.folder / ".." if self.folder.name in ("", "..") else self.folder.parent  # printed as typed
+            out = self.out or holds
             result = generate(config, out, force=True, retries=self.retries, observers=(*observers, *logs), **callbacks)
         return report(result)

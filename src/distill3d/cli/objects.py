@@ -67,9 +67,7 @@ class Quality:
     render_size: Int = None
     """Pixels per side of the rendered views, which are then resized to the prior's image size."""
     perp_neg: Flag = False
-    """Use Perp-Neg, against faces on all sides (the Janus problem)."""
-    no_perp_neg: Flag = False
-    """Do not use Perp-Neg."""
+    """Use Perp-Neg, against faces on all sides (the Janus problem); --set recipe.perp_neg=false turns it off."""
     retries: int = 0
     """How often a run that diverges goes on from its last checkpoint with another seed."""
 
@@ -78,15 +76,13 @@ class Quality:
 
         `method` is for `object_config`, `retries` for `generate`.
         """
-        if self.perp_neg and self.no_perp_neg:
-            raise ValueError("--perp-neg and --no-perp-neg exclude each other")
         return {
             "recipe.objective.scale": self.scale,
             "recipe.steps": self.steps,
             "recipe.views": self.views_per_step,
             "recipe.learning_rate": self.learning_rate,
             "recipe.render_size": self.render_size,
-            "recipe.perp_neg": self.perp_neg if self.perp_neg or self.no_perp_neg else None,
+            "recipe.perp_neg": self.perp_neg or None,
         }
 
 
@@ -186,6 +182,7 @@ class Generate:
         for prompt in prompts:  # a wrong line is found before hours went into the lines above it
             check_prompt(prompt, config.prior, self.output.force)
         if self.output.plan:
+<<<<<<< HEAD
             return show_plan(replace(config, prompt=prompts[0]))
         watched = bool(self.output.log) or self.viewing != Viewing()
         if self.machines != ObjectMachines() or isinstance(self.output.out, str) or (len(prompts) > 1 and not watched):
@@ -193,6 +190,12 @@ class Generate:
                 raise ValueError(
                     "--log and --view are for one object at a time: not for --workers, --at-once, --ray and addresses"
                 )
+=======
+            return show_plan(replace(config, prompt=prompts[0]), self)
+        if self.machines.many or isinstance(self.output.out, str):
+            if self.output.log or self.viewing != Viewing():
+                raise ValueError("--log and --view are for one object at a time: not for --workers, --ray, addresses")
+>>>>>>> 9b3b186ecfff36f998aaa235336882e5e6ae70a7
             return generate_many(config, prompts, self.output.out, self.machines, self.quality.retries)
         logs = open_logs(self.output.log, config.recipe.steps)
         prior, second, status = None, None, 0

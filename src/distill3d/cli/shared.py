@@ -228,18 +228,18 @@ MEMORY_FLAGS = {
 
 def memory_advice(command: object) -> str:
     """What to type so that a command needs less memory: the flags that it has."""
-    given, lowest = dict(_values(command)), (True, 1, "bfloat16")
+    given, lowest = dict(flag_values(command)), (True, 1, "bfloat16")
     texts = [text for name, text in MEMORY_FLAGS.items() if name in given and given[name] not in lowest]
     if not texts:  # resume: the settings are those of the run
         return "free some, or start again with lower settings, such as --render-size or --views-per-step"
     return f"try {' or '.join(filter(None, (', '.join(texts[:-1]), texts[-1])))}"
 
 
-def _values(command: Any) -> Iterator[tuple[str, object]]:
+def flag_values(command: Any) -> Iterator[tuple[str, object]]:
     """The flags of a command by the names of their fields, those of its groups included."""
     for one in dataclasses.fields(command):
         value = getattr(command, one.name)
-        yield from _values(value) if dataclasses.is_dataclass(value) else ((one.name, value),)
+        yield from flag_values(value) if dataclasses.is_dataclass(value) else ((one.name, value),)
 
 
 def on_terminal() -> bool:

@@ -14,6 +14,7 @@ from distill3d.cli.objects import Generate, ObjectTexts, Quality
 from distill3d.cli.settings import paths
 from distill3d.cli.shared import Model, Settings, Texts, command_line
 from distill3d.distill.recipes import RECIPES, TEXTURE_RECIPES, refinement
+from distill3d.meshes.files import file_up
 from distill3d.objectives import METHODS
 from distill3d.runs.config import KINDS, Custom, from_plain, resolved, to_plain
 from distill3d.runs.objects import Config
@@ -32,6 +33,8 @@ def typed(config: Config, folder: Path) -> str:
     cannot say all, the command reads the configuration in `folder`. No command makes a run with parts of your own: "".
     """
     config = resolved(config)
+    if config.init is not None and config.init_up == file_up(config.init):  # what the file's type means anyway
+        config = replace(config, init_up="auto")
     if isinstance(scene := config.recipe.scene, MeshOptions):
         if refined := _refined(config, scene):
             return refined
@@ -110,9 +113,8 @@ def _with(command: Any, wanted: Mapping[str, object]) -> Any:
     """The command with these settings, by flags where there are some, else by --set."""
     known, left = {**MODEL, **_flags(command)}, []
     for path, value in wanted.items():
-        if path == "recipe.perp_neg":
-            flag = "perp_neg" if value else "no_perp_neg"
-            command = replace(command, quality=replace(command.quality, **{flag: True}))
+        if path == "recipe.perp_neg" and value:
+            command = replace(command, quality=replace(command.quality, perp_neg=True))
         elif path in known and value is not None:
             group, flag = known[path]
             given = tuple(value) if isinstance(value, list) else value

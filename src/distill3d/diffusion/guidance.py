@@ -149,7 +149,9 @@ def _perp_neg_prediction(
     apg: APG,
 ) -> tuple[Tensor, int]:
     if prior.views > 1:  # dropping rows of weight zero would break its groups
-        raise ValueError(f"{prior.name} is a multi-view prior and does not support Perp-Neg; pass --no-perp-neg")
+        raise ValueError(
+            f"{prior.name} is a multi-view prior and does not support Perp-Neg; pass --set recipe.perp_neg=false"
+        )
     pushes, weights = on_host(weights) != 0, weights.to(x_t)
     active = weights != 0  # as pushes [B, K]
     needs_u = marked(active.any(1) | (scale != 1), int((pushes.any(1) | (scale != 1)).sum()))

@@ -55,7 +55,9 @@ def for_prior(objective: Objective, prior: Prior, recipe: Recipe) -> Objective:
     if prior.views == 1:
         return objective
     if recipe.perp_neg:
-        raise ValueError(f"{prior.name} is a multi-view prior and does not support Perp-Neg; pass --no-perp-neg")
+        raise ValueError(
+            f"{prior.name} is a multi-view prior and does not support Perp-Neg; pass --set recipe.perp_neg=false"
+        )
     if recipe.sampling is not None:
         return replace(objective, views=recipe.sampling.group)
     if prior.views == 4 and not recipe.cameras.orthogonal:

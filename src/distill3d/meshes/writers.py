@@ -123,7 +123,7 @@ def _material(mesh: Mesh, name: str) -> dict[str, Any]:
 
 
 def _linear_colors(mesh: Mesh, vertex: np.ndarray) -> np.ndarray | None:
-    """Linear RGBA [N, 4], uint16, of vertices by index [N]; None for a mesh without colors and opacity."""
+    """Linear RGBA [N, 4], uint16, of the vertices with these indices [N]; None for a mesh without colors or opacity."""
     alpha = None if mesh.alpha_mode == "OPAQUE" else mesh.alpha
     if mesh.vertex_colors is None and alpha is None:
         return None

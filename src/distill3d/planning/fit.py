@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from distill3d.planning.cards import card_of
 from distill3d.planning.measure import Known
-from distill3d.planning.plan import Memory, planned_dtype, planned_memory
-from distill3d.runs.objects import Config
+from distill3d.planning.plan import AnyConfig, Memory, planned_dtype, planned_memory
+from distill3d.runs.images import ImageConfig
 
-Change = Callable[[Config, int], tuple[str, Config] | None]  # configuration, image size -> flag and configuration
+Change = Callable[[AnyConfig, int], tuple[str, AnyConfig] | None]  # configuration, image size -> flag, configuration
 
 
-def half(config: Config, image_size: int) -> tuple[str, Config] | None:
+def half(config: AnyConfig, image_size: int) -> tuple[str, AnyConfig] | None:
     """Half the memory for network and text encoders; results change less than between two seeds."""
     if planned_dtype(config) not in ("float32", "float64"):
         return None
@@ -22,7 +22,7 @@ def half(config: Config, image_size: int) -> tuple[str, Config] | None:
     return f"--dtype {name}", replace(config, dtype=name)
 
 
-def checkpointing(config: Config, image_size: int) -> tuple[str, Config] | None:
+def checkpointing(config: AnyConfig, image_size: int) -> tuple[str, AnyConfig] | None:
     """The same result, a longer backward pass."""
     if config.prior_options.checkpointing or config.prior_options.vae == "taesd":
         return None
@@ -30,29 +30,33 @@ def checkpointing(config: Config, image_size: int) -> tuple[str, Config] | None:
     return "--set prior_options.checkpointing=true", replace(config, prior_options=options)
 
 
-def one_view(config: Config, image_size: int) -> tuple[str, Config] | None:
+def one_view(config: AnyConfig, image_size: int) -> tuple[str, AnyConfig] | None:
     """A noisier gradient at each step."""
-    if config.recipe.views == 1 or config.recipe.sampling is not None or config.recipe.cameras.orthogonal:
+    if isinstance(config, ImageConfig) or config.recipe.views == 1:
+        return None
+    if config.recipe.sampling is not None or config.recipe.cameras.orthogonal:
         return None
     return "--views-per-step 1", replace(config, recipe=replace(config.recipe, views=1))
 
 
-def offload(config: Config, image_size: int) -> tuple[str, Config] | None:
+def offload(config: AnyConfig, image_size: int) -> tuple[str, AnyConfig] | None:
     """The same result, much slower."""
     if config.prior_options.offload or config.device == "cpu":
         return None
     return "--offload", replace(config, prior_options=replace(config.prior_options, offload=True))
 
 
-def render_half(config: Config, image_size: int) -> tuple[str, Config] | None:
+def render_half(config: AnyConfig, image_size: int) -> tuple[str, AnyConfig] | None:
     """Half the detail of the renderings."""
+    if isinstance(config, ImageConfig):
+        return None
     size = (config.recipe.render_size or image_size) // 2
     if config.recipe.sampling is not None or size < 64:
         return None
     return f"--render-size {size}", replace(config, recipe=replace(config.recipe, render_size=size))
 
 
-def tiny_autoencoder(config: Config, image_size: int) -> tuple[str, Config] | None:
+def tiny_autoencoder(config: AnyConfig, image_size: int) -> tuple[str, AnyConfig] | None:
     """Softer gradients."""
     if config.prior_options.vae is not None or image_size <= 64:
         return None
@@ -60,6 +64,14 @@ def tiny_autoencoder(config: Config, image_size: int) -> tuple[str, Config] | No
     return "--vae taesd", replace(config, prior_options=options)
 
 
+FLAGS: Mapping[Change, str] = {  # the flag of each, as a field of a command
+    half: "dtype",
+    checkpointing: "set",
+    one_view: "views_per_step",
+    offload: "offload",
+    render_half: "render_size",
+    tiny_autoencoder: "vae",
+}
 LOSSLESS: tuple[Change, ...] = (half, checkpointing)
 TRIED: tuple[tuple[Change, ...], ...] = (
     (),
@@ -74,12 +86,14 @@ TRIED: tuple[tuple[Change, ...], ...] = (
 )
 
 
-def candidates(config: Config, image_size: int, known: Known) -> Iterator[tuple[tuple[str, ...], Memory]]:
-    """Flags and the memory with them, those that lose least first; each set once."""
+def candidates(
+    config: AnyConfig, image_size: int, known: Known, allowed: Collection[str]
+) -> Iterator[tuple[tuple[str, ...], Memory]]:
+    """Flags of `allowed` and the memory with them, those that lose least first; each set once."""
     seen: set[tuple[str, ...]] = set()
     for changes in TRIED:
         flags, changed = list[str](), config
-        for change in changes:
+        for change in (one for one in changes if FLAGS[one] in allowed):
             if (made := change(changed, image_size)) is not None:
                 flags.append(made[0])
                 changed = made[1]
@@ -89,11 +103,19 @@ def candidates(config: Config, image_size: int, known: Known) -> Iterator[tuple[
 
 
 def fitting(
-    config: Config, image_size: int, rooms: Sequence[float], known: Known
+    config: AnyConfig,
+    image_size: int,
+    rooms: Sequence[float],
+    known: Known,
+    allowed: Collection[str] = tuple(FLAGS.values()),
 ) -> dict[float, tuple[tuple[str, ...], Memory] | None]:
-    """The first flags with which a run fits into each of `rooms` (bytes), and the memory with them; None for none."""
+    """The first flags with which a run fits into each of `rooms` (bytes), and the memory with them; None for none.
+
+    Args:
+        allowed: the flags that the command has, as names of fields, such as "dtype".
+    """
     found: dict[float, tuple[tuple[str, ...], Memory] | None] = dict.fromkeys(rooms)
-    for flags, memory in candidates(config, image_size, known):
+    for flags, memory in candidates(config, image_size, known, allowed):
         for room in rooms:
             if found[room] is None and memory.peak <= room:
                 found[room] = flags, memory

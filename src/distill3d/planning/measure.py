@@ -84,7 +84,7 @@ class Stage:
         self.note(part, profile)
         self.meter.pulse(part, profile.forward)
         with self.meter.within(part):
-            out = tree_map_only(Tensor, lambda x: torch.zeros_like(x, device="cpu"), profile.shapes)
+            out = tree_map_only(Tensor, lambda x: torch.zeros(x.shape, dtype=x.dtype), profile.shapes)  # with values
             if inputs:
                 self.meter.hold(part, profile.kept)
                 (only,) = tree_leaves(out)

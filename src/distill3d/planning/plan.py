@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from distill3d.distill.loop import ObjectRun
+from distill3d.distill.loop import ObjectRun, Progress
 from distill3d.distill.objects import object_run
 from distill3d.distill.recipes import Recipe
 from distill3d.distill.view_sampling import SamplingRun
@@ -22,11 +22,13 @@ from distill3d.planning.meter import Operation
 from distill3d.planning.shells import load_shell, size_of
 from distill3d.planning.stand_ins import MEASURED, CountingPrior, StandInOptions, StandInScene
 from distill3d.priors.base import resolve_dtype
+from distill3d.runs.images import ImageConfig, ImageRun, prepare
 from distill3d.runs.objects import Config
 from distill3d.scenes.gaussians import GaussianOptions
 from distill3d.scenes.hull import Hull, start_from_hull
 from distill3d.types import Scene
 
+AnyConfig = Config | ImageConfig
 COUNTED = 50  # steps of a run that are counted, evenly spread; a shorter run, or one that samples views, is whole
 
 
@@ -66,7 +68,7 @@ class Plan:
         return found | ({"sending layers": self.sent / PCIE} if self.sent else {})
 
 
-def plan(config: Config, known: Known | None = None) -> Plan:
+def plan(config: AnyConfig, known: Known | None = None) -> Plan:
     """The plan of a run, without a download and without weights.
 
     Args:
@@ -77,7 +79,7 @@ def plan(config: Config, known: Known | None = None) -> Plan:
         ValueError: for a model whose configuration is not known, a method that trains a student, an unknown card, and
             as the run itself would.
     """
-    rehearsal = _Rehearsal(config, known)
+    rehearsal = _rehearsal(config, known)
     with _quiet():
         memory, rest = rehearsal.memory()
         rows, work, calls, scale = rehearsal.count()
@@ -88,14 +90,14 @@ def plan(config: Config, known: Known | None = None) -> Plan:
     return Plan(memory, round(rows * scale), scale == 1, totals, sent)
 
 
-def planned_memory(config: Config, known: Known | None = None) -> Memory:
+def planned_memory(config: AnyConfig, known: Known | None = None) -> Memory:
     """Only the memory of `plan`, which takes less time."""
-    rehearsal = _Rehearsal(config, known)
+    rehearsal = _rehearsal(config, known)
     with _quiet():
         return rehearsal.memory()[0]
 
 
-def planned_dtype(config: Config) -> str:
+def planned_dtype(config: AnyConfig) -> str:
     """The precision of the network: "auto" is bfloat16 on a card with the instructions, else float32."""
     card = card_of(config.device)
     if config.dtype != "auto" or (card is None and config.device != "cuda"):
@@ -113,13 +115,17 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+def _rehearsal(config: AnyConfig, known: Known | None) -> _Rehearsal | _ImageRehearsal:
+    if config.prior_options.offload and config.device.partition(":")[0] == "cpu":
+        raise ValueError("--offload sends layers from main memory to a GPU: choose one with --device")
+    return _ImageRehearsal(config, known) if isinstance(config, ImageConfig) else _Rehearsal(config, known)
+
+
 class _Rehearsal:
     """A run with stand-ins for prior and scene."""
 
     def __init__(self, config: Config, known: Known | None):
         accelerator = config.device.partition(":")[0] != "cpu"
-        if config.prior_options.offload and not accelerator:
-            raise ValueError("--offload sends layers from main memory to a GPU: choose one with --device")
         self.config = config
         self.stage = stage = Stage(known or Known())
         dtype, supervision = planned_dtype(config), config.recipe.supervision
@@ -193,6 +199,41 @@ class _Rehearsal:
     def _scene(run: ObjectRun) -> Scene:
         assert isinstance(run.scene, StandInScene)
         return run.scene.scene
+
+
+class _ImageRehearsal:
+    """A run of an image with a stand-in for the prior."""
+
+    def __init__(self, config: ImageConfig, known: Known | None):
+        self.config, self.stage = config, Stage(known or Known())
+        self.prior = load_shell(config.prior, planned_dtype(config), config.prior_options, self.stage)
+
+    def memory(self) -> tuple[Memory, Counter[Operation]]:
+        """Memory of the first two steps and of the image, and the operations of a step beside the stand-in's."""
+        meter, steps = self.stage.meter, min(2, self.config.recipe.steps)
+        with meter:
+            self._prepare(1, "zero")  # only the texts
+            texts = dict(meter.peak)
+            meter.restart()
+            meter.work.clear()
+            run = self._prepare(steps, self.config.recipe.start)
+            run.run(lambda progress: None)
+            run.images()
+        return Memory(texts, dict(meter.peak), self.prior.image_size), _times(meter.work, 1 / steps)
+
+    def count(self) -> tuple[int, dict[str, Counter[Operation]], Counter[str], float]:
+        """See `_Rehearsal.count`; every step is counted."""
+        self.stage.take()
+        seen = list[Progress]()
+        run = self._prepare(self.config.recipe.steps, self.config.recipe.start)
+        run.run(seen.append)
+        run.images()
+        return run.nfe + seen[-1].nfe, *self.stage.take(), 1
+
+    def _prepare(self, steps: int, start: str) -> ImageRun:
+        config, generator = self.config, torch.Generator().manual_seed(self.config.seed)
+        recipe = replace(config.recipe, steps=steps, start=start)
+        return prepare(self.prior, [config.prompt], recipe, generator, config.negative)
 
 
 def _bounded(recipe: Recipe) -> Recipe:

@@ -157,6 +157,8 @@ class ShellBuilder(PriorBuilder):
         key = (self.name, str(self.config.dtype), size, self.options.checkpointing, self.options.vae)
         texts = _Texts(load, self.config.device, stage, key)
         held = largest_layer(network) if self.config.offload else size_of(network)
+        if self.options.packed:  # a reordered copy of the weights of its convolutions
+            held += sum(one.weight.nbytes for one in network.modules() if type(one) is nn.Conv2d)
         stage.meter.hold("weights of the network", held)
         stage.meter.hold("weights of the autoencoder", sum(map(size_of, codec.modules().values())))
         forward = network.forward

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ OTHER_ADAPTERS = {"dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", ".hada_
 OTHER_ADAPTERS |= {"lora_mid": "LoCon with Tucker decomposition", ".oft_": "OFT", "oft_blocks": "OFT", ".boft_": "BOFT"}
 OTHER_ADAPTERS |= {".a1.": "GLoRA", ".b1.": "GLoRA", ".on_input": "IA3", "ia3_l": "IA3", ".diff_b": "full difference"}
 OTHER_ADAPTERS |= {".diff": "full difference", ".w_norm": "full difference", "lora_B.bias": "LoRA with bias"}
+LORA_SCALES = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules")  # of peft's config
 TEXT_LORA = ("lora_te", "text_encoder.", "text_encoder_2.")
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
 
@@ -62,8 +64,9 @@ def check_lora(path: Path) -> None:
 def merge_lora(network: Any, component: str, loader: str, path: Path, scale: float) -> None:
     """Adds scale times the LoRA update of a file to the network's weights, in place.
 
-    Reads all formats that diffusers reads, but ignores weights for text encoders. Raises ValueError if the file has no
-    weights for this network, ImportError with the command to type if peft is missing.
+    Reads all formats that diffusers reads, and what `save_lora_adapter` of a network writes, which does not name the
+    component. Ignores weights for text encoders. Raises ValueError if the file has no weights for this network,
+    ImportError with the command to type if peft is missing.
     """
     try:
         import peft  # noqa: F401
@@ -77,14 +80,27 @@ def merge_lora(network: Any, component: str, loader: str, path: Path, scale: flo
     try:
         with quiet():
             options = {"unet_config": network.config} if component == "unet" else {}
-            found = family.lora_state_dict(str(path), return_alphas=True, **options)
-            state, alphas = found[:2] if isinstance(found, tuple) else (found, None)  # SD 3's returns no scales
-            if not any(key.startswith(f"{component}.") for key in state):
+            found = family.lora_state_dict(str(path), return_alphas=True, return_lora_metadata=True, **options)
+            state, metadata, alphas = found[0], found[-1], found[1] if len(found) == 3 else None  # SD 3's has no alphas
+            modules, named = dict(network.named_modules()), any(key.startswith(f"{component}.") for key in state)
+            if not named and not any(key.partition(".lora_")[0] in modules for key in state):
                 raise ValueError(f"there are none for a {component}")
-            network.load_lora_adapter(state, network_alphas=alphas, prefix=component, adapter_name="lora")
+            # Scales are in tensors of their own or in the metadata, of which nothing else is used.
+            prefix = f"{component}." if named else ""
+            config = {key: metadata[prefix + key] for key in LORA_SCALES if prefix + key in dict(metadata or {})}
+            largest = max(length for value in state.values() for length in value.shape)
+            if config and max(config["r"], *config.get("rank_pattern", {}).values(), 0) > largest:
+                raise ValueError(f"its metadata says rank {config['r']}, but its largest matrix has {largest} rows")
+            network.load_lora_adapter(
+                state,
+                network_alphas=alphas if named else None,
+                prefix=component if named else None,
+                metadata=None if alphas or not config else {prefix + key: value for key, value in config.items()},
+                adapter_name="lora",
+            )
             network.fuse_lora(lora_scale=scale)
             network.unload_lora()
-    except (ValueError, KeyError, RuntimeError, OSError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError, OSError, re.error) as error:
         raise ValueError(f"LoRA weights {path} do not fit: {first_line(error)}") from error
     finally:
         torch.set_rng_state(before)
