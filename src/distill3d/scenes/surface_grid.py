@@ -47,7 +47,7 @@ class SurfaceGrid(nn.Module):
         self._neighbors: list[list[tuple[Tensor, Tensor]]] | None = None  # of `roughness`, found once
         self.tables = nn.ParameterList()
         for level in self.levels:
-            keys = torch.cat([self._keys(part, level)[0].unique() for part in points.split(PART)]).unique()
+            keys = self._corners(points, level)
             self.keys.append(keys)
             self.places.append(_places(keys, level**3))
             self.tables.append(nn.Parameter(points.new_zeros(len(keys), channels)))
@@ -129,6 +129,16 @@ class SurfaceGrid(nn.Module):
             return index.clamp_min(0), (index >= 0) & (keys < len(places))
         index = torch.searchsorted(self.keys[i], keys).clamp_max(len(self.keys[i]) - 1)
         return index, self.keys[i][index] == keys
+
+    def _corners(self, points: Tensor, level: int) -> Int[Tensor, " n"]:
+        """The keys of the corners of all cells that contain points, sorted."""
+        parts = (self._keys(part, level)[0] for part in points.split(PART))
+        if level**3 > DENSE:
+            return torch.cat([part.unique() for part in parts]).unique()
+        near = torch.zeros(level**3, dtype=torch.bool, device=points.device)
+        for part in parts:
+            near.index_fill_(0, part.reshape(-1), True)
+        return near.nonzero()[:, 0]
 
     def _keys(self, points: Tensor, level: int) -> Rows:
         """Keys ((z R) + y) R + x and weights [N, 8] of the corners of the cells that contain points."""
