@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from distill3d.render.interpolate import corner_offsets, corner_products, weighted_rows
+from distill3d.render.interpolate import corner_offsets, corner_products, spread_rows, weighted_rows
 
 PART = 1 << 20  # points that are processed at once
 DENSE = 1 << 24  # lattice points up to which a level has a table of all of them: 64 MiB
@@ -92,12 +92,11 @@ class SurfaceGrid(nn.Module):
             rows = [self._rows(i, points[part]) for part in parts]
             total = torch.zeros_like(table[:, :1])
             for index, weights in rows:
-                total.index_add_(0, index.reshape(-1), weights.reshape(-1, 1))
+                total += spread_rows(index, weights, torch.ones_like(weights[:, :1]), len(table))
             for _ in range(rounds):
                 change = torch.zeros_like(table)
                 for part, (index, weights) in zip(parts, rows, strict=True):
-                    weighted = (weights[..., None] * residual[part, None]).reshape(-1, values.shape[1])
-                    change.index_add_(0, index.reshape(-1), weighted)
+                    change += spread_rows(index, weights, residual[part], len(table))
                 change /= total.clamp_min(1e-6)
                 table += change
                 for part, row in zip(parts, rows, strict=True):
