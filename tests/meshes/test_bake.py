@@ -125,7 +125,7 @@ def test_mistakes_are_value_errors():
         ExportOptions(texture=0)
     with pytest.raises(ValueError, match=r"got 2; 20000 is usual"):
         ExportOptions(faces=2)
-    with pytest.raises(ValueError, match=r"got -1; 60 is usual"):
+    with pytest.raises(ValueError, match=r"got -1; 50 is usual"):
         ExportOptions(fit=-1)
     for wrong in ({"resolution": 7}, {"level": 0.0}, {"level": math.nan}, {"soften": -1.0}, {"soften": math.nan}):
         with pytest.raises(ValueError, match=f"got {next(iter(wrong.values()))}"):

@@ -45,7 +45,7 @@ def closed(mesh):
 def test_a_fitted_mesh_looks_more_like_the_field(field):
     baked = field_to_mesh(field, SMALL)
     with torch.no_grad():  # as where the end of a run is written
-        fitted = field_to_mesh(field, replace(SMALL, fit=60))
+        fitted = field_to_mesh(field, replace(SMALL, fit=ExportOptions.fit))
     assert psnr(field, fitted) > psnr(field, baked) > 28
     assert np.array_equal(fitted.faces, baked.faces) and closed(baked) and closed(fitted)
     assert np.linalg.norm(fitted.vertices - baked.vertices, axis=1).mean() < 0.02  # a lattice step is 0.043
@@ -53,7 +53,7 @@ def test_a_fitted_mesh_looks_more_like_the_field(field):
 
 def test_fitting_finds_the_outlines_from_a_surface_that_lies_too_deep(field):
     best = field_to_mesh(field, SMALL)
-    deep, fitted = (field_to_mesh(field, replace(SMALL, level=40.0, fit=steps)) for steps in (0, 60))
+    deep, fitted = (field_to_mesh(field, replace(SMALL, level=40.0, fit=steps)) for steps in (0, ExportOptions.fit))
     assert psnr(field, fitted) - 9 > psnr(field, deep) and psnr(field, fitted) > psnr(field, best) - 1.5
     small, grown, wanted = (trimesh.Trimesh(mesh.vertices, mesh.faces).volume for mesh in (deep, fitted, best))
     assert wanted - grown < 0.4 * (wanted - small)
@@ -84,7 +84,7 @@ def test_a_fitted_ball_stays_smooth():
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     with torch.no_grad():
         ball.raw[..., 0] = 25 * (0.6 - (x.square() + y.square() + z.square()).sqrt()) - ball.blob
-    mesh = field_to_mesh(ball.eval(), replace(SMALL, fit=60))
+    mesh = field_to_mesh(ball.eval(), replace(SMALL, fit=ExportOptions.fit))
     normals = trimesh.Trimesh(mesh.vertices, mesh.faces).vertex_normals
     radial = mesh.vertices / np.linalg.norm(mesh.vertices, axis=1, keepdims=True)
     angle = np.degrees(np.arccos(np.clip((normals * radial).sum(1), -1, 1)))

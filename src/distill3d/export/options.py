@@ -21,7 +21,7 @@ class ExportOptions:
     resolution: int = 128  # lattice points per side for marching cubes
     level: float | None = None  # density at the surface, per world unit; None matches the field's outlines
     soften: float = 0.7  # lattice steps, see `extract_surface`
-    fit: int = 60  # steps that fit a textured mesh to renderings of the field, see `fit_to_field`; 0 is off
+    fit: int = 50  # steps that fit a textured mesh to renderings of the field, see `fit_to_field`; 0 is off
     format: Literal["glb", "obj", "ply"] | None = None  # of the file; None is glb for meshes and ply for splats
     name: str | None = None  # of the file, without suffix; None is mesh or splats
     up: Literal["auto", "y", "z"] = "auto"  # of the file: that of the mesh a run began with, else y, and z for ply
@@ -42,7 +42,7 @@ class ExportOptions:
         if self.size is not None and not 0 < self.size < math.inf:
             raise ValueError(f"the size must be a number of meters above 0, got {self.size}")
         if self.fit < 0:
-            raise ValueError(f"fit must be 0 or more steps, got {self.fit}; 60 is usual, 0 is off")
+            raise ValueError(f"fit must be 0 or more steps, got {self.fit}; 50 is usual, 0 is off")
 
     def mesh_path(self, folder: Path) -> Path:
         """The file that a mesh is written to."""

@@ -26,9 +26,10 @@ DEPTH_TOLERANCE = 0.05  # fraction of the depth by which a surface may bulge in 
 class Edges:
     """The edges of a mesh, each once, and which faces they belong to."""
 
+    faces: Int[Tensor, "f 3"]
     ends: Int[Tensor, "e 2"]  # vertices
-    edge: Int[Tensor, " s"]  # edge of each of the 3 F sides of faces
-    third: Int[Tensor, " s"]  # the face's vertex opposite to that side
+    edge: Int[Tensor, "f 3"]  # edge of each side of the faces, opposite to each corner
+    turn: Int[Tensor, "f 3"]  # 1 where the side runs from the first end of its edge to the second, else -1
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def mesh_edges(faces: Int[Tensor, "f 3"]) -> Edges:
     """Finds the edges of faces. Vertices at the same place must be one vertex, otherwise seams count as silhouettes."""
     sides = torch.stack((faces[:, [1, 2]], faces[:, [2, 0]], faces[:, [0, 1]]), dim=1).reshape(-1, 2)
     ends, edge = sides.sort(dim=1).values.unique(dim=0, return_inverse=True)
-    return Edges(ends, edge, faces.reshape(-1))
+    return Edges(faces, ends, edge.view_as(faces), (2 * (sides[:, 0] < sides[:, 1]) - 1).view_as(faces))
 
 
 def antialias(
@@ -90,10 +91,10 @@ def silhouette(
 
     Seen from the first to the second vertex the faces are on the left, with rows counted downwards.
     """
-    a, b = pixels[edges.ends[:, 0]], pixels[edges.ends[:, 1]]
-    side = _cross(b[edges.edge] - a[edges.edge], pixels[edges.third] - a[edges.edge]).sign()
-    total = torch.zeros_like(a[:, 0]).index_add(0, edges.edge, side)
-    count = torch.zeros_like(total).index_add(0, edges.edge, side.abs())
+    a, b, c = pixels[edges.faces].unbind(1)
+    side, edge = _cross(b - a, c - a).sign()[:, None] * edges.turn, edges.edge.reshape(-1)
+    total = pixels.new_zeros(len(edges.ends)).index_add(0, edge, side.reshape(-1))
+    count = torch.zeros_like(total).index_add(0, edge, side.abs().reshape(-1))
     before = (depth[edges.ends] > 0).all(1)
     kept = (count > 0) & (total.abs() == count) & before
     return torch.where((total > 0)[:, None], edges.ends.flip(1), edges.ends), kept

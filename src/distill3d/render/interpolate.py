@@ -31,13 +31,17 @@ def weighted_rows_reference(table: Tensor, indices: Tensor, weights: Tensor) -> 
 def spread_rows(
     indices: Int[Tensor, "p k"], weights: Float[Tensor, "p k"], values: Float[Tensor, "p c"], rows: int
 ) -> Float[Tensor, "rows c"]:
-    """The transposed product on the CPU: weights[p, k] values[p] added to row indices[p, k] (int32) of a zero table."""
+    """The transposed product, without gradients: weights[p, k] values[p] added to row indices[p, k] of a zero table."""
+    if values.device.type != "cpu":
+        weighted = (weights[..., None] * values[:, None]).flatten(0, 1)
+        return values.new_zeros(rows, values.shape[1]).index_add_(0, indices.reshape(-1), weighted)
     import scipy.sparse
 
     ends = torch.arange(0, indices.numel() + 1, indices.shape[1], dtype=torch.int32)
     # torch scatters row by row here; scipy's loop over a column matrix is 20 times faster.
     matrix = scipy.sparse.csc_matrix(
-        (weights.reshape(-1).numpy(), indices.reshape(-1).numpy(), ends.numpy()), shape=(rows, len(indices))
+        (weights.reshape(-1).numpy(), indices.to(torch.int32).reshape(-1).numpy(), ends.numpy()),
+        shape=(rows, len(indices)),
     )
     return torch.from_numpy(matrix @ values.contiguous().numpy())
 

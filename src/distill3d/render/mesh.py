@@ -51,10 +51,7 @@ class RasterOutput:
 
     def interpolate(self, values: Float[Tensor, "v c"], faces: Int[Tensor, "f 3"]) -> Float[Tensor, "p c"]:
         """Values at the places seen, from values at the vertices."""
-        rows = faces[self.face.flatten()[self.seen]]
-        if not self.weights.requires_grad:
-            return weighted_rows(values, rows, self.weights)
-        return (values[rows] * self.weights[..., None]).sum(1)
+        return weighted_rows(values, faces[self.face.flatten()[self.seen]], self.weights)
 
 
 def rasterize_views(

@@ -47,24 +47,18 @@ def rasterize(
     inverse_depth = 1.0 / (-points[:, 2]).clamp_min(NEAR)
     x = 0.5 * width - 0.5 + focal * points[:, 0] * inverse_depth
     y = 0.5 * height - 0.5 - focal * points[:, 1] * inverse_depth
-    corner = torch.stack((x, y, inverse_depth), dim=-1)[faces]  # [F, 3 corners, 3]
-    a, b, c = corner.unbind(1)
-    # Rows count downwards, so a face that turns counter-clockwise in space turns clockwise in pixels.
-    area = (c[:, 0] - a[:, 0]) * (b[:, 1] - a[:, 1]) - (c[:, 1] - a[:, 1]) * (b[:, 0] - a[:, 0])
-    turned = area < 0
-    if not cull:
-        corner, area = torch.where(turned[:, None, None], corner.flip(1), corner), area.abs()
-    seen = in_front(points, faces) & (area > 0)
+    corner = _corners(torch.stack((x, y, inverse_depth), dim=-1), faces)
+    area = _area(corner)
+    seen = in_front(points, faces) & (area > 0 if cull else area != 0)
 
     face_image = points.new_full((height * width,), -1, dtype=torch.long)
     nearest = points.new_zeros(height * width)
     cpu = points.device.type == "cpu"
     barycentric = points.new_zeros(height * width + 1, 3)  # the last row is for what is hidden
-    for index, total in _parts(corner, seen, height, width):
-        local, column, row = _fragments(corner[index, :, :2], height, width, total)
+    for face, column, row in _fragments(corner, seen, height, width):
         # The number of those inside would be waited for.
-        inside, weights, depth = _barycentric(corner[index[local]], area[index[local]], column, row, cpu)
-        face, pixel = index[local][inside], (row * width + column)[inside]
+        inside, weights, depth = _barycentric(corner.index_select(0, face), area[face], column, row, cpu)
+        face, pixel = face[inside], (row * width + column)[inside]
         nearest.scatter_reduce_(0, pixel, depth, "amax")
         winner = depth == nearest[pixel]
         # Of two faces at the same depth always the later one: an assignment with a repeated index may keep either.
@@ -72,11 +66,7 @@ def rasterize(
         changed = torch.zeros_like(face_image).scatter_reduce_(0, pixel, drawn, "amax") - 1
         face_image = torch.where(changed >= 0, changed, face_image)
         barycentric[torch.where(winner & (changed[pixel] == face), pixel, height * width)] = weights
-    barycentric = barycentric[:-1]
-    if not cull:
-        flipped = (face_image >= 0) & turned[face_image.clamp_min(0)]
-        barycentric = torch.where(flipped[:, None], barycentric.flip(1), barycentric)
-    return face_image.view(height, width), barycentric.view(height, width, 3)
+    return face_image.view(height, width), barycentric[:-1].view(height, width, 3)
 
 
 def rasterize_plane(
@@ -90,19 +80,13 @@ def rasterize_plane(
     Returns:
         face index (-1 where there is none, the last one where several overlap) and barycentric coordinates.
     """
-    corner = (points - 0.5)[faces]
-    a, b, c = corner.unbind(1)
-    area = (c[:, 0] - a[:, 0]) * (b[:, 1] - a[:, 1]) - (c[:, 1] - a[:, 1]) * (b[:, 0] - a[:, 0])
-    corner = torch.cat((corner, torch.ones_like(corner[:, :, :1])), dim=2)
-    turned = area < 0
-    corner[turned] = corner[turned].flip(1)
+    corner = _corners(torch.cat((points - 0.5, torch.ones_like(points[:, :1])), dim=1), faces)
+    area = _area(corner)
     face_image = torch.full((height * width,), -1)
     barycentric = torch.zeros(height * width, 3, dtype=points.dtype)
-    for index, total in _parts(corner, area != 0, height, width):
-        local, column, row = _fragments(corner[index, :, :2], height, width, total)
-        inside, weights, _ = _barycentric(corner[index[local]], area[index[local]].abs(), column, row)
-        face, pixel = index[local][inside], (row * width + column)[inside]
-        weights = torch.where(turned[face, None], weights.flip(1), weights)
+    for face, column, row in _fragments(corner, area != 0, height, width):
+        inside, weights, _ = _barycentric(corner.index_select(0, face), area[face], column, row)
+        face, pixel = face[inside], (row * width + column)[inside]
         # Always the later face: an assignment with a repeated index may keep either.
         face_image.scatter_reduce_(0, pixel, face, "amax")
         kept = face_image[pixel] == face
@@ -120,15 +104,12 @@ def plane_fragments(
     Args:
         points: x to the right and y down in pixels; (0.5, 0.5) is the center of the first pixel.
     """
-    corner = (points - 0.5)[faces]
-    a, b, c = corner.unbind(1)
-    area = (c[:, 0] - a[:, 0]) * (b[:, 1] - a[:, 1]) - (c[:, 1] - a[:, 1]) * (b[:, 0] - a[:, 0])
-    corner = torch.where((area < 0)[:, None, None], corner.flip(1), corner)
+    corner = _corners(points - 0.5, faces)
+    area = _area(corner)
     found = [(faces.new_zeros(0), faces.new_zeros(0), drawn[:0])]
-    for index, total in _parts(corner, drawn & (area != 0), height, width):
-        local, column, row = _fragments(corner[index], height, width, total)
-        inside = (_edges(corner[index[local]], column, row) >= 0).all(1)
-        found.append((index[local], row * width + column, inside))
+    for face, column, row in _fragments(corner, drawn & (area != 0), height, width):
+        screen = _screen_weights(corner.index_select(0, face), area[face], column, row)
+        found.append((face, row * width + column, _covered(screen)))
     face, pixel, inside = zip(*found, strict=True)
     return torch.cat(face), torch.cat(pixel), torch.cat(inside)
 
@@ -145,55 +126,57 @@ def column_crossings(
         flat pixel, z, and +1 where the face turns from x to y as seen from large z (its normal has a positive z),
         else -1.
     """
-    a, b, c = corner.unbind(1)
-    area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
-    # The inside test expects the other orientation, because its rows count downwards.
-    turned = torch.where((area > 0)[:, None, None], corner.flip(1), corner)
+    area = _area(corner)
     found = []
-    for index, total in _parts(turned, area != 0, height, width):
-        local, column, row = _fragments(turned[index, :, :2], height, width, total)
-        face = index[local]
-        flat = torch.cat((turned[face][..., :2], torch.ones_like(turned[face][..., :1])), dim=2)
-        inside, weights, _ = _barycentric(flat, area[face].abs(), column, row)
-        z = (turned[face[inside], :, 2] * weights).sum(1)
-        found.append(((row * width + column)[inside], z, area[face[inside]].sign()))
+    for face, column, row in _fragments(corner, area != 0, height, width):
+        screen = _screen_weights(corner.index_select(0, face), area[face], column, row)
+        inside = _covered(screen).nonzero()[:, 0]
+        face, weights = face[inside], torch.stack([weight[inside] for weight in screen], dim=1)
+        found.append(((row * width + column)[inside], (corner[face, :, 2] * weights).sum(1), -area[face].sign()))
     if not found:
         return corner.new_zeros(0, dtype=torch.long), corner.new_zeros(0), corner.new_zeros(0)
     pixel, z, sign = zip(*found, strict=True)
     return torch.cat(pixel), torch.cat(z), torch.cat(sign)
 
 
-def _parts(corner: Tensor, seen: Tensor, height: int, width: int) -> Iterator[tuple[Tensor, int]]:
-    """Indices of the faces `seen`, in parts of about a million candidate pixels, to bound the memory; their number."""
-    low, high = _boxes(corner[..., :2], height, width)
-    size = (high - low + 1).clamp_min(0).prod(1) * seen
+def _fragments(corner: Tensor, drawn: Tensor, height: int, width: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Face, column and row of all pixel centers in the bounding boxes of the faces `drawn`.
+
+    In parts of about a million, to bound the memory. The corners are [F, 3, 2 or more].
+    """
+    a, b, c = corner[..., :2].unbind(1)
+    left, top = torch.minimum(torch.minimum(a, b), c).ceil().clamp_min(0).long().unbind(1)
+    right, bottom = torch.maximum(torch.maximum(a, b), c).floor().long().unbind(1)
+    across = (right.clamp_max(width - 1) - left + 1).clamp_min(0)
+    size = across * (bottom.clamp_max(height - 1) - top + 1).clamp_min(0) * drawn
     faces, total = torch.stack(((size > 0).sum(), size.sum())).tolist()
     index = marked(size > 0, faces)
-    if total < PART:
-        yield from [(index, total)] if faces else []
-        return
-    part = torch.div(size[index].cumsum(0), PART, rounding_mode="floor")
-    for some in index.split(part.unique_consecutive(return_counts=True)[1].tolist()):
-        yield some, int(size[some].sum())
+    parts = [(index, total)] if faces else []
+    if total >= PART:
+        part = torch.div(size[index].cumsum(0), PART, rounding_mode="floor")
+        split = index.split(part.unique_consecutive(return_counts=True)[1].tolist())
+        parts = [(some, int(size[some].sum())) for some in split]
+    for some, total in parts:
+        count = size[some]
+        rank = torch.repeat_interleave(torch.arange(len(some), device=some.device), count, output_size=total)
+        offset = torch.arange(total, device=some.device) - (count.cumsum(0) - count)[rank]
+        face = some[rank]
+        down = torch.div(offset, across[face], rounding_mode="floor")
+        yield face, left[face] + offset - down * across[face], top[face] + down
 
 
-def _boxes(corner: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """First and last pixel (column, row) [F, 2] of the bounding boxes of faces [F, 3 corners, 2]."""
-    low = corner.amin(1).ceil().clamp_min(0).long()
-    column, row = corner.amax(1).floor().long().unbind(1)
-    return low, torch.stack((column.clamp_max(width - 1), row.clamp_max(height - 1)), 1)
+def _corners(points: Tensor, faces: Tensor) -> Tensor:
+    """Values [F, 3 corners, C] of the faces' corners, from values [V, C] at the vertices."""
+    return points.index_select(0, faces.reshape(-1)).unflatten(0, (-1, 3))
 
 
-def _fragments(corner: Tensor, height: int, width: int, total: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Face, column and row of all pixel centers, `total` of them, in the bounding boxes of faces [F, 3 corners, 2]."""
-    low, high = _boxes(corner, height, width)
-    extent = high - low + 1
-    count = extent[:, 0] * extent[:, 1]
-    face = torch.repeat_interleave(torch.arange(len(corner), device=corner.device), count, output_size=total)
-    offset = torch.arange(total, device=corner.device) - (count.cumsum(0) - count)[face]
-    column = low[face, 0] + offset % extent[face, 0]
-    row = low[face, 1] + torch.div(offset, extent[face, 0], rounding_mode="floor")
-    return face, column, row
+def _area(corner: Tensor) -> Tensor:
+    """Twice the signed area [F] of faces in pixels.
+
+    Positive for faces that turn counter-clockwise in space: rows count downwards, so in pixels they turn clockwise.
+    """
+    a, b, c = corner[..., :2].unbind(1)
+    return (c[:, 0] - a[:, 0]) * (b[:, 1] - a[:, 1]) - (c[:, 1] - a[:, 1]) * (b[:, 0] - a[:, 0])
 
 
 def _barycentric(
@@ -203,17 +186,25 @@ def _barycentric(
 
     Not `chosen`: all fragments, and those outside have the inverse depth -1.
     """
-    edge = _edges(corner, column, row)
-    covered = (edge >= 0).all(1)
-    inside = covered.nonzero()[:, 0] if chosen else torch.arange(len(edge), device=edge.device)
-    screen = edge[inside] / area[inside, None]
-    weighted = screen * corner[inside, :, 2]  # perspective: interpolate 1/z linearly on the screen
+    weights = _screen_weights(corner, area, column, row)
+    covered = _covered(weights)
+    inside = covered.nonzero()[:, 0] if chosen else torch.arange(len(covered), device=covered.device)
+    # Perspective: 1/z is linear on the screen.
+    weighted = torch.stack([weight[inside] for weight in weights], dim=1) * corner[inside, :, 2]
     depth = weighted.sum(1) if chosen else torch.where(covered, weighted.sum(1), -1.0)
     return inside, weighted / depth[:, None], depth
 
 
-def _edges(corner: Tensor, column: Tensor, row: Tensor) -> Tensor:
-    """Twice the signed area of (pixel, next corner, corner after): the weight of the remaining corner, times area."""
-    dx = corner[:, :, 0] - column[:, None]
-    dy = corner[:, :, 1] - row[:, None]
-    return dx.roll(-2, 1) * dy.roll(-1, 1) - dy.roll(-2, 1) * dx.roll(-1, 1)
+def _screen_weights(corner: Tensor, area: Tensor, column: Tensor, row: Tensor) -> list[Tensor]:
+    """Barycentric weights of fragments on the screen: the area of (pixel, next corner, corner after) over the face's.
+
+    All are positive inside a face, whichever way it turns.
+    """
+    x, y = ([corner[:, i, axis] - at for i in range(3)] for axis, at in enumerate((column, row)))
+    return [(x[i - 1] * y[i - 2] - y[i - 1] * x[i - 2]) / area for i in range(3)]
+
+
+def _covered(weights: list[Tensor]) -> Tensor:
+    """Whether fragments with these weights are inside; edges count as inside."""
+    first, second, third = weights
+    return (first >= 0) & (second >= 0) & (third >= 0)

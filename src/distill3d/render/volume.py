@@ -27,7 +27,7 @@ from distill3d.devices import marked
 from distill3d.render.shading import over_background, shade
 from distill3d.types import Lighting, Rays, Rendering
 
-SLAB = 16  # samples of a ray that the CPU marches together
+SLAB = 20  # samples of a ray that the CPU marches together
 AT_ONCE = 2**24  # samples that an accelerator marches together, because it waits in each chunk of rays
 
 FieldValues = tuple[Float[Tensor, " n"], Float[Tensor, "n 3"], Float[Tensor, "n 3"] | None]
@@ -306,23 +306,28 @@ def _visible(march: _March, sampling: Sampling, filters: Filters) -> Tensor:
     keep = torch.ones_like(march.t, dtype=torch.bool) if occupancy is None else _occupied(march, occupancy)
     if filters.density is None:
         return keep
-    # Front to back, a slab of samples at a time: what lies behind a surface is skipped. Only the CPU gains by it.
-    depth = torch.zeros_like(march.t[:, 0])
-    size = SLAB if keep.device.type == "cpu" else keep.shape[1]
+    # Front to back, a slab of samples at a time: what lies behind a surface is skipped, and rays with nothing in a slab
+    # are left out of it. Only the CPU gains by it.
+    depth, on_cpu = torch.zeros_like(march.t[:, 0]), keep.device.type == "cpu"
+    size = SLAB if on_cpu else keep.shape[1]
     for begin in range(0, keep.shape[1], size):
         slab, lengths = keep[:, begin : begin + size], march.t[:, begin : begin + size]
         slab &= (torch.exp(-depth) >= sampling.min_transmittance)[:, None]
-        ray, sample = slab.nonzero(as_tuple=True)
-        if not len(ray):
+        live = slab.any(1).nonzero()[:, 0] if on_cpu else torch.arange(len(slab), device=slab.device)
+        seen = slab.index_select(0, live)
+        rank, sample = seen.nonzero(as_tuple=True)
+        if not len(rank):
             continue
+        ray = live.index_select(0, rank)
         points = march.points(ray, lengths[ray, sample])
         found = torch.cat([filters.density(p) for p in points.split(sampling.points)]).to(depth)
         found = found * march.widths(ray, sample + begin)
-        passed = depth.new_zeros(slab.shape).index_put_((ray, sample), found)
+        passed = depth.new_zeros(seen.shape).index_put_((rank, sample), found)
         weights, transmittance = alpha_weights(passed)
-        before = torch.exp(-depth)[:, None]
-        slab &= (before * weights >= sampling.min_weight) & (before * transmittance >= sampling.min_transmittance)
-        depth += passed.sum(1)
+        before = torch.exp(-depth.index_select(0, live))[:, None]
+        seen &= (before * weights >= sampling.min_weight) & (before * transmittance >= sampling.min_transmittance)
+        slab.index_copy_(0, live, seen)
+        depth.index_add_(0, live, passed.sum(1))
     return keep
 
 

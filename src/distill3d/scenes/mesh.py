@@ -102,7 +102,7 @@ class MeshScene(nn.Module, Scene):
 
     def _apply(self, fn, recurse: bool = True) -> MeshScene:
         """Moves what follows from the mesh with the module: it is neither a parameter nor part of the state."""
-        self.edges = Edges(fn(self.edges.ends), fn(self.edges.edge), fn(self.edges.third))
+        self.edges = Edges(*(fn(values) for values in vars(self.edges).values()))
         self.vertex_rows = [(fn(index), fn(weights)) for index, weights in self.vertex_rows]
         return super()._apply(fn, recurse)
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from distill3d.render.interpolate import corner_offsets, corner_products, weighted_rows
+from distill3d.render.interpolate import corner_offsets, corner_products, spread_rows, weighted_rows
 
 PART = 1 << 20  # points that are processed at once
 DENSE = 1 << 24  # lattice points up to which a level has a table of all of them: 64 MiB
@@ -47,7 +47,7 @@ class SurfaceGrid(nn.Module):
         self._neighbors: list[list[tuple[Tensor, Tensor]]] | None = None  # of `roughness`, found once
         self.tables = nn.ParameterList()
         for level in self.levels:
-            keys = torch.cat([self._keys(part, level)[0].unique() for part in points.split(PART)]).unique()
+            keys = self._corners(points, level)
             self.keys.append(keys)
             self.places.append(_places(keys, level**3))
             self.tables.append(nn.Parameter(points.new_zeros(len(keys), channels)))
@@ -92,12 +92,11 @@ class SurfaceGrid(nn.Module):
             rows = [self._rows(i, points[part]) for part in parts]
             total = torch.zeros_like(table[:, :1])
             for index, weights in rows:
-                total.index_add_(0, index.reshape(-1), weights.reshape(-1, 1))
+                total += spread_rows(index, weights, torch.ones_like(weights[:, :1]), len(table))
             for _ in range(rounds):
                 change = torch.zeros_like(table)
                 for part, (index, weights) in zip(parts, rows, strict=True):
-                    weighted = (weights[..., None] * residual[part, None]).reshape(-1, values.shape[1])
-                    change.index_add_(0, index.reshape(-1), weighted)
+                    change += spread_rows(index, weights, residual[part], len(table))
                 change /= total.clamp_min(1e-6)
                 table += change
                 for part, row in zip(parts, rows, strict=True):
@@ -129,6 +128,16 @@ class SurfaceGrid(nn.Module):
             return index.clamp_min(0), (index >= 0) & (keys < len(places))
         index = torch.searchsorted(self.keys[i], keys).clamp_max(len(self.keys[i]) - 1)
         return index, self.keys[i][index] == keys
+
+    def _corners(self, points: Tensor, level: int) -> Int[Tensor, " n"]:
+        """The keys of the corners of all cells that contain points, sorted."""
+        parts = (self._keys(part, level)[0] for part in points.split(PART))
+        if level**3 > DENSE:
+            return torch.cat([part.unique() for part in parts]).unique()
+        near = torch.zeros(level**3, dtype=torch.bool, device=points.device)
+        for part in parts:
+            near.index_fill_(0, part.reshape(-1), True)
+        return near.nonzero()[:, 0]
 
     def _keys(self, points: Tensor, level: int) -> Rows:
         """Keys ((z R) + y) R + x and weights [N, 8] of the corners of the cells that contain points."""

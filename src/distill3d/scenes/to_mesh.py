@@ -88,7 +88,7 @@ def fit_to_field(field: FieldScene, mesh: Mesh, steps: int, resolution: int = 12
     return painted
 
 
-FIT_VIEWS, FIT_MOVE = 36, 0.025
+FIT_VIEWS, FIT_MOVE = 30, 0.025
 FIT_SAMPLES = 96  # at least so many samples along a side of an image, so that outlines are seen sharply
 FIT_SMOOTH = 1e-3  # with a thousandth of it surfaces are bumpy under light, which unlit renderings do not show
 
