@@ -11,7 +11,7 @@ from distill3d.distill.recipes import RECIPES
 from distill3d.objectives import METHODS
 from distill3d.priors.components.hub import SHORT_NAMES
 
-MOST_FLAGS = 42
+MOST_FLAGS = 43
 
 
 def said(capsys, *arguments):

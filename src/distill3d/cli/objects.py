@@ -182,20 +182,13 @@ class Generate:
         for prompt in prompts:  # a wrong line is found before hours went into the lines above it
             check_prompt(prompt, config.prior, self.output.force)
         if self.output.plan:
-<<<<<<< HEAD
-            return show_plan(replace(config, prompt=prompts[0]))
+            return show_plan(replace(config, prompt=prompts[0]), self)
         watched = bool(self.output.log) or self.viewing != Viewing()
         if self.machines != ObjectMachines() or isinstance(self.output.out, str) or (len(prompts) > 1 and not watched):
             if watched:
                 raise ValueError(
                     "--log and --view are for one object at a time: not for --workers, --at-once, --ray and addresses"
                 )
-=======
-            return show_plan(replace(config, prompt=prompts[0]), self)
-        if self.machines.many or isinstance(self.output.out, str):
-            if self.output.log or self.viewing != Viewing():
-                raise ValueError("--log and --view are for one object at a time: not for --workers, --ray, addresses")
->>>>>>> 9b3b186ecfff36f998aaa235336882e5e6ae70a7
             return generate_many(config, prompts, self.output.out, self.machines, self.quality.retries)
         logs = open_logs(self.output.log, config.recipe.steps)
         prior, second, status = None, None, 0

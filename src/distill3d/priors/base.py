@@ -143,9 +143,8 @@ class FrozenPrior(Prior):
         return to_eps(self.kind, out, x_t, *coefficients(self.schedule, t, x_t)).contiguous()
 
     def _model_output(self, network: Network, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """As `model_output`; without gradients in inference mode, in which torch does less for each operation."""
-        # Offloading moves weights during the call; weights of inference mode could not be trained later.
-        if torch.is_grad_enabled() or self.offload or torch.is_inference_mode_enabled():
+        """As `model_output`; on a CPU without gradients in inference mode, in which torch does less per operation."""
+        if torch.is_grad_enabled() or self.device.type != "cpu" or torch.is_inference_mode_enabled():
             return self.model_output(network, x_t, t, condition)
         with torch.inference_mode():
             out = self.model_output(network, x_t, t, condition)
