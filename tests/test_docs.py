@@ -115,6 +115,7 @@ def workplace(tmp_path, monkeypatch):
     (tmp_path / "RUN").mkdir()
     plain = {"format": FORMAT, "kind": "object", **to_plain(d3d.Config("a red mushroom"))}
     (tmp_path / "RUN" / "config.json").write_text(json.dumps(plain))
+    (tmp_path / "RUN" / "mesh.glb").touch()  # to refine
 
 
 @pytest.mark.parametrize("page", PAGES)

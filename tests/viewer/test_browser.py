@@ -155,9 +155,17 @@ def test_open_rotate_pause_change_export_and_stop(running, visit, tmp_path):
     page.get_by_text("1 of 4 steps").wait_for()
 
 
+def is_still(page):
+    """Whether a page shows the same for half a second."""
+    before = canvas(page)
+    time.sleep(0.5)
+    return np.array_equal(canvas(page), before)
+
+
 def test_two_clients_pause_and_one_vanishes(running, visit):
     first, second = visit(running.viewer.screen.url), visit(running.viewer.screen.url)
     until(lambda: shows_something(first) and shows_something(second))
+    until(lambda: is_still(second))  # the first picture is a small one
     second_before = canvas(second)
     drag(first)  # each has its own camera
     frames = running.viewer.painter.frames

@@ -92,6 +92,8 @@ class FrozenPrior(Prior):
         self.name, self.device, self.dtype, self.offload = name, config.device, config.dtype, config.offload
         self.memory_format = network_format(config.device)
         self.network = in_format(freeze(network, config.network_device, config.dtype), self.memory_format)
+        # On a CPU, and not while a run is only planned, with weights that have no values.
+        self._plain = self.device.type == "cpu" and all(type(p.data) is Tensor for p in network.parameters())
         self.codec, self.text_cache = codec, text_cache
         self.schedule: Schedule = schedule
         self.kind: Kind = kind
@@ -144,7 +146,7 @@ class FrozenPrior(Prior):
 
     def _model_output(self, network: Network, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """As `model_output`; on a CPU without gradients in inference mode, in which torch does less per operation."""
-        if torch.is_grad_enabled() or self.device.type != "cpu" or torch.is_inference_mode_enabled():
+        if torch.is_grad_enabled() or not self._plain or torch.is_inference_mode_enabled():
             return self.model_output(network, x_t, t, condition)
         with torch.inference_mode():
             out = self.model_output(network, x_t, t, condition)
