@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill3d.cli import main as cli
 from distill3d.cli.images import Image
 from distill3d.cli.meshes import Refine
-from distill3d.cli.objects import Generate
 from distill3d.cli.shared import flag_values
 from distill3d.distill.image_recipes import image_recipe
 from distill3d.distill.loop import optimize
@@ -151,7 +150,7 @@ def test_an_image_is_planned_as_it_is_made(kl_folder, method, space, start):
 def test_advice_names_only_flags_that_the_command_has(config):
     known, gpu = Known(), replace(config, device="cuda:H100")
     image = ImageConfig("a red dot", prior=config.prior, dtype="float32", device="cuda:H100")
-    for command, planned in ((Generate("a dot"), gpu), (Refine(Path("run")), gpu), (Image("a dot"), image)):
+    for command, planned in ((Refine(Path("run")), gpu), (Image("a dot"), image)):
         allowed = dict(flag_values(command))
         found = [flags for flags, _ in candidates(planned, 32, known, allowed)]
         typed = {flag.split()[0][2:].replace("-", "_") for flags in found for flag in flags}

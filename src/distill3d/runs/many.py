@@ -116,7 +116,7 @@ class JobSetup:
 
         made = make_published(store, job.folder, job.folder, MARKER, make, tell)
         if made is None:
-            made = _parsed(store.read(f"{job.folder}/{MARKER}"))
+            made = _ending_at(self.out, job.folder)
             assert made is not None, job.folder
         return made
 
@@ -139,6 +139,11 @@ def read_ending(folder: Path) -> Ending | None:
     """How the run in a folder ended; None if it has not."""
     path = folder / MARKER
     return _parsed(path.read_bytes()) if path.is_file() else None
+
+
+def _ending_at(out: Place, name: str) -> Ending | None:
+    """How the run of this name ended, in a folder or at an address; None if it has not."""
+    return read_ending(out / name) if isinstance(out, Path) else _parsed(Store(out).read(f"{name}/{MARKER}"))
 
 
 def _parsed(content: bytes | None) -> Ending | None:
@@ -175,12 +180,18 @@ def generate_all(
         else:
             Store(out).check()
             stack.enter_context(Store(out).leased())
+        missing = list[Job]()
+        for job in jobs:
+            if (ending := _ending_at(out, job.folder)) is None:
+                missing.append(job)
+            else:
+                yield job.config, f"{out}/{job.folder}", ending
         setup = JobSetup(out, jobs[0].config, retries, share=share)
 
         def on_progress(index: int, progress: Progress) -> None:
-            on_step(jobs[index].config, progress)
+            on_step(missing[index].config, progress)
 
-        for done in stack.enter_context(contextlib.closing(executor.run(setup, jobs, on_progress))):
-            yield jobs[done.index].config, f"{out}/{jobs[done.index].folder}", done.result
+        for done in stack.enter_context(contextlib.closing(executor.run(setup, missing, on_progress))):
+            yield missing[done.index].config, f"{out}/{missing[done.index].folder}", done.result
         if not isinstance(out, Path):
             Store(out).remove("work")
