@@ -149,7 +149,7 @@ def rows_a_second(prior: FrozenPrior) -> dict[int, float]:
 
 def draw(panels: dict[str, list[Point]], rates: dict[str, dict[int, float]], path: Path) -> None:
     """Seconds and memory of each panel, and the rows a second of the priors."""
-    figure = new_figure(12.0, 2.8, dpi=110, layout="constrained")
+    figure = new_figure(15.0, 2.8, dpi=110, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12)
     axes = figure.subplots(1, len(panels) + 1)
     for place, (name, points) in zip(axes, panels.items(), strict=False):
