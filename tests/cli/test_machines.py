@@ -56,7 +56,10 @@ def test_what_is_wrong_with_machines_is_one_line(words, line, tmp_path, monkeypa
     [
         (["--at-once", "0"], "--at-once must be at least 1, got 0"),
         (["--at-once", "2", "--workers", "2"], "--at-once is for the objects of one process"),
-        (["--at-once", "2", "--method", "vsd"], "vsd and esd train a network for each object, which is not shared"),
+        (
+            ["--at-once", "2", "--method", "vsd"],
+            "vsd and esd train a network for each object, so they cannot share its calls",
+        ),
         (["--at-once", "2", "--log", "tensorboard"], "--log and --view are for one object at a time"),
     ],
 )

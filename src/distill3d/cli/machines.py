@@ -92,8 +92,8 @@ class ObjectMachines(Machines):
     """On which machines."""
 
     at_once: Int = None
-    """Objects of @FILE that this process makes together, with shared network calls; default: with a bundled prior as
-    many as fill a call, else 1."""
+    """Objects of @FILE that are made together and share network calls; default: with a bundled prior as many as fill a
+    call, else 1."""
 
     def objects_at_once(self, config: Config) -> int:
         """How many objects this process makes together.
@@ -108,7 +108,9 @@ class ObjectMachines(Machines):
         if self.many:
             raise ValueError("--at-once is for the objects of one process: not for --workers and --ray")
         if self.at_once > 1 and not shares_calls(config):
-            raise ValueError("vsd and esd train a network for each object, which is not shared: leave --at-once out")
+            raise ValueError(
+                "vsd and esd train a network for each object, so they cannot share its calls: leave --at-once out"
+            )
         return self.at_once
 
 
@@ -148,7 +150,7 @@ def generate_many(
             end = ending.failure or ("" if ending.files else "no mesh") or "done"
             print(f"{printable(made.prompt)} | {end} after {duration(time.monotonic() - began)} | {printable(folder)}")
     except KeyboardInterrupt:
-        print("the same command goes on with what was begun", file=sys.stderr)
+        print("type the same command again to continue", file=sys.stderr)
         raise
     finally:
         if bar.live.is_started:

@@ -29,7 +29,7 @@ from distill3d.workers.executor import WAIT_SECONDS, Executor, Make, Tell
 from distill3d.workers.store import Place, Store
 
 MARKER = "result.json"  # the file of a run that is written last
-ROWS = 16  # of a network call, from which more rows are hardly any cheaper (docs/performance.md)
+ROWS = 16  # of a network call: with more, an object takes no less time (docs/performance.md, growth)
 Share = Callable[[Prior], Prior]  # the prior that one of several runs uses
 
 
@@ -39,7 +39,7 @@ def unshared(prior: Prior) -> Prior:
 
 
 def objects_at_once(config: Config) -> int:
-    """How many objects fill a network call, by default: that pays for the bundled priors and needs little memory."""
+    """The default number of objects that share network calls: as many as fill `ROWS` (bundled priors), else 1."""
     recipe = config.recipe
     if config.prior not in BUNDLED or not shares_calls(config):
         return 1

@@ -217,7 +217,7 @@ def freeze(network: M, device: str | torch.device, dtype: torch.dtype) -> M:
         nn.Module.to(network, device=device, dtype=dtype)
         mappings = Mappings.of_this_process()
         for name, value in network.named_parameters():
-            stored = mappings.read(value)  # what is only checked does not stay in memory
+            stored = mappings.read(value)  # read for this check only, so that it does not stay in memory
             if not value.is_meta and not bool((value if stored is None else stored).isfinite().all()):
                 check_files(getattr(network, "source", ()))
                 raise ValueError(

@@ -1,8 +1,8 @@
 """Weights that are mapped from their file, read without making them resident.
 
 A library that maps a file reads a page when a value on it is used, and from then on the page counts as memory of the
-process. A look at all weights would make the whole file resident, so it is taken at the file itself, one tensor at a
-time. Linux lists the mappings of a process; elsewhere no tensor is known to be mapped.
+process. Code that looks at all weights once would make the whole file resident, so it reads the file instead, one tensor
+at a time. Linux lists the mappings of a process; elsewhere no tensor is known to be mapped.
 """
 
 from __future__ import annotations
@@ -39,15 +39,13 @@ class Mappings:
         for line in MAPS.read_text().splitlines() if MAPS.is_file() else ():
             words = line.split(maxsplit=5)
             private = len(words) == 6 and words[1].endswith("p")
-            if (
-                private and Path(words[5]).is_file()
-            ):  # the name of a file that was removed or replaced ends in (deleted)
+            if private and Path(words[5]).is_file():  # the name of a removed or replaced file ends in (deleted)
                 begin, end = (int(address, 16) for address in words[0].split("-"))
                 found.append(_Mapping(begin, end, int(words[2], 16), words[5]))
         return cls(tuple(sorted(found)))
 
     def read(self, x: Tensor) -> Tensor | None:
-        """The values of x from its file, in memory of their own; None if x is not mapped from one.
+        """A copy of the values of x, read from its file; None if x is not mapped from one.
 
         x must be as it was loaded: what was written to it since is not in the file.
         """
