@@ -1,8 +1,8 @@
 """Weights that are mapped from their file, read without making them resident.
 
 A library that maps a file reads a page when a value on it is used, and from then on the page counts as memory of the
-process. Code that looks at all weights once would make the whole file resident, so it reads the file instead, one tensor
-at a time. Linux lists the mappings of a process; elsewhere no tensor is known to be mapped.
+process. Code that looks at all weights once would make the whole file resident, so it reads the file instead, one
+tensor at a time. Linux lists the mappings of a process; elsewhere no tensor is known to be mapped.
 """
 
 from __future__ import annotations
